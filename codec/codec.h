@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -48,10 +49,10 @@ class Codec {
   virtual absl::Status DecodeSection(const FrameHeader& header, uint32_t section, ByteSpan payload,
                                      const PagedCache& pages, absl::Span<const TokenRun> slot) const = 0;
 
-  // The layers [first, last) of section `section` in an encoding; sections come in layer order. Every encoding of a
-  // codec has the same sections, so that a chain of mixed encodings restores group by group.
-  virtual uint32_t SectionCount() const = 0;
-  virtual uint32_t SectionFirstLayer(uint32_t section) const = 0;
+  // Sections of a frame come in layer order: one a layer for `exact`, one a group of the basis otherwise. The layers
+  // [first, last) that section `section` of `encoding` restores.
+  virtual uint32_t SectionCount(const Encoding& encoding) const = 0;
+  virtual std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding, uint32_t section) const = 0;
 
   virtual const Geometry& geometry() const = 0;
   virtual const Digest& geometry_digest() const = 0;
