@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "core/bytes.h"
+#include "kernels/backend.h"
 
 namespace latentkv {
 
@@ -45,8 +46,10 @@ struct EntropyShape {
 absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const uint8_t> symbols);
 
 // DataLoss unless `coded` is exactly what EncodeSymbols wrote for some symbols: every lane ends in its start state and
-// every byte is used. `symbols` may be written on failure. Never reads outside `coded`.
-absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols);
+// every byte is used. InvalidArgument if shape and `symbols` do not fit. `symbols` may be written on failure. Never reads
+// outside `coded`. `backend` must be available.
+absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols,
+                           Backend backend = BestBackend());
 
 }  // namespace latentkv
 

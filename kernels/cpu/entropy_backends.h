@@ -1,0 +1,50 @@
+// The decoders behind DecodeSymbols, one a backend. Each starts from the states of the 32 lanes, leaves the final ones in
+// `states`, and returns whether exactly all of `words` was used; it reads nothing else.
+#ifndef LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
+#define LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/entropy.h"
+
+namespace latentkv::kernels {
+
+inline constexpr uint32_t kEntropyStart = 1u << 16;  // Every state lies in [2^16, 2^32).
+inline constexpr size_t kGroupBytesMax = kEntropyLanes * sizeof(uint16_t);  // One word a lane.
+
+bool DecodePortable(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodeAvx2(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodeAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
+
+// Where the next word lies, for decoders that load 32 words and use some: near the end the rest moves to a padded copy.
+class WordCursor {
+ public:
+  explicit WordCursor(ByteSpan words) : next_(words.data()), end_(words.data() + words.size()) {}
+  // Call before each group of 32 symbols; after true, kGroupBytesMax bytes at next() can be read. False: words used up
+  // that were not there.
+  bool Prepare() {
+    if (static_cast<size_t>(end_ - next_) >= kGroupBytesMax && next_ <= end_) [[likely]] return true;
+    if (in_tail_) return next_ <= end_;
+    const size_t rest = end_ - next_;
+    if (rest > 0) std::memcpy(tail_, next_, rest);
+    std::memset(tail_ + rest, 0, sizeof(tail_) - rest);
+    next_ = tail_;
+    end_ = tail_ + rest;
+    in_tail_ = true;
+    return true;
+  }
+  const uint8_t* next() const { return next_; }
+  void Advance(uint32_t words) { next_ += words * sizeof(uint16_t); }
+  bool AtEnd() const { return next_ == end_; }
+
+ private:
+  const uint8_t* next_;
+  const uint8_t* end_;
+  bool in_tail_ = false;
+  uint8_t tail_[2 * kGroupBytesMax];
+};
+
+}  // namespace latentkv::kernels
+
+#endif  // LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_

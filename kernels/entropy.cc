@@ -1,0 +1,147 @@
+#include "kernels/entropy.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/entropy_backends.h"
+
+namespace latentkv {
+namespace {
+
+constexpr size_t kHeaderBytes = kEntropyLanes * sizeof(uint32_t);
+constexpr uint32_t kWordBits = 16;
+__extension__ typedef unsigned __int128 Wide;
+
+// `symbols` is the number that the caller holds.
+absl::Status CheckShape(const EntropyShape& shape, uint64_t symbols) {
+  if (shape.row_symbols % kEntropyLanes != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("rows of ", shape.row_symbols, " symbols, not a multiple of ",
+                                                   kEntropyLanes));
+  }
+  if (shape.table_of_row.size() != shape.rows) return absl::InvalidArgumentError("every row needs one table");
+  if (symbols != uint64_t{shape.rows} * shape.row_symbols) {
+    return absl::InvalidArgumentError(absl::StrCat(symbols, " symbols for ", shape.rows, " rows of ",
+                                                   shape.row_symbols));
+  }
+  for (uint16_t table : shape.table_of_row) {
+    if (table >= shape.tables.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("table ", table, " of ", shape.tables.size()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency) {
+  uint64_t sum = 0;
+  for (uint16_t f : frequency) sum += f;
+  if (frequency.size() > 256 || sum != kProbabilityOne) {
+    return absl::InvalidArgumentError(absl::StrCat(frequency.size(), " frequencies that sum to ", sum, ", not to ",
+                                                   kProbabilityOne));
+  }
+  EntropyTable table;
+  uint32_t start = 0;
+  for (uint32_t symbol = 0; symbol < 256; ++symbol) {
+    const uint32_t f = symbol < frequency.size() ? frequency[symbol] : 0;
+    table.frequency[symbol] = f;
+    table.start[symbol] = start;
+    for (uint32_t i = 0; i < f; ++i) table.slot[start + i] = symbol | (f - 1) << 8 | i << 20;
+    start += f;
+  }
+  return table;
+}
+
+std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
+  std::array<uint16_t, 256> frequency{};
+  const size_t symbols = std::min<size_t>(counts.size(), 256);
+  Wide total = 0;
+  for (size_t s = 0; s < symbols; ++s) total += counts[s];
+  if (total == 0) {
+    frequency[0] = kProbabilityOne;
+    return frequency;
+  }
+  uint32_t sum = 0;
+  for (size_t s = 0; s < symbols; ++s) {
+    if (counts[s] == 0) continue;
+    frequency[s] = std::max<uint32_t>(1, static_cast<uint32_t>(Wide{counts[s]} * kProbabilityOne / total));
+    sum += frequency[s];
+  }
+  // Flooring and the least frequency of 1 each move the sum by less than 256. One unit at a time goes where the bits
+  // change most (or least): where count / frequency is greatest (or smallest).
+  while (sum != kProbabilityOne) {
+    const bool add = sum < kProbabilityOne;
+    size_t best = symbols;
+    for (size_t s = 0; s < symbols; ++s) {
+      if (counts[s] == 0 || (!add && frequency[s] == 1)) continue;
+      if (best == symbols) {
+        best = s;
+        continue;
+      }
+      const Wide mine = Wide{counts[s]} * frequency[best], its = Wide{counts[best]} * frequency[s];
+      if (add ? mine > its : mine < its) best = s;
+    }
+    frequency[best] += add ? 1 : -1;
+    sum += add ? 1 : -1;
+  }
+  return frequency;
+}
+
+absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const uint8_t> symbols) {
+  if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
+  std::array<uint32_t, kEntropyLanes> state;
+  state.fill(kernels::kEntropyStart);
+  std::vector<uint16_t> words;  // Last first.
+  words.reserve(symbols.size() / 4);
+  for (uint32_t row = shape.rows; row-- > 0;) {
+    const EntropyTable& table = *shape.tables[shape.table_of_row[row]];
+    const uint8_t* in = symbols.data() + size_t{row} * shape.row_symbols;
+    for (uint32_t i = shape.row_symbols; i-- > 0;) {
+      const uint32_t f = table.frequency[in[i]];
+      if (f == 0) {
+        return absl::InvalidArgumentError(absl::StrCat("symbol ", in[i], " of row ", row, " has frequency 0"));
+      }
+      uint32_t& x = state[i % kEntropyLanes];
+      // Below f << 20 the step that follows cannot leave 32 bits.
+      if (x >= uint64_t{f} << (32 - kProbabilityBits)) {
+        words.push_back(static_cast<uint16_t>(x));
+        x >>= kWordBits;
+      }
+      x = ((x / f) << kProbabilityBits) + x % f + table.start[in[i]];
+    }
+  }
+  Bytes coded(kHeaderBytes + words.size() * sizeof(uint16_t));
+  std::memcpy(coded.data(), state.data(), kHeaderBytes);
+  std::reverse(words.begin(), words.end());
+  if (!words.empty()) std::memcpy(coded.data() + kHeaderBytes, words.data(), words.size() * sizeof(uint16_t));
+  return coded;
+}
+
+absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols, Backend backend) {
+  if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
+  if (coded.size() < kHeaderBytes || coded.size() % sizeof(uint16_t) != 0) {
+    return absl::DataLossError(absl::StrCat(coded.size(), " bytes cannot be entropy-coded symbols"));
+  }
+  std::array<uint32_t, kEntropyLanes> state;
+  std::memcpy(state.data(), coded.data(), kHeaderBytes);
+  for (uint32_t x : state) {
+    if (x < kernels::kEntropyStart) return absl::DataLossError("entropy state out of range");
+  }
+  const ByteSpan words = coded.subspan(kHeaderBytes);
+  bool exact = false;
+  switch (backend) {
+#if defined(__x86_64__)
+    case Backend::kAvx512: exact = kernels::DecodeAvx512(shape, words, state.data(), symbols.data()); break;
+    case Backend::kAvx2: exact = kernels::DecodeAvx2(shape, words, state.data(), symbols.data()); break;
+#endif
+    default: exact = kernels::DecodePortable(shape, words, state.data(), symbols.data());
+  }
+  if (!exact) return absl::DataLossError("entropy-coded bytes end early or late");
+  for (uint32_t x : state) {
+    if (x != kernels::kEntropyStart) return absl::DataLossError("entropy-coded symbols do not end in the start state");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace latentkv

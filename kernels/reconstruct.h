@@ -1,0 +1,41 @@
+// Latents back to channels: sparse integers times an int8 decoder, exact in integers, then one fused multiply-add.
+#ifndef LATENTKV_KERNELS_RECONSTRUCT_H_
+#define LATENTKV_KERNELS_RECONSTRUCT_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+
+namespace latentkv {
+
+// A decoder as the kernels read it, made once by PackDecoder: tiles of kTileChannels channels; in a tile quads of ranks;
+// in a quad [kTileChannels][4] bytes, each the decoder's integer plus 128. Missing ranks and channels are 128.
+struct PackedDecoder {
+  static constexpr uint32_t kTileChannels = 64;
+  uint32_t rank = 0;
+  uint32_t channels = 0;
+  std::vector<uint8_t> bytes;
+
+  uint32_t Quads() const { return (rank + 3) / 4; }
+  uint32_t Tiles() const { return (channels + kTileChannels - 1) / kTileChannels; }
+};
+
+// `decoder` is [rank][channels].
+PackedDecoder PackDecoder(absl::Span<const int8_t> decoder, uint32_t rank, uint32_t channels);
+
+// sums[t][c] = sum over r of latents[t][r] * decoder[r][c]. `latents` is [tokens][decoder.rank], |latent| <= 256, and
+// `sums` [tokens][decoder.channels]. Costs nothing for four zeros together at ranks 4i to 4i+3 in four tokens. `backend`
+// must be available.
+void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t tokens,
+                 absl::Span<int32_t> sums, Backend backend = BestBackend());
+
+// values[t][c] = fma(row_scale[c] * step, float(sums[t][c]), mean[c]), all in float. `mean` and `row_scale` have one
+// entry a channel, `sums` and `values` are [tokens][channels].
+void Dequantize(absl::Span<const int32_t> sums, absl::Span<const float> mean, absl::Span<const float> row_scale,
+                float step, absl::Span<float> values, Backend backend = BestBackend());
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_KERNELS_RECONSTRUCT_H_
