@@ -1,0 +1,83 @@
+"""Where vLLM's CPU backend keeps keys and values, as strides; checked against its own kernel before it is believed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+
+class PageLayer(NamedTuple):
+    """One layer's addresses and the bytes between neighbours: (page, token, head, dim)."""
+
+    key: int
+    value: int
+    key_strides: tuple[int, int, int, int]
+    value_strides: tuple[int, int, int, int]
+
+
+def in_layer_order(kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors by the layer number in their names ("model.layers.7.self_attn.attn")."""
+
+    def number(name: str) -> int:
+        found = re.findall(r"\.(\d+)\.", name)
+        if not found:
+            raise ValueError(f"the layer {name} has no number: its place in the model is unknown")
+        return int(found[0])
+
+    return [kv_caches[name] for name in sorted(kv_caches, key=number)]
+
+
+def page_layer(cache: torch.Tensor) -> PageLayer:
+    """Strides of a tensor [pages, heads, tokens, 2 x dim] whose area of a (page, head) is keys, transposed, then
+    values. ValueError when the tensor cannot be that."""
+    if cache.device.type != "cpu":
+        raise ValueError(f"pages on {cache.device.type} are not supported yet")
+    if cache.dim() != 4 or cache.shape[3] % 2:
+        raise ValueError(f"pages of shape {tuple(cache.shape)} are not known")
+    _, _, tokens, width = cache.shape
+    if cache.stride(3) != 1 or cache.stride(2) != width:
+        raise ValueError(f"pages with strides {cache.stride()} are not known")
+    size, dim = cache.element_size(), width // 2
+    page, head = cache.stride(0) * size, cache.stride(1) * size
+    base = cache.data_ptr()
+    return PageLayer(
+        base, base + tokens * dim * size, (page, size, head, tokens * size), (page, dim * size, head, size)
+    )
+
+
+def as_tokens(cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views [pages, tokens, heads, dim] of keys and values with the strides of page_layer()."""
+    layer, (pages, heads, tokens, width) = page_layer(cache), cache.shape
+    size, shape = cache.element_size(), (pages, tokens, heads, width // 2)
+    start = cache.storage_offset()
+    views = []
+    for address, strides in ((layer.key, layer.key_strides), (layer.value, layer.value_strides)):
+        offset = start + (address - layer.key) // size
+        views.append(cache.as_strided(shape, [stride // size for stride in strides], offset))
+    return views[0], views[1]
+
+
+def check_layout(cache: torch.Tensor, kv_cache_dtype: str) -> None:
+    """Writes random tokens with the engine's own kernel and reads them by our strides. ValueError when they differ:
+    other processors have other layouts (AMX interleaves), and a wrong one would restore wrong text in silence."""
+    from vllm import _custom_ops as ops
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    _, heads, tokens, width = cache.shape
+    dim = width // 2
+    isa = _get_attn_isa(cache.dtype, tokens, dim, kv_cache_dtype)
+    scratch = torch.zeros((2, heads, tokens, width), dtype=cache.dtype)
+    generator = torch.Generator().manual_seed(1)
+    key = torch.randn((2 * tokens, heads, dim), generator=generator).to(cache.dtype)
+    value = torch.randn((2 * tokens, heads, dim), generator=generator).to(cache.dtype)
+    halves = scratch.view(2, heads, 2 * tokens, dim).chunk(2, dim=2)
+    ops.cpu_attn_reshape_and_cache(
+        key, value, halves[0], halves[1], torch.arange(2 * tokens, dtype=torch.int64), isa,
+        k_scale=1.0, v_scale=1.0, kv_cache_dtype=kv_cache_dtype,
+    )
+    keys, values = as_tokens(scratch)
+    if not torch.equal(keys.reshape(key.shape), key) or not torch.equal(values.reshape(value.shape), value):
+        raise ValueError(f"the page layout of this processor's attention kernel ({isa}) is not known")
