@@ -123,12 +123,14 @@ class Engine:
         def grown(name: str) -> float:
             return after.get(name, 0.0) - before.get(name, 0.0)
 
-        by_source = "vllm:prompt_tokens_by_source_total"
+        # Not vLLM's count of external tokens: it counts those that were found, also when they could not be loaded.
+        restored = int(grown("latentkv:restored_tokens_total"))
+        held = int(grown("vllm:prompt_tokens_by_source_total[local_cache_hit]"))
         return Reading(
             prompt=prompt,
-            restored=int(grown(f"{by_source}[external_kv_transfer]")),
-            read=int(grown(f"{by_source}[local_compute]")),
-            held=int(grown(f"{by_source}[local_cache_hit]")),
+            restored=restored,
+            read=prompt - restored - held,
+            held=held,
             restored_bytes=int(grown("latentkv:restored_bytes_total")),
             restore_ms=grown("latentkv:restore_seconds_total") * 1000,
         )

@@ -1,0 +1,167 @@
+"""What a calibration measures of a model: covariances of its cache, energies of its queries, and how much noise in each
+layer's keys and values costs. Forward passes only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, divergence, rotate
+from .geometry import PAIRING_NONE, Layer
+from .progress import Progress
+
+_NOISE = 0.3  # Standard deviations of a channel.
+_PROBE_BATCH = 6
+
+
+@dataclass
+class GroupStatistics:
+    """Moments of one group's channels over all tokens but the sinks, and some of the rows themselves."""
+
+    first_layer: int
+    last_layer: int
+    count: int = 0
+    total: torch.Tensor | None = None
+    products: torch.Tensor | None = None
+    rows: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, rows: torch.Tensor, sample: int) -> None:
+        """Takes [tokens, channels] in, and keeps `sample` rows."""
+        if self.total is None:
+            self.total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+            self.products = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+        self.count += rows.shape[0]
+        self.total += rows.sum(0, dtype=torch.float64)
+        self.products += (rows.T @ rows).double()
+        self.rows.append(rows[torch.linspace(0, rows.shape[0] - 1, min(sample, rows.shape[0])).long()].clone())
+
+    def mean(self) -> torch.Tensor:
+        """[channels]."""
+        return self.total / self.count
+
+    def covariance(self) -> torch.Tensor:
+        """[channels, channels]."""
+        mean = self.mean()
+        return self.products / self.count - torch.outer(mean, mean)
+
+
+class QueryEnergy:
+    """Mean squares of the queries of every layer while it is attached, the sinks' tokens left out."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._sums = [torch.zeros(0)] * len(model.layers)
+        self._count = 0
+        self._handles = []
+        for index, block in enumerate(decoder_layers(model)):
+            attention = block.self_attn
+            source = getattr(attention, "q_norm", None) or attention.q_proj
+            self._handles.append(source.register_forward_hook(self._hook(index, model.layers[index])))
+
+    def _hook(self, index: int, layer: Layer):  # noqa: ANN202
+        def record(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+            del module, inputs
+            # [1, tokens, heads * dim], or heads apart behind a norm.
+            queries = output.reshape(output.shape[1], -1, layer.head_dim)[SINK_TOKENS:]
+            total = queries.square().sum(0, dtype=torch.float64)
+            self._sums[index] = total if self._sums[index].numel() == 0 else self._sums[index] + total
+            self._count += queries.shape[0] if index == 0 else 0
+
+        return record
+
+    def detach(self) -> None:
+        """Stops recording."""
+        for handle in self._handles:
+            handle.remove()
+
+    def of(self, index: int, layer: Layer) -> torch.Tensor:
+        """[kv_heads, head_dim]: averaged over rotary pairs, summed over the query heads that share a KV head."""
+        energy = self._sums[index] / max(self._count, 1)
+        energy = energy.reshape(layer.kv_heads, -1, layer.head_dim).sum(1)
+        if layer.pairing != PAIRING_NONE:
+            half = layer.rotary_dim // 2
+            pair = (energy[:, :half] + energy[:, half : 2 * half]) / 2
+            energy = torch.cat([pair, pair, energy[:, 2 * half :]], dim=1)
+        return energy
+
+
+def decoder_layers(model: LoadedModel) -> Sequence[torch.nn.Module]:
+    """The transformer's blocks; ValueError if the model is not built the usual way."""
+    decoder = model.model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if layers is None or not all(hasattr(getattr(block, "self_attn", None), "o_proj") for block in layers):
+        raise ValueError(f"{type(model.model).__name__} keeps its attention elsewhere than layers[i].self_attn: cannot calibrate")
+    return layers
+
+
+def value_energy(attention: torch.nn.Module, layer: Layer) -> torch.Tensor:
+    """[kv_heads, head_dim]: squared column norms of the output projection, summed over the query heads."""
+    columns = attention.o_proj.weight.double().square().sum(0)
+    return columns.reshape(layer.kv_heads, -1, layer.head_dim).sum(1)
+
+
+def collect(model: LoadedModel, documents: Sequence[Sequence[int]], groups: Sequence[GroupStatistics]) -> QueryEnergy:
+    """Streams prefills of the documents into `groups`."""
+    energy = QueryEnergy(model)
+    progress = Progress("reading the calibration text", len(documents))
+    sample = max(16, 3000 // len(documents))
+    for tokens in documents:
+        cache = model.prefill(tokens)
+        for group in groups:
+            group.add(channels(cache, model.layers, group.first_layer, group.last_layer)[SINK_TOKENS:], sample)
+        progress.step()
+    energy.detach()
+    return energy
+
+
+def sensitivities(
+    model: LoadedModel,
+    energy: QueryEnergy,
+    probes: Sequence[tuple[LayerCache, Sequence[int]]],
+    deviations: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each layer, of keys and of values: [kv_heads, head_dim] nats a token for each unit of squared error.
+
+    The shape within a layer is closed form; its height is probed: noise on that layer's keys (or values) of a prefix,
+    and what it does to the next tokens' distributions.
+    """
+    generator = torch.Generator().manual_seed(7)
+    blocks = decoder_layers(model)
+    shapes = [
+        (energy.of(i, layer).float().to(model.device), value_energy(blocks[i].self_attn, layer).float().to(model.device))
+        for i, layer in enumerate(model.layers)
+    ]
+    targets = [(layer, part) for layer in range(len(model.layers)) for part in (0, 1)]
+    cost = dict.fromkeys(targets, 0.0)
+    progress = Progress("probing the layers", len(probes) * -(-len(targets) // _PROBE_BATCH))
+    for cache, following in probes:
+        reference = model.logits_after(cache, following)
+        for start in range(0, len(targets), _PROBE_BATCH):
+            batch = targets[start : start + _PROBE_BATCH]
+            noisy = [_with_noise(cache, model.layers, target, deviations, generator) for target in batch]
+            loss = divergence(reference[None], model.logits_after(noisy, following)).mean(-1)
+            for target, value in zip(batch, loss.tolist(), strict=True):
+                cost[target] += value / len(probes)
+            progress.step()
+    result = []
+    for index, pair in enumerate(shapes):
+        noise = [(pair[part] * (_NOISE * deviations[index][part]).square()).sum() for part in (0, 1)]
+        result.append(tuple(pair[part] * (max(cost[index, part], 1e-9) / noise[part]) for part in (0, 1)))
+    return result
+
+
+def _with_noise(
+    cache: LayerCache,
+    layers: Sequence[Layer],
+    target: tuple[int, int],
+    deviations: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    generator: torch.Generator,
+) -> LayerCache:
+    index, part = target
+    pair = list(cache[index])
+    noise = torch.randn(pair[part].shape, generator=generator).to(pair[part].device)
+    noise = noise * _NOISE * deviations[index][part][None]
+    noise[:SINK_TOKENS] = 0
+    pair[part] = pair[part] + (rotate(noise, layers[index], 0, 1) if part == 0 else noise)
+    return [*cache[:index], tuple(pair), *cache[index + 1 :]]
