@@ -59,7 +59,7 @@ class QueryEnergy:
             source = getattr(attention, "q_norm", None) or attention.q_proj
             self._handles.append(source.register_forward_hook(self._hook(index, model.layers[index])))
 
-    def _hook(self, index: int, layer: Layer):  # noqa: ANN202
+    def _hook(self, index: int, layer: Layer):
         def record(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
             del module, inputs
             # [1, tokens, heads * dim], or heads apart behind a norm.
