@@ -169,10 +169,10 @@ class Engine:
 
 def open_records(address: str, tenant: str = "") -> Any:
     """A client for session records alone. The interface asks for a geometry all the same; no block goes through it."""
-    from latentkv import native
+    from latentkv.client import Client
     from latentkv.geometry import PAIRING_NONE, Layer
 
-    return native.Client(address, [Layer(1, 64, 0, PAIRING_NONE, 1.0, 0, 1, ())], bytes(32), tenant=tenant)
+    return Client(address, [Layer(1, 64, 0, PAIRING_NONE, 1.0, 0, 1, ())], bytes(32), tenant=tenant)
 
 
 class Conversation:

@@ -87,12 +87,13 @@ class LatentkvConnector(KVConnectorBase_V1):
             raise ValueError(f"a KV cache of {config.cache_config.cache_dtype} is not supported yet")
 
     def _open(self) -> Any:
-        from latentkv import geometry, native
+        from latentkv import geometry
+        from latentkv.client import Client
 
         model = self._vllm_config.model_config
         digest = self._options("model_digest", None)
         named = f"quantization={model.quantization}" if model.quantization else ""
-        return native.Client(
+        return Client(
             str(self._options("address", os.environ.get("LATENTKV_ADDRESS", "127.0.0.1:7430"))),
             geometry.layers_of(model.hf_config, str(model.dtype)),
             bytes.fromhex(digest) if digest else geometry.model_digest(model.model, named),

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 
-
-class PageLayer(NamedTuple):
-    """One layer's addresses and the bytes between neighbours: (page, token, head, dim)."""
-
-    key: int
-    value: int
-    key_strides: tuple[int, int, int, int]
-    value_strides: tuple[int, int, int, int]
+from latentkv.client import PageLayer
 
 
 def in_layer_order(kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
