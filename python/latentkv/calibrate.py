@@ -1,8 +1,10 @@
-"""Makes the basis of a model: `python -m latentkv.calibrate --model DIR --text FILE.jsonl --layers-per-group N --out FILE`.
+"""Makes the basis of a model.
 
-Each group's un-rotated keys and values are scaled by the square root of their weight (sensitivity to a power); the basis
-is the eigenvectors of their covariance. Steps are measured on conversations that the basis has not seen, and the weights
-are scaled so that step 1 is the profile `balanced`.
+`python -m latentkv.calibrate --model DIR --text FILE.jsonl --layers-per-group N --out FILE.basis`
+
+Each group's un-rotated keys and values are scaled by the square root of their weight (sensitivity to a power); the
+basis is the eigenvectors of their covariance. Steps are measured on conversations that the basis has not seen, and the
+weights are scaled so that step 1 is the profile `balanced`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _FOLLOWING_TOKENS = 128
 _HELD_OUT = 5
 _PROBES = 3
 _RARE = 0.002  # A latent that is non-zero less often than this at the finest profile is not kept.
-_GUARD = 1.5   # The guard's bound over the worst block of the held-out conversations.
+_GUARD = 1.5  # The guard's bound over the worst block of the held-out conversations.
 
 
 @dataclass
@@ -80,7 +82,9 @@ def solve_group(statistics: GroupStatistics, sensitivity: torch.Tensor, power: f
     )  # fmt: skip
 
 
-def restore_cache(model: LoadedModel, groups: Sequence[Group], cache: LayerCache, step: float) -> tuple[LayerCache, list]:
+def restore_cache(
+    model: LoadedModel, groups: Sequence[Group], cache: LayerCache, step: float
+) -> tuple[LayerCache, list]:
     """The cache through the groups' latents, the sinks kept, and the expected loss of each token."""
     result: LayerCache = []
     loss = torch.zeros(cache[0][0].shape[0] - SINK_TOKENS, device=model.device)
@@ -137,7 +141,9 @@ def _interpolate(steps: Sequence[float], divergences: Sequence[float], target: f
     return _interpolate_at(steps, divergences, steps, target)
 
 
-def _interpolate_at(steps: Sequence[float], divergences: Sequence[float], values: Sequence[float], target: float) -> float:
+def _interpolate_at(
+    steps: Sequence[float], divergences: Sequence[float], values: Sequence[float], target: float
+) -> float:
     """`values` where the divergence is `target`, on straight lines in logarithms through the ladder's ends."""
     del steps
     logs = [math.log(max(d, 1e-12)) for d in divergences]
@@ -158,7 +164,9 @@ def starting_step(statistics: Sequence[GroupStatistics], sensitivity: Sequence[t
     low, high = 1e-9, 1e6
     for _ in range(100):
         step = math.sqrt(low * high)
-        loss = sum((torch.minimum(values, torch.tensor(step * step / 12)) * cost).sum().item() for values, cost in spectra)
+        loss = sum(
+            (torch.minimum(values, torch.tensor(step * step / 12)) * cost).sum().item() for values, cost in spectra
+        )
         low, high = (step, high) if loss < TARGETS["balanced"] else (low, step)
     return low
 
@@ -182,11 +190,15 @@ def normalised(groups: Sequence[Group], profiles: dict[str, tuple[float, float]]
     return Calibration(list(groups), {name: (step / unit, loss) for name, (step, loss) in profiles.items()})
 
 
-def calibrate(model: LoadedModel, documents: Sequence[Sequence[int]], layers_per_group: int, power: float) -> Calibration:
+def calibrate(
+    model: LoadedModel, documents: Sequence[Sequence[int]], layers_per_group: int, power: float
+) -> Calibration:
     """Calibrates on token sequences; ValueError if there is too little text."""
     usable = [tokens for tokens in documents if len(tokens) >= _PREFIX_TOKENS // 2]
     if len(usable) < 2 * _HELD_OUT:
-        raise ValueError(f"{len(usable)} texts of {_PREFIX_TOKENS // 2} tokens or more: at least {2 * _HELD_OUT} are needed")
+        raise ValueError(
+            f"{len(usable)} texts of {_PREFIX_TOKENS // 2} tokens or more: at least {2 * _HELD_OUT} are needed"
+        )
     count = min(_DOCUMENTS_MAX, len(usable))
     chosen = [usable[i * len(usable) // count] for i in range(count)]
     held = chosen[:: max(1, count // _HELD_OUT)][:_HELD_OUT]
@@ -199,7 +211,8 @@ def calibrate(model: LoadedModel, documents: Sequence[Sequence[int]], layers_per
     probes = [_split(model, tokens) for tokens in training[:: max(1, len(training) // _PROBES)][:_PROBES]]
     sensitive = sensitivities(model, energy, probes, deviations)
     by_group = [
-        torch.cat([part.flatten() for pair in sensitive[g.first_layer : g.last_layer] for part in pair]) for g in statistics
+        torch.cat([part.flatten() for pair in sensitive[g.first_layer : g.last_layer] for part in pair])
+        for g in statistics
     ]
     start = starting_step(statistics, by_group, power)
     progress = Progress("solving the groups", len(statistics))
@@ -234,7 +247,10 @@ def write(calibration: Calibration, model: LoadedModel, path: Path, description:
         native.BasisGroup(
             group.first_layer,
             group.last_layer,
-            *(getattr(group, name).float().cpu().numpy() for name in ("mean", "row_scale", "weight", "sensitivity", "latent_scale")),
+            *(
+                getattr(group, name).float().cpu().numpy()
+                for name in ("mean", "row_scale", "weight", "sensitivity", "latent_scale")
+            ),
             group.decoder.to(torch.int8).cpu().numpy(),
         )
         for group in calibration.groups
@@ -269,7 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     ranks = ", ".join(str(group.decoder.shape[0]) for group in calibration.groups)
-    print(f"{options.out}: {digest.hex()[:16]}, {options.out.stat().st_size} bytes, ranks {ranks}, {time.monotonic() - begun:.0f} s")
+    took = time.monotonic() - begun
+    print(f"{options.out}: {digest.hex()[:16]}, {options.out.stat().st_size} bytes, ranks {ranks}, {took:.0f} s")
     for name, (step, loss) in calibration.profiles.items():
         print(f"  {name}: step {step:.3f}, guard {loss:.4f}")
     return 0

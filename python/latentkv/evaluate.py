@@ -1,7 +1,9 @@
-"""Measures a basis: `python -m latentkv.evaluate --model DIR --basis FILE --sessions FILE.jsonl --profile P --json OUT`.
+"""Measures a basis with real frames.
 
-Each conversation's prefix is prefilled, every whole block of 64 tokens goes through a real frame, and the restored cache
-scores the continuation and the questions against the cache as it was. Everything stored counts in the ratio.
+`python -m latentkv.evaluate --model DIR --basis FILE --sessions FILE.jsonl --profile P --json OUT`
+
+Each conversation's prefix is prefilled, every whole block of 64 tokens goes through a real frame, and the restored
+cache scores the continuation and the questions against the cache as it was. Everything stored counts in the ratio.
 """
 
 from __future__ import annotations
@@ -191,7 +193,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
                 scores.append(one)
             progress.step()
     if not scores:
-        raise ValueError(f"no conversation of {options.sessions} has a prefix of {BLOCK_TOKENS} tokens and a continuation")
+        raise ValueError(
+            f"no conversation of {options.sessions} has a prefix of {BLOCK_TOKENS} tokens and a continuation"
+        )
     result = summarise(scores, bytes_per_token(model.layers))
     result["basis_bytes"] = options.basis.stat().st_size if options.basis else 0
     result["profile"] = options.profile if options.step is None else None

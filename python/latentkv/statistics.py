@@ -91,7 +91,8 @@ def decoder_layers(model: LoadedModel) -> Sequence[torch.nn.Module]:
     decoder = model.model.get_decoder()
     layers = getattr(decoder, "layers", None)
     if layers is None or not all(hasattr(getattr(block, "self_attn", None), "o_proj") for block in layers):
-        raise ValueError(f"{type(model.model).__name__} keeps its attention elsewhere than layers[i].self_attn: cannot calibrate")
+        name = type(model.model).__name__
+        raise ValueError(f"{name} keeps its attention elsewhere than layers[i].self_attn: cannot calibrate")
     return layers
 
 
@@ -129,7 +130,10 @@ def sensitivities(
     generator = torch.Generator().manual_seed(7)
     blocks = decoder_layers(model)
     shapes = [
-        (energy.of(i, layer).float().to(model.device), value_energy(blocks[i].self_attn, layer).float().to(model.device))
+        (
+            energy.of(i, layer).float().to(model.device),
+            value_energy(blocks[i].self_attn, layer).float().to(model.device),
+        )
         for i, layer in enumerate(model.layers)
     ]
     targets = [(layer, part) for layer in range(len(model.layers)) for part in (0, 1)]
