@@ -3,6 +3,7 @@
 #ifndef LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
 #define LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -17,6 +18,9 @@ bool DecodePortable(const EntropyShape& shape, ByteSpan words, uint32_t* states,
 bool DecodeAvx2(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
 bool DecodeAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
 
+// Unnamed: each backend compiles this for its own instruction set, and the linker must not merge them.
+namespace {
+
 // Where the next word lies, for decoders that load 32 words and use some: near the end the rest moves to a padded copy.
 class WordCursor {
  public:
@@ -24,7 +28,7 @@ class WordCursor {
   // Call before each group of 32 symbols; after true, kGroupBytesMax bytes at next() can be read. False: words used up
   // that were not there.
   bool Prepare() {
-    if (static_cast<size_t>(end_ - next_) >= kGroupBytesMax && next_ <= end_) [[likely]] return true;
+    if (end_ - next_ >= static_cast<ptrdiff_t>(kGroupBytesMax)) [[likely]] return true;
     if (in_tail_) return next_ <= end_;
     const size_t rest = end_ - next_;
     if (rest > 0) std::memcpy(tail_, next_, rest);
@@ -44,6 +48,8 @@ class WordCursor {
   bool in_tail_ = false;
   uint8_t tail_[2 * kGroupBytesMax];
 };
+
+}  // namespace
 
 }  // namespace latentkv::kernels
 
