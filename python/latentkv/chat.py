@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -162,7 +163,8 @@ class Engine:
         try:
             return urllib.request.urlopen(request, timeout=self._timeout)
         except urllib.error.HTTPError as error:
-            raise ChatError(f"the engine refuses ({error.code}): {error.read().decode(errors='replace')[:500]}") from error
+            reason = error.read().decode(errors="replace")[:500]
+            raise ChatError(f"the engine refuses ({error.code}): {reason}") from error
         except OSError as error:
             raise ChatError(f"no engine answers at {self._url}: {error}") from error
 
@@ -209,14 +211,19 @@ class Conversation:
             raise ChatError(f"session {self._name} could not be kept: {error}") from error
 
 
-def _talk(conversation: Conversation, engine: Engine, lines: Iterator[str], out: TextIO, options: dict[str, Any]) -> None:
+def _talk(
+    conversation: Conversation, engine: Engine, lines: Iterator[str], out: TextIO, options: dict[str, Any]
+) -> None:
+    def show(piece: str) -> None:
+        print(piece, end="", file=out, flush=True)
+
     for line in lines:
         text = line.strip()
         if not text:
             continue
         conversation.messages.append({"role": "user", "content": text})
         try:
-            answer = engine.ask(conversation.messages, lambda piece: print(piece, end="", file=out, flush=True), **options)
+            answer = engine.ask(conversation.messages, show, **options)
         except ChatError as error:
             conversation.messages.pop()
             print(f"chat: {error}", file=sys.stderr)
@@ -247,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--address", default=DEFAULT_ADDRESS, help=f"latentkvd (default {DEFAULT_ADDRESS})")
     parser.add_argument("--tenant", default="")
     parser.add_argument("--model", help="the served model's name, if there are several")
-    parser.add_argument("--context", type=argparse.FileType(encoding="utf-8"), help="file that opens a new conversation")
+    parser.add_argument("--context", type=Path, help="file with the text that opens a new conversation")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--temperature", type=float, default=0.0)
     options = parser.parse_args(arguments)
@@ -256,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
         if conversation.resume():
             print(f"resuming {options.session}: {len(conversation.messages)} messages")
         elif options.context:
-            conversation.messages.append({"role": "system", "content": options.context.read()})
+            conversation.messages.append({"role": "system", "content": options.context.read_text(encoding="utf-8")})
         engine = Engine(options.url, options.model)
         _talk(
             conversation, engine, _prompted(sys.stdin), sys.stdout,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-
 from latentkv.vllm.plan import Planner, StepPlan, Transfer
 from latentkv.vllm.worker import Worker
 

@@ -1,0 +1,105 @@
+"""Daemon and engine as processes that can be killed: started in their own groups, waited for, ended with SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+
+class StartError(Exception):
+    """A process did not come up; the text says where its log is."""
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """A command in a process group of its own with its output in a log."""
+
+    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str]) -> None:
+        self.name, self.log = name, log
+        with log.open("ab") as out:
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                env={**os.environ, **environment},
+            )
+
+    def wait_until(self, ready: Any, seconds: float) -> None:
+        """Until ready() is true; StartError when the process ends or the time does."""
+        end = time.monotonic() + seconds
+        while not ready():
+            if self._child.poll() is not None:
+                raise StartError(f"{self.name} ended with status {self._child.returncode}: see {self.log}\n{self._tail()}")
+            if time.monotonic() > end:
+                raise StartError(f"{self.name} was not ready after {seconds:.0f} s: see {self.log}\n{self._tail()}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """kill -9 for the whole group; a second call does nothing."""
+        if self._child.poll() is None:
+            try:
+                os.killpg(self._child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._child.wait()
+
+    def _tail(self) -> str:
+        return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+
+
+def start_daemon(binary: Path, data: Path, port: int, log: Path) -> Process:
+    """latentkvd on the loopback, answering."""
+    data.mkdir(parents=True, exist_ok=True)
+    process = Process("latentkvd", [str(binary), "--data", str(data), "--listen", f"127.0.0.1:{port}"], log, {})
+    process.wait_until(lambda: _connects(port), 30)
+    return process
+
+
+def start_engine(model: Path, port: int, log: Path, extra: dict[str, Any] | None, context: int = 6144) -> Process:
+    """vLLM's OpenAI server; `extra` is kv_connector_extra_config, None for an engine without a connector."""
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "smollm2",
+        "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", "--block-size", "64",
+        "--max-model-len", str(context), "--max-num-seqs", "4",
+    ]  # fmt: skip
+    if extra is not None:
+        transfer = {
+            "kv_connector": "LatentkvConnector",
+            "kv_connector_module_path": "latentkv.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": extra,
+        }
+        command += ["--kv-transfer-config", json.dumps(transfer)]
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    process = Process("vLLM", command, log, quiet)
+    process.wait_until(lambda: _healthy(port), 300)
+    return process
+
+
+def _connects(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=0.5).close()
+        return True
+    except OSError:
+        return False
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
