@@ -150,6 +150,23 @@ def test_a_preempted_request_may_restore_again():
     assert plan.matched_tokens(request, 0) == 192
 
 
+def test_what_is_still_on_its_way_to_the_daemon_is_not_stored_twice():
+    now = [0.0]
+    plan = Planner(Daemon(0), 64, True, clock=lambda: now[0])
+    first = admitted(plan, 200)
+    plan.matched_tokens(first, 0)
+    plan.step([("a", 200, [5, 6, 7, 8])], idle=False)
+    second = admitted(plan, 260, "b")
+    assert plan.matched_tokens(second, 192) == 0
+    (store,) = plan.step([("b", 260, [5, 6, 7, 8, 9])], idle=False).stores
+    assert (store.first, store.count) == (192, 64)
+    now[0] = 100.0  # never acknowledged: given up
+    third = admitted(plan, 260, "c")
+    plan.matched_tokens(third, 192)
+    (store,) = plan.step([("c", 260, [5, 6, 7, 8, 9])], idle=False).stores
+    assert (store.first, store.count) == (0, 256)
+
+
 class Job:
     def __init__(self, token_count: int) -> None:
         self.token_count, self.frame_bytes, self.freed, self.ready = token_count, 1000, False, True

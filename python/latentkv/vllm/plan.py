@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 BLOCK_TOKENS = 64
 """Tokens of a stored block, the same in every version of the format."""
+UNDER_WAY_SECONDS = 30.0
+"""How long a block that was handed over counts as stored although the daemon does not know it yet."""
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Planner:
         self._requests: dict[str, _Request] = {}
         self._starting: list[Transfer] = []
         self._recovered: set[int] = set()
+        self._under_way: OrderedDict[int, float] = OrderedDict()  # chain hash of a block: when it was handed over
 
     def admit(self, request: Any, salt: str | None) -> None:
         """A new request whose blocks are worth caching. Others are simply never admitted."""
@@ -95,7 +99,7 @@ class Planner:
         if state.matched_tokens != len(tokens) or now - state.matched_at > self._lease_seconds / 2:
             state.matched = self._match(list(tokens), state.salt)
             state.matched_at, state.matched_tokens = now, len(tokens)
-            state.stored = state.matched
+            state.stored = self._stored_or_under_way(state.request, state.salt, state.matched)
         if computed % BLOCK_TOKENS:
             return 0
         usable = min(state.matched, len(tokens) - 1) // self._unit * self._unit
@@ -135,7 +139,32 @@ class Planner:
                 Transfer(request_id, tokens, state.salt, state.stored, end - state.stored, list(state.pages))
             )
             state.stored = end
+            now = self._clock()
+            for block in self._chain(tokens, state.salt)[-plan.stores[-1].count // BLOCK_TOKENS :]:
+                self._under_way[block] = now
+                self._under_way.move_to_end(block)
         return plan
+
+    def _chain(self, tokens: Sequence[int], salt: str | None) -> list[int]:
+        """Hashes that name the blocks of a prompt within this process; only storing twice depends on them."""
+        chain, link = [], hash(salt)
+        for first in range(0, len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS, BLOCK_TOKENS):
+            link = hash((link, tuple(tokens[first : first + BLOCK_TOKENS])))
+            chain.append(link)
+        return chain
+
+    def _stored_or_under_way(self, request: Any, salt: str | None, matched: int) -> int:
+        oldest = self._clock() - UNDER_WAY_SECONDS
+        while self._under_way and next(iter(self._under_way.values())) < oldest:
+            self._under_way.popitem(last=False)
+        if not self._under_way:
+            return matched
+        stored = matched
+        for block in self._chain(list(request.all_token_ids), salt)[matched // BLOCK_TOKENS :]:
+            if block not in self._under_way:
+                break
+            stored += BLOCK_TOKENS
+        return stored
 
     def failed(self, bad_pages: set[int]) -> None:
         """Pages that a load left unfilled. The engine recomputes them; what stands on them is stored afresh."""
@@ -146,6 +175,7 @@ class Planner:
                 state.stored = min(state.stored, good)
                 state.matched = min(state.matched, good)
         self._recovered |= bad_pages
+        self._under_way.clear()  # Some of them were computed on those pages, and not stored.
 
     def finished(self, request_id: str) -> None:
         """Forgets the request."""
