@@ -26,8 +26,8 @@ class CancelToken {
  public:
   void Cancel();
   bool cancelled() const;
-  // For channels: `hook` runs once, at Cancel (at once if that was before); empty takes it away. The hook does not
-  // run any more when Unhook has returned.
+  // For channels: `hook` runs once, at Cancel, or now if that was before. It does not run any more when Unhook has
+  // returned; it may not call the token.
   uint64_t Hook(std::function<void()> hook);
   void Unhook(uint64_t id);
 

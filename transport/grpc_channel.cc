@@ -1,0 +1,243 @@
+#include "transport/grpc_channel.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "core/limits.h"
+#include "latentkv/v1/admin.grpc.pb.h"
+#include "latentkv/v1/cache.grpc.pb.h"
+#include "transport/convert.h"
+#include "transport/grpc_call.h"
+
+namespace latentkv {
+namespace {
+
+constexpr size_t kBasisChunkBytes = 1u << 20;
+constexpr int kMessageBytesMax = static_cast<int>(kFrameBytesMax + (1u << 20));  // A frame and what is around it.
+
+absl::StatusOr<LookupAnswer> FromLookup(const LookupQuery& query, const v1::LookupResponse& response) {
+  if (static_cast<size_t>(response.records_size()) > query.keys.size()) {
+    return absl::InternalError("the daemon answered more records than keys were asked for");
+  }
+  LookupAnswer answer;
+  answer.lease_id = response.lease_id();
+  for (int i = 0; i < response.records_size(); ++i) {
+    const v1::RecordInfo& info = response.records(i);
+    absl::StatusOr<RecordName> name = FromRef(info.ref());
+    if (!name.ok()) return name.status();
+    if (name->key != query.keys[i]) return absl::InternalError("the daemon answered a record of another key");
+    answer.records.push_back(
+        {name->key, name->encoding, info.frame_bytes(), info.section_count(), info.loss_chain()});
+  }
+  return answer;
+}
+
+class GrpcChannel final : public CacheChannel {
+ public:
+  explicit GrpcChannel(std::shared_ptr<grpc::Channel> channel)
+      : channel_(std::move(channel)), cache_(v1::Cache::NewStub(channel_)), admin_(v1::Admin::NewStub(channel_)) {}
+
+  absl::StatusOr<LookupAnswer> Lookup(const LookupQuery& query, const CallLimits& limits) override {
+    v1::LookupRequest request;
+    for (const Digest& key : query.keys) request.add_keys(DigestBytes(key));
+    request.set_accept_exact(query.accept_exact);
+    for (const Digest& basis : query.accept_bases) request.add_accept_bases(DigestBytes(basis));
+    request.set_loss_chain_max(query.loss_chain_max);
+    request.set_lease_ms(query.lease_ms);
+    v1::LookupResponse response;
+    GrpcCall call(limits);
+    grpc::Status status = cache_->Lookup(call.context(), request, &response);
+    if (!status.ok()) return FromGrpc(status);
+    return FromLookup(query, response);
+  }
+
+  absl::Status Fetch(absl::Span<const RemoteRecord> records, uint64_t lease_id, const CallLimits& limits,
+                     const FetchCallback& callback) override {
+    v1::FetchRequest request;
+    for (const RemoteRecord& record : records) FillRef(record.key, record.encoding, request.add_records());
+    request.set_lease_id(lease_id);
+    GrpcCall call(limits);
+    auto reader = cache_->Fetch(call.context(), request);
+    v1::FetchChunk chunk;
+    while (reader->Read(&chunk)) {
+      const bool known = chunk.record() < records.size();
+      if (!known || !callback({chunk.record(), chunk.section(), chunk.missing(), AsBytes(chunk.header()),
+                               AsBytes(chunk.payload())})) {
+        call.context()->TryCancel();
+        reader->Finish();
+        if (!known) return absl::InternalError("the daemon answered a record that was not asked for");
+        return absl::CancelledError("stopped by the receiver");
+      }
+    }
+    return FromGrpc(reader->Finish());
+  }
+
+  std::unique_ptr<StoreStream> OpenStore(const CallLimits& limits) override { return OpenGrpcStore(channel_, limits); }
+
+  absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys, uint64_t lease_id, const CallLimits& limits) override {
+    v1::ForgetRequest request;
+    for (const Digest& key : keys) request.add_keys(DigestBytes(key));
+    request.set_lease_id(lease_id);
+    v1::ForgetResponse response;
+    GrpcCall call(limits);
+    grpc::Status status = cache_->Forget(call.context(), request, &response);
+    if (!status.ok()) return FromGrpc(status);
+    return response.records();
+  }
+
+  absl::Status PutSession(const RemoteSession& session, const CallLimits& limits) override {
+    v1::PutSessionRequest request;
+    FillSession(session, request.mutable_session());
+    v1::PutSessionResponse response;
+    GrpcCall call(limits);
+    return FromGrpc(cache_->PutSession(call.context(), request, &response));
+  }
+  absl::StatusOr<RemoteSession> GetSession(absl::string_view name, const CallLimits& limits) override {
+    v1::GetSessionRequest request;
+    request.set_name(name.data(), name.size());
+    v1::Session response;
+    GrpcCall call(limits);
+    grpc::Status status = cache_->GetSession(call.context(), request, &response);
+    if (!status.ok()) return FromGrpc(status);
+    return FromSession(response);
+  }
+  absl::StatusOr<std::vector<RemoteSession>> ListSessions(const CallLimits& limits) override {
+    v1::ListSessionsResponse response;
+    GrpcCall call(limits);
+    grpc::Status status = cache_->ListSessions(call.context(), {}, &response);
+    if (!status.ok()) return FromGrpc(status);
+    std::vector<RemoteSession> sessions;
+    for (const v1::Session& message : response.sessions()) {
+      absl::StatusOr<RemoteSession> session = FromSession(message);
+      if (!session.ok()) return session.status();
+      sessions.push_back(*std::move(session));
+    }
+    return sessions;
+  }
+  absl::Status DeleteSession(absl::string_view name, const CallLimits& limits) override {
+    v1::DeleteSessionRequest request;
+    request.set_name(name.data(), name.size());
+    v1::DeleteSessionResponse response;
+    GrpcCall call(limits);
+    return FromGrpc(cache_->DeleteSession(call.context(), request, &response));
+  }
+
+  absl::StatusOr<Digest> PutBasis(ByteSpan basis, const CallLimits& limits) override {
+    const Digest digest = Sha256({basis});
+    v1::PutBasisResponse response;
+    GrpcCall call(limits);
+    auto writer = cache_->PutBasis(call.context(), &response);
+    v1::BasisChunk chunk;
+    chunk.set_digest(DigestBytes(digest));
+    for (size_t at = 0; at < basis.size(); at += kBasisChunkBytes) {
+      ByteSpan part = basis.subspan(at, kBasisChunkBytes);
+      chunk.set_data(part.data(), part.size());
+      if (!writer->Write(chunk)) break;
+      chunk.clear_digest();
+    }
+    writer->WritesDone();
+    grpc::Status status = writer->Finish();
+    if (!status.ok()) return FromGrpc(status);
+    return digest;
+  }
+  absl::StatusOr<Bytes> GetBasis(const Digest& digest, const CallLimits& limits) override {
+    v1::GetBasisRequest request;
+    request.set_digest(DigestBytes(digest));
+    GrpcCall call(limits);
+    auto reader = cache_->GetBasis(call.context(), request);
+    Bytes basis;
+    v1::BasisChunk chunk;
+    while (reader->Read(&chunk)) {
+      if (chunk.data().size() > kBasisBytesMax - basis.size()) {
+        call.context()->TryCancel();
+        reader->Finish();
+        return absl::InternalError("the daemon sent more than a basis may hold");
+      }
+      basis.insert(basis.end(), chunk.data().begin(), chunk.data().end());
+    }
+    grpc::Status status = reader->Finish();
+    if (!status.ok()) return FromGrpc(status);
+    if (Sha256({basis}) != digest) return absl::DataLossError(absl::StrCat("basis ", digest.Hex(), " does not verify"));
+    return basis;
+  }
+  absl::StatusOr<std::vector<RemoteBasis>> ListBases(const CallLimits& limits) override {
+    v1::ListBasesResponse response;
+    GrpcCall call(limits);
+    grpc::Status status = cache_->ListBases(call.context(), {}, &response);
+    if (!status.ok()) return FromGrpc(status);
+    std::vector<RemoteBasis> bases;
+    for (int i = 0; i < std::min(response.digests_size(), response.bytes_size()); ++i) {
+      absl::StatusOr<Digest> digest = DigestFromBytes(AsBytes(response.digests(i)));
+      if (!digest.ok()) return digest.status();
+      bases.push_back({*digest, response.bytes(i)});
+    }
+    return bases;
+  }
+
+  absl::StatusOr<RemoteStats> Stats(const CallLimits& limits) override {
+    v1::StatsResponse r;
+    GrpcCall call(limits);
+    grpc::Status status = admin_->Stats(call.context(), {}, &r);
+    if (!status.ok()) return FromGrpc(status);
+    RemoteStats stats;
+    stats.version = r.version();
+    stats.records = r.records();
+    stats.stored_bytes = r.stored_bytes();
+    stats.disk_bytes = r.disk_bytes();
+    stats.capacity_bytes = r.capacity_bytes();
+    stats.memory_bytes = r.memory_bytes();
+    stats.hits = r.hits();
+    stats.misses = r.misses();
+    stats.fetched_bytes = r.fetched_bytes();
+    stats.evicted_records = r.evicted_records();
+    stats.quarantined_records = r.quarantined_records();
+    stats.sessions = r.sessions();
+    stats.uptime_ms = r.uptime_ms();
+    stats.stores = r.stores();
+    stats.stores_refused = r.stores_refused();
+    return stats;
+  }
+  absl::Status Drain(const CallLimits& limits) override {
+    v1::DrainResponse response;
+    GrpcCall call(limits);
+    return FromGrpc(admin_->Drain(call.context(), {}, &response));
+  }
+
+ private:
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::Cache::Stub> cache_;
+  std::unique_ptr<v1::Admin::Stub> admin_;
+};
+
+bool WellFormed(absl::string_view address) {
+  if (absl::StartsWith(address, "unix:")) return address.size() > 5;
+  const size_t colon = address.rfind(':');
+  uint32_t port = 0;
+  return colon != absl::string_view::npos && colon > 0 && absl::SimpleAtoi(address.substr(colon + 1), &port) &&
+         port > 0 && port < 65536;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CacheChannel>> MakeGrpcChannel(absl::string_view address) {
+  if (!WellFormed(address)) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is neither host:port nor unix:PATH"));
+  }
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
+  arguments.SetMaxSendMessageSize(kMessageBytesMax);
+  // A restarted daemon is found again soon: gRPC's own back-off grows to two minutes.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // The address is this machine's: no proxy of the environment belongs in between.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return std::make_unique<GrpcChannel>(
+      grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), arguments));
+}
+
+}  // namespace latentkv
