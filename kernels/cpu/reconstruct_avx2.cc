@@ -5,6 +5,9 @@
 
 #include "kernels/cpu/reconstruct_backends.h"
 
+// Sums must stay in registers: at -O2 GCC would leave these loops, and the arrays in memory.
+#define LATENTKV_UNROLL _Pragma("GCC unroll 4")
+
 namespace latentkv::kernels {
 
 void MultiplyAvx2(const uint8_t* tile, const WideQuad* quads, size_t count, const int32_t* bias,
@@ -12,11 +15,13 @@ void MultiplyAvx2(const uint8_t* tile, const WideQuad* quads, size_t count, cons
   // Eight channels at a time: a vector of 16 bits holds the quads of four, and vpmaddwd leaves two sums for each.
   for (uint32_t first = 0; first < kTileWidth; first += 8) {
     __m256i low[kGroupTokens], high[kGroupTokens];
+    LATENTKV_UNROLL
     for (uint32_t t = 0; t < kGroupTokens; ++t) low[t] = high[t] = _mm256_setzero_si256();
     for (size_t i = 0; i < count; ++i) {
       const __m128i* bytes = reinterpret_cast<const __m128i*>(tile + size_t{quads[i].quad} * kQuadBytes + 4 * first);
       const __m256i d0 = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes));
       const __m256i d1 = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes + 1));
+      LATENTKV_UNROLL
       for (uint32_t t = 0; t < kGroupTokens; ++t) {
         long long four;
         std::memcpy(&four, quads[i].latents[t], sizeof(four));
@@ -25,6 +30,7 @@ void MultiplyAvx2(const uint8_t* tile, const WideQuad* quads, size_t count, cons
         high[t] = _mm256_add_epi32(high[t], _mm256_madd_epi16(d1, latents));
       }
     }
+    LATENTKV_UNROLL
     for (uint32_t t = 0; t < kGroupTokens; ++t) {
       const __m256i folded = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[t], high[t]), 0xd8);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums[t] + first),
