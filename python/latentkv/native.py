@@ -160,6 +160,8 @@ def library_path() -> Path:
             raise NativeError(NOT_FOUND, f"LATENTKV_LIBRARY names {given}, which is not a file")
         return Path(given)
     here = Path(__file__).resolve().parent
+    if build := os.environ.get("LATENTKV_BUILD"):
+        return Path(build) / "lib" / "liblatentkv.so"
     found = [path for path in (here / "liblatentkv.so", here.parent / "liblatentkv.so") if path.is_file()]
     if not found:
         builds = here.parent.parent.glob("build/*/lib/liblatentkv.so")

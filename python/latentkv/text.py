@@ -98,7 +98,7 @@ class TemplateEncoder(TextEncoder):
 
 
 class SentencePieceEncoder(TextEncoder):
-    """A bare SentencePiece model: a sequence starts with BOS, and text that follows gets no dummy prefix piece."""
+    """A bare SentencePiece model: a sequence starts with BOS, and no text gets a dummy prefix piece."""
 
     def __init__(self, path: Path) -> None:
         import sentencepiece
@@ -107,7 +107,7 @@ class SentencePieceEncoder(TextEncoder):
         self._newline = self._processor.encode("\n")[-1]
 
     def prefix(self, text: str) -> list[int]:
-        return [self._processor.bos_id(), *self._processor.encode(text)]
+        return [self._processor.bos_id(), *self.follow("", text)]
 
     def follow(self, prefix: str, text: str) -> list[int]:
         tokens = self._processor.encode("\n" + text)
