@@ -1,5 +1,5 @@
-// Entropy coding of rows of byte symbols under static models: rANS in 32 lanes, decoded 16 lanes at a time with AVX-512,
-// 8 with AVX2, one by one elsewhere, and by one warp on a GPU. All give the same bytes (docs/formats/entropy.md).
+// Entropy coding of rows of byte symbols under static models: rANS in 32 lanes, decoded 16 lanes at a time with
+// AVX-512, 8 with AVX2, one by one elsewhere, and by one warp on a GPU. All give the same bytes (docs/formats/entropy.md).
 #ifndef LATENTKV_KERNELS_ENTROPY_H_
 #define LATENTKV_KERNELS_ENTROPY_H_
 
@@ -46,8 +46,8 @@ struct EntropyShape {
 absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const uint8_t> symbols);
 
 // DataLoss unless `coded` is exactly what EncodeSymbols wrote for some symbols: every lane ends in its start state and
-// every byte is used. InvalidArgument if shape and `symbols` do not fit. `symbols` may be written on failure. Never reads
-// outside `coded`. `backend` must be available.
+// every byte is used. InvalidArgument if the shape and `symbols` do not fit. `symbols` may be written on failure. Never
+// reads outside `coded`. `backend` must be available.
 absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols,
                            Backend backend = BestBackend());
 

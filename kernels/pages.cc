@@ -36,7 +36,9 @@ void CopySlab(const Slab& slab, uint8_t* raw) {
       return;
     }
     if (strides.head == row_bytes) {
-      for (uint32_t t = 0; t < slab.tokens; ++t) copy(slab.page + t * strides.token, raw + t * token_bytes, token_bytes);
+      for (uint32_t t = 0; t < slab.tokens; ++t) {
+        copy(slab.page + t * strides.token, raw + t * token_bytes, token_bytes);
+      }
       return;
     }
     for (uint32_t h = 0; h < slab.heads; ++h) {

@@ -10,8 +10,8 @@
 
 namespace latentkv {
 
-// A decoder as the kernels read it, made once by PackDecoder: tiles of kTileChannels channels; in a tile quads of ranks;
-// in a quad [kTileChannels][4] bytes, each the decoder's integer plus 128. Missing ranks and channels are 128.
+// A decoder as the kernels read it, made once by PackDecoder: tiles of kTileChannels channels; in a tile quads of
+// ranks; in a quad [kTileChannels][4] bytes, each the decoder's integer plus 128. Missing ranks and channels are 128.
 struct PackedDecoder {
   static constexpr uint32_t kTileChannels = 64;
   uint32_t rank = 0;
@@ -26,8 +26,8 @@ struct PackedDecoder {
 PackedDecoder PackDecoder(absl::Span<const int8_t> decoder, uint32_t rank, uint32_t channels);
 
 // sums[t][c] = sum over r of latents[t][r] * decoder[r][c]. `latents` is [tokens][decoder.rank], |latent| <= 256, and
-// `sums` [tokens][decoder.channels]. Costs nothing for four zeros together at ranks 4i to 4i+3 in four tokens. `backend`
-// must be available.
+// `sums` [tokens][decoder.channels]. Ranks 4i to 4i+3 cost nothing where four tokens have only zeros. `backend` must
+// be available.
 void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t tokens,
                  absl::Span<int32_t> sums, Backend backend = BestBackend());
 

@@ -1,5 +1,5 @@
-// The decoders behind DecodeSymbols, one a backend. Each starts from the states of the 32 lanes, leaves the final ones in
-// `states`, and returns whether exactly all of `words` was used; it reads nothing else.
+// The decoders behind DecodeSymbols, one a backend. Each starts from the states of the 32 lanes, leaves the final ones
+// in `states`, and returns whether exactly all of `words` was used; it reads nothing else.
 #ifndef LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
 #define LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
 

@@ -17,7 +17,8 @@ LayerGeometry Layer(uint32_t heads, uint32_t dim, uint32_t rotary_dim, RotaryPai
   layer.rotary_dim = rotary_dim;
   layer.pairing = pairing;
   layer.rotary_scale = scale;
-  for (uint32_t i = 0; i < rotary_dim / 2; ++i) layer.inverse_frequencies.push_back(std::pow(1e4, -2.0 * i / rotary_dim));
+  for (uint32_t i = 0; i < rotary_dim / 2; ++i)
+    layer.inverse_frequencies.push_back(std::pow(1e4, -2.0 * i / rotary_dim));
   return layer;
 }
 
