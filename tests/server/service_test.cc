@@ -1,4 +1,6 @@
 // The services over a socket, on RocksDB.
+#include <grpcpp/grpcpp.h>
+
 #include <filesystem>
 #include <future>
 #include <thread>
