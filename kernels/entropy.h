@@ -1,5 +1,5 @@
 // Entropy coding of rows of byte symbols under static models: rANS in 32 lanes, decoded 16 lanes at a time with
-// AVX-512, 8 with AVX2, one by one elsewhere; a warp of a GPU fits it. All give the same bytes: docs/formats/entropy.md.
+// AVX-512, 8 with AVX2, one by one elsewhere; a warp of a GPU fits it. Same bytes everywhere: docs/formats/entropy.md.
 #ifndef LATENTKV_KERNELS_ENTROPY_H_
 #define LATENTKV_KERNELS_ENTROPY_H_
 
