@@ -1,0 +1,294 @@
+#include "storage/database.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "rocksdb/cache.h"
+#include "rocksdb/convenience.h"
+#include "rocksdb/db.h"
+#include "rocksdb/options.h"
+#include "rocksdb/table.h"
+#include "rocksdb/write_batch.h"
+
+namespace latentkv {
+namespace {
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+constexpr size_t kFamilies = 3;
+constexpr std::array<const char*, kFamilies> kFamilyNames = {"index", "payload", "named"};
+// A named value of this size or more (a basis) is written to a file of its own kind, not moved by compactions.
+constexpr uint64_t kNamedBlobBytes = 64 << 10;
+
+rocksdb::Slice ToSlice(ByteSpan bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
+
+bool IsDamage(const rocksdb::Status& status) { return status.IsCorruption() || status.IsPathNotFound(); }
+
+absl::Status FromRead(const rocksdb::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  if (status.IsNotFound()) return absl::NotFoundError("not stored");
+  if (IsDamage(status)) return absl::DataLossError(status.ToString());
+  return absl::UnavailableError(status.ToString());
+}
+
+absl::Status FromWrite(const rocksdb::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("the disk refuses to store: ", status.ToString()));
+}
+
+// Buffers and files in proportion to the capacity, so that a small store does not hold its capacity again in logs.
+uint64_t BufferBytes(uint64_t capacity) { return std::clamp(capacity / 32, kMiB, 64 * kMiB); }
+uint64_t BlobFileBytes(uint64_t capacity) { return std::clamp(capacity / 64, kMiB, 256 * kMiB); }
+
+rocksdb::DBOptions MakeDbOptions(uint64_t capacity) {
+  rocksdb::DBOptions options;
+  options.create_if_missing = true;
+  options.create_missing_column_families = true;
+  // A record of the log that does not verify is one lost Put (or a frame that checks itself): skip it, keep the rest.
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
+  options.max_total_wal_size = 2 * BufferBytes(capacity);
+  options.max_background_jobs = 4;
+  options.max_open_files = 512;
+  options.bytes_per_sync = kMiB;
+  options.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
+  options.max_log_file_size = 4 * kMiB;
+  options.keep_log_file_num = 2;
+  options.stats_dump_period_sec = 0;
+  return options;
+}
+
+rocksdb::ColumnFamilyOptions MakeFamilyOptions(Family family, uint64_t capacity,
+                                               const std::shared_ptr<rocksdb::Cache>& cache) {
+  rocksdb::ColumnFamilyOptions options;
+  options.compression = rocksdb::kNoCompression;
+  options.write_buffer_size = BufferBytes(capacity);
+  options.max_write_buffer_number = 3;
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = cache;
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  if (family == Family::kIndex) return options;
+  options.enable_blob_files = true;
+  options.min_blob_size = family == Family::kPayload ? 0 : kNamedBlobBytes;
+  options.blob_file_size = BlobFileBytes(capacity);
+  options.blob_compression_type = rocksdb::kNoCompression;
+  // Of payloads Reclaim decides; named values are few, and go with compactions.
+  options.enable_blob_garbage_collection = family == Family::kNamed;
+  return options;
+}
+
+class RocksDatabase : public Database {
+ public:
+  RocksDatabase(std::string path, uint64_t capacity)
+      : path_(std::move(path)), capacity_(capacity), cache_(rocksdb::NewLRUCache(32 * kMiB)) {}
+  ~RocksDatabase() override { (void)Close(); }
+
+  absl::Status OpenFiles() ABSL_EXCLUSIVE_LOCKS_REQUIRED(life_);
+  absl::Status Start() {
+    absl::WriterMutexLock lock(&life_);
+    return OpenFiles();
+  }
+
+  absl::Status Write(const std::vector<Change>& changes) override;
+  absl::Status Sync() override;
+  absl::StatusOr<Bytes> Read(Family family, const std::string& key) override;
+  absl::Status Scan(Family family, const std::string& prefix, const Visitor& visit) override;
+  absl::Status Recover() override;
+  absl::Status Reclaim(const std::function<bool()>& enough) override;
+  void StopReclaim() override { stop_reclaim_ = true; }
+  uint64_t DiskBytes() const override;
+  uint64_t OverheadBytes() const override { return 6 * BufferBytes(capacity_) + 2 * BlobFileBytes(capacity_); }
+  absl::Status Close() override;
+
+ private:
+  static absl::Status Gone() { return absl::UnavailableError("the store is closed"); }
+  rocksdb::ColumnFamilyHandle* Handle(Family family) const ABSL_SHARED_LOCKS_REQUIRED(life_) {
+    return handles_[static_cast<size_t>(family)];
+  }
+  absl::Status CloseFiles() ABSL_EXCLUSIVE_LOCKS_REQUIRED(life_);
+  bool HasSpace() const;
+
+  const std::string path_;
+  const uint64_t capacity_;
+  const std::shared_ptr<rocksdb::Cache> cache_;
+  std::atomic<bool> stop_reclaim_ = false;
+  mutable absl::Mutex life_;  // Shared by every call, exclusive to open and close.
+  bool closed_ ABSL_GUARDED_BY(life_) = false;
+  std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(life_);
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_ ABSL_GUARDED_BY(life_);  // As Family; default comes last.
+};
+
+absl::Status RocksDatabase::OpenFiles() {
+  std::vector<rocksdb::ColumnFamilyDescriptor> families;
+  for (size_t i = 0; i < kFamilies; ++i) {
+    families.emplace_back(kFamilyNames[i], MakeFamilyOptions(static_cast<Family>(i), capacity_, cache_));
+  }
+  families.emplace_back(rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions());
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status status = rocksdb::DB::Open(MakeDbOptions(capacity_), path_, families, &handles_, &db);
+  if (!status.ok()) {
+    handles_.clear();
+    const std::string text = absl::StrCat("cannot open the data folder ", path_, ": ", status.ToString());
+    if (IsDamage(status)) return absl::DataLossError(text);
+    if (status.IsNoSpace()) return absl::ResourceExhaustedError(text);
+    return absl::FailedPreconditionError(text);
+  }
+  db_.reset(db);
+  return absl::OkStatus();
+}
+
+absl::Status RocksDatabase::CloseFiles() {
+  if (db_ == nullptr) return absl::OkStatus();
+  for (rocksdb::ColumnFamilyHandle* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
+  handles_.clear();
+  const rocksdb::Status status = db_->Close();
+  db_.reset();
+  return FromWrite(status);
+}
+
+absl::Status RocksDatabase::Close() {
+  stop_reclaim_ = true;
+  absl::WriterMutexLock lock(&life_);
+  closed_ = true;
+  return CloseFiles();
+}
+
+absl::Status RocksDatabase::Write(const std::vector<Change>& changes) {
+  absl::ReaderMutexLock lock(&life_);
+  if (db_ == nullptr) return Gone();
+  rocksdb::WriteBatch batch;
+  for (const Change& change : changes) {
+    rocksdb::Status status = change.remove ? batch.Delete(Handle(change.family), change.key)
+                                           : batch.Put(Handle(change.family), change.key, ToSlice(change.value));
+    if (!status.ok()) return absl::InvalidArgumentError(status.ToString());
+  }
+  return FromWrite(db_->Write(rocksdb::WriteOptions(), &batch));
+}
+
+absl::Status RocksDatabase::Sync() {
+  absl::ReaderMutexLock lock(&life_);
+  if (db_ == nullptr) return Gone();
+  return FromWrite(db_->SyncWAL());
+}
+
+absl::StatusOr<Bytes> RocksDatabase::Read(Family family, const std::string& key) {
+  absl::ReaderMutexLock lock(&life_);
+  if (db_ == nullptr) return Gone();
+  rocksdb::ReadOptions options;
+  // RocksDB's software CRC would cost more than reading; a payload's frame has its own.
+  options.verify_checksums = family != Family::kPayload;
+  options.fill_cache = family != Family::kPayload;
+  rocksdb::PinnableSlice value;
+  absl::Status status = FromRead(db_->Get(options, Handle(family), key, &value));
+  if (!status.ok()) return status;
+  const ByteSpan bytes = AsBytes(ToView(value));
+  return Bytes(bytes.begin(), bytes.end());
+}
+
+absl::Status RocksDatabase::Scan(Family family, const std::string& prefix, const Visitor& visit) {
+  absl::ReaderMutexLock lock(&life_);
+  if (db_ == nullptr) return Gone();
+  rocksdb::ReadOptions options;
+  options.fill_cache = false;
+  std::unique_ptr<rocksdb::Iterator> entry(db_->NewIterator(options, Handle(family)));
+  for (entry->Seek(prefix); entry->Valid() && entry->key().starts_with(prefix); entry->Next()) {
+    visit(ToView(entry->key()), ToView(entry->value()));
+  }
+  return FromRead(entry->status());
+}
+
+// Whether a file of some MiB can be written, before files are given up for opening them anew.
+bool RocksDatabase::HasSpace() const {
+  const std::string probe = path_ + "/latentkv-probe";
+  bool written = false;
+  {
+    std::ofstream file(probe, std::ios::binary | std::ios::trunc);
+    const std::string block(4 * kMiB, 'x');
+    file.write(block.data(), block.size());
+    file.flush();
+    written = file.good();
+  }
+  std::error_code ignored;
+  std::filesystem::remove(probe, ignored);
+  return written;
+}
+
+absl::Status RocksDatabase::Recover() {
+  {
+    absl::ReaderMutexLock lock(&life_);
+    if (closed_) return Gone();
+    if (db_ != nullptr) {
+      const rocksdb::Status status = db_->Resume();
+      if (status.ok()) return absl::OkStatus();
+      if (status.IsNoSpace() || status.IsBusy()) return FromWrite(status);
+    }
+  }
+  // RocksDB does not resume from every error (a write beyond a file size limit, say); opening anew does.
+  if (!HasSpace()) return absl::ResourceExhaustedError("the disk refuses to store");
+  absl::WriterMutexLock lock(&life_);
+  if (closed_) return Gone();
+  (void)CloseFiles();
+  return OpenFiles();
+}
+
+absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
+  absl::ReaderMutexLock lock(&life_);
+  if (db_ == nullptr) return Gone();
+  auto from = [](const rocksdb::Status& status) {
+    if (status.IsManualCompactionPaused() || status.IsIncomplete()) return absl::OkStatus();
+    return IsDamage(status) ? absl::DataLossError(status.ToString()) : FromWrite(status);
+  };
+  rocksdb::Status status = db_->Flush(rocksdb::FlushOptions(), {Handle(Family::kIndex), Handle(Family::kPayload)});
+  if (!status.ok()) return from(status);
+  for (double share : {0.0, 0.25, 0.5, 1.0}) {
+    if (stop_reclaim_ || enough()) break;
+    rocksdb::CompactRangeOptions options;
+    options.exclusive_manual_compaction = false;
+    options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+    options.canceled = &stop_reclaim_;
+    // The first round touches keys alone: it drops the files whose payloads are all removed.
+    options.blob_garbage_collection_policy =
+        share == 0.0 ? rocksdb::BlobGarbageCollectionPolicy::kDisable : rocksdb::BlobGarbageCollectionPolicy::kForce;
+    options.blob_garbage_collection_age_cutoff = share;
+    status = db_->CompactRange(options, Handle(Family::kPayload), nullptr, nullptr);
+    if (!status.ok()) return from(status);
+  }
+  return absl::OkStatus();
+}
+
+uint64_t RocksDatabase::DiskBytes() const {
+  uint64_t bytes = 0;
+  std::error_code error;
+  // Files come and go meanwhile: one that is gone counts nothing.
+  for (std::filesystem::directory_iterator entry(path_, error), end; !error && entry != end; entry.increment(error)) {
+    std::error_code gone;
+    const uint64_t size = entry->is_regular_file(gone) ? entry->file_size(gone) : 0;
+    if (!gone) bytes += size;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+std::string SequenceKey(uint64_t sequence) {
+  std::string key(sizeof(sequence), '\0');
+  for (size_t i = 0; i < key.size(); ++i) key[i] = static_cast<char>(sequence >> (8 * (key.size() - 1 - i)));
+  return key;
+}
+
+absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::string& path, uint64_t capacity_bytes) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return absl::FailedPreconditionError(absl::StrCat("cannot create ", path, ": ", error.message()));
+  auto database = std::make_unique<RocksDatabase>(path, capacity_bytes);
+  absl::Status status = database->Start();
+  if (!status.ok()) return status;
+  return database;
+}
+
+}  // namespace latentkv

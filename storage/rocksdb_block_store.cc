@@ -1,0 +1,462 @@
+#include "storage/rocksdb_block_store.h"
+
+#include <algorithm>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "core/frame.h"
+#include "storage/database.h"
+#include "storage/memory_tier.h"
+#include "storage/record_index.h"
+
+namespace latentkv {
+namespace {
+
+// How often the maintenance thread looks at the disk, and tries again to write after a refusal.
+constexpr absl::Duration kMaintenancePeriod = absl::Milliseconds(500);
+// Order of use is written this many records at a time; a kill -9 forgets at most the touches of a period.
+constexpr size_t kTouchBatch = 4096;
+// How long a Put waits for space of removed records before it is refused.
+constexpr absl::Duration kReclaimWait = absl::Seconds(2);
+constexpr size_t kSpaceBytesMax = 255;
+
+class Store : public BlockStore {
+ public:
+  Store(RocksDbBlockStore::Config config, std::unique_ptr<Database> database)
+      : config_(std::move(config)), database_(std::move(database)), tier_(config_.memory_tier_bytes) {}
+  ~Store() override { (void)Close(); }
+
+  // Reads the index back, then starts the maintenance thread.
+  absl::Status Start();
+
+  absl::Status Put(ByteSpan frame, bool sync) override;
+  absl::StatusOr<PrefixHit> FindPrefix(const PrefixQuery& query) override;
+  absl::StatusOr<std::shared_ptr<const Bytes>> Get(const RecordId& id) override;
+  void ReleaseLease(uint64_t lease_id) override;
+  absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys) override;
+  absl::Status PutNamed(absl::string_view space, absl::string_view name, ByteSpan value) override;
+  absl::StatusOr<Bytes> GetNamed(absl::string_view space, absl::string_view name) override;
+  absl::StatusOr<std::vector<std::string>> ListNamed(absl::string_view space) override;
+  absl::Status DeleteNamed(absl::string_view space, absl::string_view name) override;
+  StoreStats Stats() const override;
+  absl::Status Close() override;
+
+ private:
+  static absl::Status Closed() { return absl::UnavailableError("the store is closed"); }
+  static void Remove(const IndexedRecord& record, std::vector<Change>* changes);
+
+  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame) ABSL_LOCKS_EXCLUDED(write_mutex_, mutex_);
+  // Writes, and when the disk refuses asks for recovery. Every write of the store goes through here.
+  absl::Status Write(std::vector<Change> changes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
+  absl::Status WriteOne(Change change);
+  absl::Status WaitForSpace(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Quarantine(const IndexedRecord& record);
+  absl::StatusOr<Bytes> ReadVerified(const IndexedRecord& record);
+
+  void Maintain();
+  absl::Status WriteTouched() ABSL_LOCKS_EXCLUDED(write_mutex_, mutex_);
+  void ReclaimSpace();
+  void QuarantineDamaged();
+  uint64_t DiskBytesMax() const { return config_.capacity_bytes + database_->OverheadBytes(); }
+
+  const RocksDbBlockStore::Config config_;
+  const std::unique_ptr<Database> database_;
+  std::thread maintenance_;
+
+  // Held over a decision and the write that carries it out, so that disk and index change in the same order.
+  absl::Mutex write_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
+  // Written by a batch that the disk refused: may or may not be there after a recovery.
+  std::vector<IndexedRecord> uncertain_ ABSL_GUARDED_BY(write_mutex_);
+
+  mutable absl::Mutex mutex_;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  bool refused_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // As last measured, plus what was written since.
+  RecordIndex index_ ABSL_GUARDED_BY(mutex_);
+  MemoryTier tier_ ABSL_GUARDED_BY(mutex_);
+  StoreStats counts_ ABSL_GUARDED_BY(mutex_);  // The counters alone; sizes are asked of their owners.
+};
+
+absl::Status Store::Start() {
+  absl::Status damaged;
+  absl::Status status = database_->Scan(Family::kIndex, "", [&](absl::string_view key, absl::string_view value) {
+    absl::StatusOr<IndexedRecord> record = ParseRecord(AsBytes(key), AsBytes(value));
+    absl::MutexLock lock(&mutex_);
+    if (!record.ok()) {
+      damaged = record.status();
+    } else {
+      index_.Restore(*record);
+    }
+  });
+  if (status.ok()) status = damaged;
+  if (!status.ok()) return absl::Status(status.code(), absl::StrCat("index of ", config_.path, ": ", status.message()));
+  {
+    absl::MutexLock lock(&mutex_);
+    disk_bytes_ = database_->DiskBytes();
+  }
+  maintenance_ = std::thread([this] { Maintain(); });
+  return absl::OkStatus();
+}
+
+void Store::Remove(const IndexedRecord& record, std::vector<Change>* changes) {
+  changes->push_back({Family::kIndex, SerializeRecordId(record.entry.id), {}, true});
+  changes->push_back({Family::kPayload, SequenceKey(record.sequence), {}, true});
+}
+
+absl::Status Store::Write(std::vector<Change> changes) {
+  std::vector<Change> all;
+  for (const IndexedRecord& record : uncertain_) Remove(record, &all);
+  all.insert(all.end(), std::make_move_iterator(changes.begin()), std::make_move_iterator(changes.end()));
+  absl::Status status = database_->Write(all);
+  if (status.ok()) uncertain_.clear();
+  if (absl::IsResourceExhausted(status)) {
+    absl::MutexLock lock(&mutex_);
+    refused_ = true;
+  }
+  return status;
+}
+
+absl::Status Store::WriteOne(Change change) {
+  absl::MutexLock write_lock(&write_mutex_);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (closed_) return Closed();
+  }
+  std::vector<Change> changes;
+  changes.push_back(std::move(change));
+  return Write(std::move(changes));
+}
+
+absl::Status Store::Put(ByteSpan frame, bool sync) {
+  absl::StatusOr<FrameHeader> header = VerifyFrame(frame);
+  absl::Status status;
+  if (!header.ok()) {
+    status = absl::InvalidArgumentError(header.status().message());
+  } else {
+    status = WaitForSpace(frame.size());
+    if (status.ok()) status = PutVerified(*header, frame);
+    if (status.ok() && sync) status = database_->Sync();
+  }
+  absl::MutexLock lock(&mutex_);
+  if (status.ok()) {
+    ++counts_.stores;
+  } else {
+    ++counts_.stores_refused;
+  }
+  return status;
+}
+
+absl::Status Store::WaitForSpace(uint64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  if (closed_) return Closed();
+  auto fits = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return closed_ || disk_bytes_ + bytes <= DiskBytesMax() + config_.capacity_bytes / 4;
+  };
+  if (mutex_.AwaitWithTimeout(absl::Condition(&fits), kReclaimWait)) return absl::OkStatus();
+  return absl::ResourceExhaustedError("space of evicted records is still being given back; store again later");
+}
+
+absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame) {
+  absl::MutexLock write_lock(&write_mutex_);
+  IndexedRecord record;
+  record.entry = {{header.key, header.encoding}, frame.size(), static_cast<uint32_t>(header.sections.size()),
+                  header.loss_chain};
+  record.first_token = header.first_token;
+  std::vector<IndexedRecord> victims;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (closed_) return Closed();
+    if (index_.Find(record.entry.id) != nullptr) return absl::OkStatus();
+    if (index_.bytes() + frame.size() > config_.capacity_bytes) {
+      auto found = index_.Victims(index_.bytes() + frame.size() - config_.capacity_bytes, config_.clock->Now());
+      if (!found.has_value()) return absl::ResourceExhaustedError("the store is full and nothing can be evicted");
+      victims = *std::move(found);
+    }
+    record.sequence = index_.NextSequence();
+    record = index_.Place(record);
+  }
+  const Bytes entry = SerializeRecord(record);
+  std::vector<Change> changes;
+  for (const IndexedRecord& victim : victims) Remove(victim, &changes);
+  changes.push_back({Family::kIndex, SerializeRecordId(record.entry.id), entry});
+  changes.push_back({Family::kPayload, SequenceKey(record.sequence), frame});
+  absl::Status status = Write(std::move(changes));
+  if (!status.ok()) {
+    uncertain_.push_back(record);
+    return status;
+  }
+  absl::MutexLock lock(&mutex_);
+  for (const IndexedRecord& victim : victims) {
+    index_.Erase(victim.entry.id);
+    tier_.Erase(victim.sequence);
+  }
+  counts_.evicted_records += victims.size();
+  index_.Insert(record);
+  disk_bytes_ += frame.size();
+  if (tier_.Takes(frame.size())) tier_.Insert(record.sequence, std::make_shared<const Bytes>(frame.begin(), frame.end()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PrefixHit> Store::FindPrefix(const PrefixQuery& query) {
+  absl::MutexLock lock(&mutex_);
+  if (closed_) return Closed();
+  PrefixHit hit = index_.FindPrefix(query, config_.clock->Now());
+  counts_.hits += hit.records.size();
+  counts_.misses += query.keys.size() - hit.records.size();
+  return hit;
+}
+
+absl::StatusOr<Bytes> Store::ReadVerified(const IndexedRecord& record) {
+  absl::StatusOr<Bytes> frame = database_->Read(Family::kPayload, SequenceKey(record.sequence));
+  // The index names it, so that its absence is damage too, unless it has been removed meanwhile (Get looks).
+  if (absl::IsNotFound(frame.status())) return absl::DataLossError("payload is gone");
+  if (!frame.ok()) return frame.status();
+  absl::StatusOr<FrameHeader> header = VerifyFrame(*frame);
+  if (!header.ok()) return absl::DataLossError(header.status().message());
+  if (!(RecordId{header->key, header->encoding} == record.entry.id)) {
+    return absl::DataLossError("payload is another record's");
+  }
+  return frame;
+}
+
+absl::StatusOr<std::shared_ptr<const Bytes>> Store::Get(const RecordId& id) {
+  IndexedRecord record;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (closed_) return Closed();
+    const IndexedRecord* found = index_.Find(id);
+    if (found == nullptr) return absl::NotFoundError("not stored");
+    record = *found;
+    if (std::shared_ptr<const Bytes> frame = tier_.Find(record.sequence); frame != nullptr) {
+      counts_.fetched_bytes += frame->size();
+      return frame;
+    }
+  }
+  absl::StatusOr<Bytes> read = ReadVerified(record);
+  if (!read.ok()) {
+    {
+      absl::MutexLock lock(&mutex_);
+      const IndexedRecord* now = index_.Find(id);
+      if (now == nullptr || now->sequence != record.sequence) return absl::NotFoundError("removed meanwhile");
+    }
+    if (absl::IsDataLoss(read.status())) Quarantine(record);
+    return read.status();
+  }
+  auto frame = std::make_shared<const Bytes>(*std::move(read));
+  absl::MutexLock lock(&mutex_);
+  counts_.fetched_bytes += frame->size();
+  const IndexedRecord* now = index_.Find(id);
+  if (now != nullptr && now->sequence == record.sequence) tier_.Insert(record.sequence, frame);
+  return frame;
+}
+
+void Store::Quarantine(const IndexedRecord& record) {
+  absl::MutexLock write_lock(&write_mutex_);
+  {
+    absl::MutexLock lock(&mutex_);
+    const IndexedRecord* now = index_.Find(record.entry.id);
+    if (now == nullptr || now->sequence != record.sequence) return;
+    index_.Erase(record.entry.id);
+    ++counts_.quarantined_records;
+  }
+  std::vector<Change> changes;
+  Remove(record, &changes);
+  // Should the disk refuse, then it is removed with the next write that succeeds.
+  if (!Write(std::move(changes)).ok()) uncertain_.push_back(record);
+}
+
+void Store::ReleaseLease(uint64_t lease_id) {
+  absl::MutexLock lock(&mutex_);
+  index_.ReleaseLease(lease_id);
+}
+
+absl::StatusOr<uint64_t> Store::Forget(absl::Span<const Digest> keys) {
+  absl::MutexLock write_lock(&write_mutex_);
+  std::vector<IndexedRecord> records;
+  std::vector<Change> changes;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (closed_) return Closed();
+    for (const Digest& key : keys) {
+      for (const RecordId& id : index_.FindAll(key)) records.push_back(*index_.Find(id));
+    }
+  }
+  if (records.empty()) return 0;
+  for (const IndexedRecord& record : records) Remove(record, &changes);
+  absl::Status status = Write(std::move(changes));
+  if (!status.ok()) return status;
+  absl::MutexLock lock(&mutex_);
+  uint64_t removed = 0;
+  for (const IndexedRecord& record : records) {
+    tier_.Erase(record.sequence);
+    removed += index_.Erase(record.entry.id);  // Once, should a key come twice.
+  }
+  return removed;
+}
+
+// `space` behind its length, so that no space is the prefix of another.
+std::string NamedKey(absl::string_view space, absl::string_view name) {
+  return absl::StrCat(std::string(1, static_cast<char>(space.size())), space, name);
+}
+
+absl::Status CheckSpace(absl::string_view space) {
+  if (!space.empty() && space.size() <= kSpaceBytesMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("a space's name has 1 to ", kSpaceBytesMax, " bytes"));
+}
+
+absl::Status Store::PutNamed(absl::string_view space, absl::string_view name, ByteSpan value) {
+  absl::Status status = CheckSpace(space);
+  if (status.ok()) status = WriteOne({Family::kNamed, NamedKey(space, name), value});
+  return status;
+}
+
+absl::StatusOr<Bytes> Store::GetNamed(absl::string_view space, absl::string_view name) {
+  absl::Status status = CheckSpace(space);
+  if (!status.ok()) return status;
+  return database_->Read(Family::kNamed, NamedKey(space, name));
+}
+
+absl::StatusOr<std::vector<std::string>> Store::ListNamed(absl::string_view space) {
+  absl::Status status = CheckSpace(space);
+  std::vector<std::string> names;
+  const std::string prefix = NamedKey(space, "");
+  if (status.ok()) {
+    status = database_->Scan(Family::kNamed, prefix, [&](absl::string_view key, absl::string_view) {
+      names.emplace_back(key.substr(prefix.size()));
+    });
+  }
+  if (!status.ok()) return status;
+  return names;
+}
+
+absl::Status Store::DeleteNamed(absl::string_view space, absl::string_view name) {
+  absl::Status status = CheckSpace(space);
+  if (status.ok()) status = WriteOne({Family::kNamed, NamedKey(space, name), {}, true});
+  return status;
+}
+
+StoreStats Store::Stats() const {
+  const uint64_t disk_bytes = database_->DiskBytes();
+  absl::MutexLock lock(&mutex_);
+  StoreStats stats = counts_;
+  stats.records = index_.records();
+  stats.stored_bytes = index_.bytes();
+  stats.disk_bytes = disk_bytes;
+  stats.capacity_bytes = config_.capacity_bytes;
+  stats.memory_bytes = tier_.bytes();
+  return stats;
+}
+
+absl::Status Store::WriteTouched() {
+  absl::MutexLock write_lock(&write_mutex_);
+  while (true) {
+    std::vector<IndexedRecord> records;
+    {
+      absl::MutexLock lock(&mutex_);
+      records = index_.TakeTouched(kTouchBatch);
+    }
+    if (records.empty()) return absl::OkStatus();
+    std::vector<Bytes> entries;
+    for (const IndexedRecord& record : records) entries.push_back(SerializeRecord(record));
+    std::vector<Change> changes;
+    for (size_t i = 0; i < records.size(); ++i) {
+      changes.push_back({Family::kIndex, SerializeRecordId(records[i].entry.id), entries[i]});
+    }
+    // Touches that the disk refuses are lost: only the order of eviction after a restart suffers.
+    absl::Status status = Write(std::move(changes));
+    if (!status.ok()) return status;
+  }
+}
+
+void Store::ReclaimSpace() {
+  auto measure = [this] {
+    const uint64_t bytes = database_->DiskBytes();
+    absl::MutexLock lock(&mutex_);
+    disk_bytes_ = bytes;
+    return closed_ || bytes <= DiskBytesMax();
+  };
+  if (measure()) return;
+  absl::Status status = database_->Reclaim(measure);
+  measure();
+  if (absl::IsDataLoss(status)) QuarantineDamaged();
+  if (!status.ok()) {
+    absl::MutexLock lock(&mutex_);
+    refused_ = true;
+  }
+}
+
+// A payload that cannot be read stands in the way of rewriting its file: finds them all, once a failed reclaim.
+void Store::QuarantineDamaged() {
+  std::vector<RecordId> ids;
+  {
+    absl::MutexLock lock(&mutex_);
+    ids = index_.Ids();
+  }
+  for (const RecordId& id : ids) {
+    IndexedRecord record;
+    {
+      absl::MutexLock lock(&mutex_);
+      const IndexedRecord* found = index_.Find(id);
+      if (closed_) return;
+      if (found == nullptr) continue;
+      record = *found;
+    }
+    if (absl::IsDataLoss(ReadVerified(record).status())) Quarantine(record);
+  }
+}
+
+void Store::Maintain() {
+  while (true) {
+    bool refused = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closed_ || disk_bytes_ > DiskBytesMax(); };
+      mutex_.AwaitWithTimeout(absl::Condition(&due), kMaintenancePeriod);
+      if (closed_) return;
+      refused = refused_;
+    }
+    if (refused) {
+      if (!database_->Recover().ok()) {
+        // Not at once again, even when space is due too.
+        absl::MutexLock lock(&mutex_);
+        mutex_.AwaitWithTimeout(absl::Condition(&closed_), kMaintenancePeriod);
+        continue;
+      }
+      absl::MutexLock lock(&mutex_);
+      refused_ = false;
+    }
+    (void)WriteTouched();
+    ReclaimSpace();
+  }
+}
+
+absl::Status Store::Close() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (closed_) return absl::OkStatus();
+    closed_ = true;
+  }
+  database_->StopReclaim();
+  if (maintenance_.joinable()) maintenance_.join();
+  (void)WriteTouched();
+  return database_->Close();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<BlockStore>> RocksDbBlockStore::Open(Config config) {
+  if (config.path.empty()) return absl::InvalidArgumentError("the store needs a data folder");
+  if (config.capacity_bytes == 0) return absl::InvalidArgumentError("the store needs a capacity above zero");
+  if (config.clock == nullptr) config.clock = &SystemClock();
+  absl::StatusOr<std::unique_ptr<Database>> database = Database::Open(config.path, config.capacity_bytes);
+  if (!database.ok()) return database.status();
+  auto store = std::make_unique<Store>(std::move(config), *std::move(database));
+  absl::Status status = store->Start();
+  if (!status.ok()) return status;
+  return store;
+}
+
+}  // namespace latentkv
