@@ -7,7 +7,7 @@ set(LATENTKV_MAY_USE_proto "")
 set(LATENTKV_MAY_USE_transport "core;proto")
 set(LATENTKV_MAY_USE_server "core;storage;transport;proto")
 set(LATENTKV_MAY_USE_client "core;codec;kernels;transport;proto")
-set(LATENTKV_MAY_USE_tools "core;codec;client")
+set(LATENTKV_MAY_USE_tools "core;codec;transport;client")
 set(LATENTKV_MAY_USE_bench "core;codec;kernels;storage;transport;proto;server;client")
 set(LATENTKV_MAY_USE_tests "core;codec;kernels;storage;transport;proto;server;client;tools")
 
