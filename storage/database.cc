@@ -155,6 +155,9 @@ absl::Status RocksDatabase::Close() {
   stop_reclaim_ = true;
   absl::WriterMutexLock lock(&life_);
   closed_ = true;
+  if (db_ == nullptr) return absl::OkStatus();
+  // So that the next opening has no log to replay. On a full disk the log keeps what this cannot write.
+  (void)db_->Flush(rocksdb::FlushOptions(), {Handle(Family::kIndex), Handle(Family::kPayload), Handle(Family::kNamed)});
   return CloseFiles();
 }
 

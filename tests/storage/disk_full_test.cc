@@ -1,0 +1,120 @@
+// A disk that refuses to store: puts say so, reads go on, and storing goes on when there is space again.
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "absl/time/clock.h"
+#include "gtest/gtest.h"
+#include "tests/storage/frames.h"
+
+namespace latentkv {
+namespace {
+
+constexpr size_t kFrameBytes = 256 << 10;
+
+// How many of `count` blocks of chain 1 from `first` on were stored.
+uint32_t PutBlocks(BlockStore* store, uint32_t first, uint32_t count, absl::Status* refusal) {
+  uint32_t stored = 0;
+  for (uint32_t block = first; block < first + count; ++block) {
+    absl::Status status = store->Put(MakeFrame(1, block, kFrameBytes), false);
+    if (status.ok()) {
+      ++stored;
+    } else {
+      *refusal = status;
+      break;
+    }
+  }
+  return stored;
+}
+
+void ExpectBlocks(BlockStore* store, uint32_t count) {
+  for (uint32_t block = 0; block < count; ++block) {
+    auto frame = store->Get(ExactId(1, block));
+    ASSERT_TRUE(frame.ok()) << block << ": " << frame.status();
+    EXPECT_TRUE(**frame == MakeFrame(1, block, kFrameBytes)) << block;
+  }
+}
+
+// Tries for half a minute, as recovery happens in the background.
+absl::Status PutSoon(BlockStore* store, uint32_t block) {
+  absl::Status status;
+  for (int i = 0; i < 300; ++i) {
+    status = store->Put(MakeFrame(1, block, kFrameBytes), false);
+    if (status.ok()) return status;
+    absl::SleepFor(absl::Milliseconds(100));
+  }
+  return status;
+}
+
+absl::StatusOr<std::unique_ptr<BlockStore>> Open(const std::string& path) {
+  return RocksDbBlockStore::Open({.path = path, .capacity_bytes = uint64_t{1} << 30});
+}
+
+TEST(DiskFullTest, ReadsGoOnAndStoringRecoversWhenThereIsSpaceAgain) {
+  ScratchFolder folder;
+  if (mount("tmpfs", folder.path().c_str(), "tmpfs", 0, "size=96m") != 0) {
+    GTEST_SKIP() << "NOT RUN: mounting a small tmpfs needs more rights (" << std::strerror(errno) << ")";
+  }
+  {
+    // Space that comes back later.
+    const std::string ballast = folder.path() + "/ballast";
+    std::ofstream(ballast, std::ios::binary) << std::string(64 << 20, 'x');
+    auto store = Open(folder.path() + "/data");
+    ASSERT_TRUE(store.ok()) << store.status();
+    absl::Status refusal;
+    const uint32_t stored = PutBlocks(store->get(), 0, 400, &refusal);
+    EXPECT_TRUE(absl::IsResourceExhausted(refusal)) << refusal;
+    EXPECT_GT(stored, 10u);
+    EXPECT_LT(stored, 200u);
+    ExpectBlocks(store->get(), stored);
+    EXPECT_GT((*store)->Stats().stores_refused, 0u);
+    absl::SleepFor(absl::Seconds(2));
+    ExpectBlocks(store->get(), stored);
+
+    std::filesystem::remove(ballast);
+    absl::Status again = PutSoon(store->get(), stored);
+    EXPECT_TRUE(again.ok()) << again;
+    ExpectBlocks(store->get(), stored + 1);
+    store->reset();
+    store = Open(folder.path() + "/data");
+    ASSERT_TRUE(store.ok()) << store.status();
+    EXPECT_EQ((*store)->Stats().records, stored + 1);
+    ExpectBlocks(store->get(), stored + 1);
+  }
+  EXPECT_EQ(umount2(folder.path().c_str(), MNT_DETACH), 0);
+}
+
+TEST(DiskFullTest, AFileSizeLimitIsAFullDisk) {
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  ScratchFolder folder;
+  auto store = Open(folder.path());
+  ASSERT_TRUE(store.ok()) << store.status();
+  rlimit small = before;
+  small.rlim_cur = 5 << 20;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  absl::Status refusal;
+  const uint32_t stored = PutBlocks(store->get(), 0, 400, &refusal);
+  EXPECT_TRUE(absl::IsResourceExhausted(refusal)) << refusal;
+  EXPECT_GT(stored, 10u);
+  EXPECT_LT(stored, 25u);
+  ExpectBlocks(store->get(), stored);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  absl::Status again = PutSoon(store->get(), stored);
+  EXPECT_TRUE(again.ok()) << again;
+  ExpectBlocks(store->get(), stored + 1);
+  store->reset();
+  store = Open(folder.path());
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_EQ((*store)->Stats().records, stored + 1);
+  ExpectBlocks(store->get(), stored + 1);
+}
+
+}  // namespace
+}  // namespace latentkv

@@ -1,0 +1,93 @@
+// Frames, folders and a clock for the tests of this folder.
+#ifndef LATENTKV_TESTS_STORAGE_FRAMES_H_
+#define LATENTKV_TESTS_STORAGE_FRAMES_H_
+
+#include <stdlib.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "core/clock.h"
+#include "core/frame.h"
+#include "core/limits.h"
+#include "storage/rocksdb_block_store.h"
+
+namespace latentkv {
+
+inline Digest KeyOf(uint32_t chain, uint32_t block) {
+  return Sha256({AsBytes(std::to_string(chain) + "/" + std::to_string(block))});
+}
+
+inline RecordId ExactId(uint32_t chain, uint32_t block) { return {KeyOf(chain, block), Encoding::Exact()}; }
+
+inline std::vector<Digest> KeysOf(uint32_t chain, uint32_t count) {
+  std::vector<Digest> keys;
+  for (uint32_t block = 0; block < count; ++block) keys.push_back(KeyOf(chain, block));
+  return keys;
+}
+
+// A frame of two sections whose bytes follow from chain, block and encoding; `bytes` of sections together.
+inline Bytes MakeFrame(uint32_t chain, uint32_t block, size_t bytes, Encoding encoding = Encoding::Exact(),
+                       float loss = 0) {
+  FrameHeader header;
+  header.key = KeyOf(chain, block);
+  header.geometry = Sha256({AsBytes("geometry")});
+  header.encoding = encoding;
+  header.first_token = block * kBlockTokens;
+  header.token_count = kBlockTokens;
+  header.loss_own = loss;
+  header.loss_chain = loss;
+  uint64_t state = chain * 1000003u + block * 7919u + encoding.basis.bytes[0] + 1;
+  std::vector<Bytes> sections = {Bytes(bytes / 2), Bytes(bytes - bytes / 2)};
+  for (Bytes& section : sections) {
+    for (uint8_t& byte : section) byte = (state = state * 6364136223846793005u + 1442695040888963407u) >> 56;
+  }
+  return WriteFrame(header, sections).value();
+}
+
+inline PrefixQuery ExactQuery(const std::vector<Digest>& keys, uint32_t lease_ms = 0) {
+  PrefixQuery query;
+  query.keys = keys;
+  query.accept_exact = true;
+  query.lease_ms = lease_ms;
+  return query;
+}
+
+class ManualClock : public Clock {
+ public:
+  absl::Time Now() const override {
+    absl::MutexLock lock(&mutex_);
+    return now_;
+  }
+  void Advance(absl::Duration duration) {
+    absl::MutexLock lock(&mutex_);
+    now_ += duration;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  absl::Time now_ = absl::FromUnixSeconds(1000000);
+};
+
+// A folder of its own, removed at the end.
+class ScratchFolder {
+ public:
+  ScratchFolder() : path_((std::filesystem::temp_directory_path() / "latentkv-storage-XXXXXX").string()) {
+    if (mkdtemp(path_.data()) == nullptr) abort();
+  }
+  ~ScratchFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_TESTS_STORAGE_FRAMES_H_
