@@ -1,0 +1,69 @@
+#include "codec/sinks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "core/limits.h"
+#include "kernels/rotary.h"
+
+namespace latentkv {
+namespace {
+
+// Calls visit(layer, byte offset of the head in the raw form) for each sink's heads in the order in which they are kept.
+template <typename Visit>
+void ForEachHead(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, Visit visit) {
+  size_t part = 0;
+  for (uint32_t l = first_layer; l < last_layer; ++l) {
+    const LayerGeometry& layer = geometry.layers[l];
+    const size_t head_bytes = size_t{layer.head_dim} * DTypeBytes(layer.dtype);
+    const size_t part_bytes = head_bytes * layer.kv_heads * kBlockTokens;
+    for (int key_or_value = 0; key_or_value < 2; ++key_or_value, part += part_bytes) {
+      for (uint32_t head = 0; head < kSinkTokens * layer.kv_heads; ++head) visit(layer, part + head * head_bytes);
+    }
+  }
+}
+
+}  // namespace
+
+size_t SinkBytes(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer) {
+  size_t bytes = 0;
+  ForEachHead(geometry, first_layer, last_layer,
+              [&](const LayerGeometry& layer, size_t) { bytes += sizeof(float) + layer.head_dim; });
+  return bytes;
+}
+
+Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan raw) {
+  Bytes sinks;
+  ByteWriter writer(&sinks);
+  std::vector<float> values;
+  ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
+    values.resize(layer.head_dim);
+    ToFloat(layer.dtype, raw.data() + at, values.size(), values.data());
+    float largest = 0;
+    for (float value : values) largest = std::max(largest, std::fabs(value));
+    const float scale = largest / 127;
+    writer.Put(scale);
+    for (float value : values) {
+      // A scale that underflows is that of a head of nothing.
+      const float q = scale > 0 ? std::nearbyintf(value / scale) : 0;
+      writer.Put(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
+    }
+  });
+  return sinks;
+}
+
+void ReadSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks,
+               absl::Span<uint8_t> raw) {
+  ByteReader reader(sinks);
+  std::vector<float> values;
+  ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
+    values.resize(layer.head_dim);
+    const float scale = reader.Get<float>();
+    for (float& value : values) value = scale * reader.Get<int8_t>();
+    FromFloat(layer.dtype, values.data(), values.size(), raw.data() + at);
+  });
+}
+
+}  // namespace latentkv
