@@ -1,0 +1,3 @@
+#include "core/core.h"
+
+int Codec() { return Core(); }

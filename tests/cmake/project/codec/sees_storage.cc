@@ -1,0 +1,3 @@
+#include "storage/storage.h"
+
+int Codec() { return Storage(); }

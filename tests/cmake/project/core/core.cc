@@ -1,0 +1,3 @@
+#include "core/core.h"
+
+int Core() { return 1; }

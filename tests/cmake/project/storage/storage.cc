@@ -1,0 +1,5 @@
+#include "storage/storage.h"
+
+#include "core/core.h"
+
+int Storage() { return Core(); }
