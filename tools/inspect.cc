@@ -1,16 +1,17 @@
 // Explains a frame or a basis in plain words, and says which of its bytes do not verify.
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "codec/basis.h"
+#include "codec/latent_model.h"
 #include "core/checksum.h"
 #include "core/frame.h"
 #include "core/limits.h"
@@ -80,12 +81,6 @@ Outcome ExplainFrame(ByteSpan frame) {
   return outcome;
 }
 
-// Latents that a step leaves alive: those of whose magnitude the mean rounds to at least one.
-ptrdiff_t Alive(const BasisGroup& group, float step) {
-  return std::count_if(group.latent_scale.begin(), group.latent_scale.end(),
-                       [step](float scale) { return scale >= step / 2; });
-}
-
 std::string ExplainBasis(const Basis& basis) {
   const Geometry& geometry = basis.geometry();
   std::string text =
@@ -101,17 +96,23 @@ std::string ExplainBasis(const Basis& basis) {
     absl::StrAppendFormat(&text, "  layers %3d-%-3d  %d channels, %d latents", group.first_layer, group.last_layer - 1,
                           group.channels, group.rank);
     for (const Profile& profile : basis.profiles()) {
-      absl::StrAppendFormat(&text, ", %d of use at %s", Alive(group, profile.step), Printable(profile.name));
+      absl::StrAppendFormat(&text, ", %d coded at %s", LiveRank(group.latent_scale, profile.step),
+                            Printable(profile.name));
     }
     text += "\n";
   }
   return text;
 }
 
-bool IsFrame(ByteSpan bytes) {
-  uint32_t magic = 0;
-  if (bytes.size() >= sizeof(magic)) std::memcpy(&magic, bytes.data(), sizeof(magic));
-  return magic == kFrameMagic;
+Outcome Explain(ByteSpan bytes) {
+  // The magic numbers of docs/formats/frame.md and basis.md, as text.
+  if (absl::StartsWith(AsText(bytes), "LvKF")) return ExplainFrame(bytes);
+  if (!absl::StartsWith(AsText(bytes), "LvKB")) {
+    return Outcome::Failed("neither a frame nor a basis: it begins with neither LvKF nor LvKB");
+  }
+  absl::StatusOr<std::shared_ptr<const Basis>> basis = Basis::Parse(bytes);
+  if (basis.ok()) return Outcome::Done(ExplainBasis(**basis));
+  return Outcome::Failed(absl::StrCat("as a basis: ", basis.status().message()));
 }
 
 Outcome RunInspect(const Invocation& invocation) {
@@ -119,15 +120,7 @@ Outcome RunInspect(const Invocation& invocation) {
   const std::string& path = invocation.operands[0];
   absl::StatusOr<Bytes> bytes = ReadFile(path);
   if (!bytes.ok()) return Outcome::Failed(absl::StrCat(path, ": ", bytes.status().message()));
-  Outcome outcome;
-  if (IsFrame(*bytes)) {
-    outcome = ExplainFrame(*bytes);
-  } else if (absl::StatusOr<std::shared_ptr<const Basis>> basis = Basis::Parse(*bytes); basis.ok()) {
-    outcome = Outcome::Done(ExplainBasis(**basis));
-  } else {
-    outcome = Outcome::Failed(
-        absl::StrCat("not a frame (its first bytes say so), and as a basis: ", basis.status().message()));
-  }
+  Outcome outcome = Explain(*bytes);
   if (!outcome.error.empty()) outcome.error = absl::StrCat(path, ": ", outcome.error);
   return outcome;
 }

@@ -86,7 +86,8 @@ Outcome Run(const CommandLine& line) {
     if (verb.name != line.verb) continue;
     if (line.help) return Outcome::Done(absl::StrCat(verb.help, verb.asks_daemon ? kDaemonFlags : kFlags));
     if (line.for_daemon && !verb.asks_daemon) {
-      return Outcome::Misused(absl::StrCat(verb.name, " asks no daemon: it takes neither --address nor --json"));
+      return Outcome::Misused(
+          absl::StrCat(verb.name, " asks no daemon: it takes neither --address nor --json (see --help)"));
     }
     Outcome outcome = verb.run(line.invocation);
     if (outcome.exit_status == 2) absl::StrAppend(&outcome.error, "; see \"latentkv ", verb.name, " --help\"");
