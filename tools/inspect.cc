@@ -71,10 +71,10 @@ Outcome ExplainFrame(ByteSpan frame) {
     const FrameSection& section = header->sections[i];
     const std::string place =
         absl::StrFormat("section %d, bytes [%d, %d)", i, section.offset, section.offset + section.bytes);
-    const bool right = Crc32c(frame.subspan(section.offset, section.bytes)) == section.crc32c;
+    const bool whole = Crc32c(frame.subspan(section.offset, section.bytes)) == section.crc32c;
     absl::StrAppendFormat(&outcome.output, "    %-36s  %8.1f a token  %s\n", place,
-                          static_cast<double>(section.bytes) / header->token_count, right ? "right" : "DAMAGED");
-    if (right) continue;
+                          static_cast<double>(section.bytes) / header->token_count, whole ? "whole" : "DAMAGED");
+    if (whole) continue;
     outcome.exit_status = 1;
     absl::StrAppend(&outcome.error, outcome.error.empty() ? "" : "; ", place, " does not match its checksum");
   }

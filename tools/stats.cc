@@ -42,17 +42,16 @@ std::string StatsAsText(const RemoteStats& stats, absl::string_view address) {
   const absl::Duration uptime = absl::Trunc(absl::Milliseconds(stats.uptime_ms), absl::Seconds(1));
   std::string text =
       absl::StrFormat("latentkvd %s at %s, up %s\n", stats.version, address, absl::FormatDuration(uptime));
-  absl::StrAppendFormat(&text, "  holds        %d blocks, %d sessions\n", stats.records, stats.sessions);
+  absl::StrAppendFormat(&text, "  blocks       %d held; %d stored, %d refused, %d evicted for room, %d damaged\n",
+                        stats.records, stats.stores, stats.stores_refused, stats.evicted_records,
+                        stats.quarantined_records);
   absl::StrAppendFormat(&text, "  capacity     %s of %s (%.1f %%); %s on disk, %s in memory\n",
                         HumanBytes(stats.stored_bytes), HumanBytes(stats.capacity_bytes),
                         Percent(stats.stored_bytes, stats.capacity_bytes), HumanBytes(stats.disk_bytes),
                         HumanBytes(stats.memory_bytes));
-  absl::StrAppendFormat(&text, "  looked up    %d blocks found, %d not (%.1f %% found)\n", stats.hits, stats.misses,
-                        Percent(stats.hits, stats.hits + stats.misses));
-  absl::StrAppendFormat(&text, "  given back   %s\n", HumanBytes(stats.fetched_bytes));
-  absl::StrAppendFormat(&text, "  stored       %d blocks, %d refused\n", stats.stores, stats.stores_refused);
-  absl::StrAppendFormat(&text, "  removed      %d evicted for room, %d quarantined because they did not verify\n",
-                        stats.evicted_records, stats.quarantined_records);
+  absl::StrAppendFormat(&text, "  lookups      %d blocks found, %d not (%.1f %%); %s given back\n", stats.hits,
+                        stats.misses, Percent(stats.hits, stats.hits + stats.misses), HumanBytes(stats.fetched_bytes));
+  absl::StrAppendFormat(&text, "  sessions     %d\n", stats.sessions);
   return text;
 }
 

@@ -127,7 +127,8 @@ TEST(CommandTest, StatsAreTheDaemonsOwn) {
 
   const Ran text = RunCommand({"stats", "--address", daemon.address()});
   EXPECT_EQ(text.exit_status, 0);
-  EXPECT_THAT(text.output, AllOf(HasSubstr("at " + daemon.address()), HasSubstr("3 blocks"), HasSubstr("of 1.07 GB")));
+  EXPECT_THAT(text.output,
+              AllOf(HasSubstr("at " + daemon.address()), HasSubstr("3 held; 3 stored"), HasSubstr("of 1.07 GB")));
 }
 
 TEST(CommandTest, SessionsAreListedShownAndDeleted) {
