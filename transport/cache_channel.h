@@ -69,14 +69,15 @@ struct LookupAnswer {
   uint64_t lease_id = 0;
 };
 
-// One section, or the news that a record is gone. The spans are valid during the callback. Checksums have been
-// verified by the daemon, not on this side of the wire.
+// One section, or the news that a record is gone. The spans are valid as long as somebody holds `owner`. Checksums have
+// been verified by the daemon, not on this side of the wire.
 struct FetchedSection {
   uint32_t record = 0;  // Index into the request.
   uint32_t section = 0;
   bool missing = false;  // The record is gone; no further section of it comes.
   ByteSpan header;       // With a record's first section: the frame's bytes before its sections.
   ByteSpan payload;
+  std::shared_ptr<const void> owner;
 };
 // Returning false ends the call with Cancelled.
 using FetchCallback = std::function<bool(const FetchedSection&)>;

@@ -62,11 +62,12 @@ class GrpcChannel final : public CacheChannel {
     request.set_lease_id(lease_id);
     GrpcCall call(limits);
     auto reader = cache_->Fetch(call.context(), request);
-    v1::FetchChunk chunk;
-    while (reader->Read(&chunk)) {
-      const bool known = chunk.record() < records.size();
-      if (!known || !callback({chunk.record(), chunk.section(), chunk.missing(), AsBytes(chunk.header()),
-                               AsBytes(chunk.payload())})) {
+    // A message of its own for each section, so that it can be kept instead of copied.
+    for (auto chunk = std::make_shared<v1::FetchChunk>(); reader->Read(chunk.get());
+         chunk = std::make_shared<v1::FetchChunk>()) {
+      const bool known = chunk->record() < records.size();
+      if (!known || !callback({chunk->record(), chunk->section(), chunk->missing(), AsBytes(chunk->header()),
+                               AsBytes(chunk->payload()), chunk})) {
         call.context()->TryCancel();
         reader->Finish();
         if (!known) return absl::InternalError("the daemon answered a record that was not asked for");

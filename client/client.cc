@@ -1,0 +1,190 @@
+#include "client/client.h"
+
+#include <exception>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/breaker_channel.h"
+#include "client/config.h"
+#include "client/store_pipeline.h"
+#include "core/limits.h"
+
+namespace latentkv {
+namespace {
+
+absl::Status CheckPages(const Geometry& geometry, const PagedCache& pages) {
+  if (pages.layers.size() != geometry.layers.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pages of ", pages.layers.size(), " layers; the model has ", geometry.layers.size()));
+  }
+  if (pages.page_tokens == 0 || pages.page_count == 0) return absl::InvalidArgumentError("there are no pages");
+  for (const PagedLayer& layer : pages.layers) {
+    if (layer.key == nullptr || layer.value == nullptr) return absl::InvalidArgumentError("a layer without pages");
+  }
+  return absl::OkStatus();
+}
+
+class ClientImpl final : public Client {
+ public:
+  explicit ClientImpl(ClientConfig config)
+      : config_(std::move(config)),
+        log_(config_.logger, config_.clock),
+        breaker_(config_.clock, &log_),
+        channel_(MakeBreakerChannel(config_.channel.get(), &breaker_)),
+        pool_(config_.thread_count),
+        loads_({channel_.get(), config_.codec.get(), &pool_, &losses_, &counters_, &log_, config_.read}),
+        stores_({channel_.get(), &breaker_, config_.codec.get(), &losses_, &counters_, &log_, config_.clock,
+                 config_.write, config_.staging_bytes_max}) {}
+
+  absl::Status RegisterPages(PagedCache pages) override {
+    absl::Status status = CheckPages(geometry(), pages);
+    if (!status.ok()) return status;
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (pages_ != nullptr) return absl::FailedPreconditionError("pages are registered already");
+    pages_ = std::make_shared<const PagedCache>(std::move(pages));
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<uint64_t> Match(const Prompt& prompt, absl::Duration lease, absl::Time deadline) override {
+    absl::StatusOr<std::vector<Digest>> keys = Keys(prompt, prompt.tokens.size());
+    if (!keys.ok()) return keys.status();
+    ++counters_.lookups;
+    if (keys->empty()) return 0;
+    LookupQuery query;
+    query.keys = *std::move(keys);
+    query.accept_bases = config_.read.bases;
+    query.loss_chain_max = config_.read.loss_chain_max;
+    query.lease_ms = absl::ToInt64Milliseconds(lease);
+    absl::StatusOr<LookupAnswer> answer = channel_->Lookup(query, {deadline, nullptr});
+    if (!answer.ok()) {
+      log_.Warn(Failure::kLookup, absl::StrCat("a lookup failed, which is a miss: ", answer.status().message()));
+      return 0;
+    }
+    const uint64_t tokens = answer->records.size() * kBlockTokens;
+    counters_.hit_tokens += tokens;
+    return tokens;
+  }
+
+  absl::StatusOr<std::unique_ptr<Job>> Load(const Prompt& prompt, uint64_t first, uint64_t count,
+                                            absl::Span<const uint64_t> page_ids, absl::Time deadline) override {
+    if (first % kBlockTokens != 0 || count % kBlockTokens != 0) {
+      return absl::InvalidArgumentError(absl::StrCat("a load begins and ends on multiples of ", kBlockTokens));
+    }
+    absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids);
+    if (!range.ok()) return range.status();
+    LoadRequest request;
+    request.keys.assign(range->keys.begin() + range->first_block, range->keys.end());
+    request.first_token = first;
+    request.pages = std::move(range->pages);
+    request.slots = std::move(range->slots);
+    request.deadline = deadline;
+    return loads_.Start(std::move(request));
+  }
+
+  absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
+                                             absl::Span<const uint64_t> page_ids) override {
+    absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids);
+    if (!range.ok()) return range.status();
+    return stores_.Store(
+        {std::move(range->keys), range->first_block, std::move(range->pages), std::move(range->slots)});
+  }
+
+  absl::Status Flush(absl::Duration timeout) override {
+    if (stores_.Flush(absl::Now() + timeout)) return absl::OkStatus();
+    return absl::DeadlineExceededError("blocks are still being stored");
+  }
+
+  ClientStats Stats() const override {
+    const ClientCounters& counters = counters_;
+    return {counters.lookups,        counters.hit_tokens,     counters.loaded_tokens, counters.loaded_bytes,
+            counters.load_failures,  counters.stored_blocks,  counters.stored_bytes,  counters.stored_raw_bytes,
+            counters.dropped_blocks, counters.store_failures, breaker_.open()};
+  }
+
+  absl::Status PutSession(absl::string_view name, ByteSpan record, absl::Time deadline) override {
+    RemoteSession session;
+    session.name = std::string(name);
+    session.record = std::string(AsText(record));
+    return channel_->PutSession(session, {deadline, nullptr});
+  }
+  absl::StatusOr<std::string> GetSession(absl::string_view name, absl::Time deadline) override {
+    absl::StatusOr<RemoteSession> session = channel_->GetSession(name, {deadline, nullptr});
+    if (!session.ok()) return session.status();
+    return std::move(session->record);
+  }
+  absl::Status DeleteSession(absl::string_view name, absl::Time deadline) override {
+    return channel_->DeleteSession(name, {deadline, nullptr});
+  }
+
+ private:
+  // The whole blocks of a range of tokens, with where they lie.
+  struct Range {
+    std::vector<Digest> keys;  // From the chain's first block on.
+    size_t first_block = 0;
+    std::shared_ptr<const PagedCache> pages;
+    std::vector<std::vector<TokenRun>> slots;  // From first_block on.
+  };
+
+  const Geometry& geometry() const { return config_.codec->geometry(); }
+
+  absl::StatusOr<std::vector<Digest>> Keys(const Prompt& prompt, uint64_t token_count) const {
+    ChainScope scope = config_.scope;
+    if (prompt.salt.has_value()) scope.salt = *prompt.salt;
+    return ChainKeys(scope, prompt.tokens.first(token_count), prompt.extras);
+  }
+
+  absl::StatusOr<Range> Prepare(const Prompt& prompt, uint64_t first, uint64_t count,
+                                absl::Span<const uint64_t> page_ids) {
+    if (first > prompt.tokens.size() || count > prompt.tokens.size() - first) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(count, " tokens from ", first, " on, of a prompt of ", prompt.tokens.size()));
+    }
+    Range range;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      range.pages = pages_;
+    }
+    if (range.pages == nullptr) return absl::FailedPreconditionError("no pages are registered");
+    absl::StatusOr<std::vector<Digest>> keys = Keys(prompt, first + count);
+    if (!keys.ok()) return keys.status();
+    range.keys = *std::move(keys);
+    range.first_block = std::min<size_t>((first + kBlockTokens - 1) / kBlockTokens, range.keys.size());
+    for (size_t block = range.first_block; block < range.keys.size(); ++block) {
+      absl::Status status = RunsOfTokens(page_ids, range.pages->page_tokens, range.pages->page_count,
+                                         block * kBlockTokens, kBlockTokens, &range.slots.emplace_back());
+      if (!status.ok()) return status;
+    }
+    return range;
+  }
+
+  const ClientConfig config_;
+  FailureLog log_;
+  ClientCounters counters_;
+  RestoredLosses losses_;
+  CircuitBreaker breaker_;
+  const std::unique_ptr<CacheChannel> channel_;
+  WorkerPool pool_;
+  LoadPipeline loads_;
+  StorePipeline stores_;
+  std::mutex mutex_;
+  std::shared_ptr<const PagedCache> pages_;  // Under mutex_.
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Client>> MakeClient(ClientConfig config) try {
+  return std::make_unique<ClientImpl>(std::move(config));
+} catch (const std::exception& error) {
+  return absl::ResourceExhaustedError(absl::StrCat("cannot start a client: ", error.what()));
+}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Open(const ClientOptions& options) {
+  absl::StatusOr<ClientConfig> config = MakeClientConfig(options);
+  if (!config.ok()) return config.status();
+  return MakeClient(*std::move(config));
+}
+
+}  // namespace latentkv

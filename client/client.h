@@ -1,0 +1,109 @@
+// The client library: finds a prompt's stored prefix, fills pages with it, stores pages. For engines in C++; other
+// languages use c/latentkv.h, which says the same.
+#ifndef LATENTKV_CLIENT_CLIENT_H_
+#define LATENTKV_CLIENT_CLIENT_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "core/bytes.h"
+#include "core/chain_key.h"
+#include "core/geometry.h"
+#include "kernels/pages.h"
+
+namespace latentkv {
+
+struct ClientOptions {
+  std::string address;  // "127.0.0.1:7430" or "unix:/path"
+  ChainScope scope;
+  Geometry geometry;
+  std::string basis_path;                            // Empty: exact alone.
+  std::string profile = "exact";                     // Or one of the basis: "high", "balanced", "small".
+  float step = 0;                                    // Above 0: instead of the profile's.
+  float loss_chain_max = 0;                          // What a reader accepts; 0: four times the profile's bound.
+  uint64_t staging_bytes_max = uint64_t{256} << 20;  // Of what waits to be sent: 11,000 tokens of SmolLM2.
+  uint32_t thread_count = 0;                         // That decode; 0 for the machine's cores, 4 at most.
+};
+
+// Need only live during the call that it is given to.
+struct Prompt {
+  absl::Span<const uint32_t> tokens;
+  absl::Span<const BlockExtra> extras;   // Sorted by block.
+  std::optional<std::string> salt = {};  // Instead of the client's.
+};
+
+struct TransferResult {
+  uint64_t token_count = 0;   // Good tokens from the first on: loaded, or acknowledged.
+  uint64_t frame_bytes = 0;   // Of those.
+  uint64_t exact_blocks = 0;  // Of those, how many were exact.
+  double loss_chain = 0;      // Of the last good block.
+};
+
+// A load or a store under way. One thread waits at a time.
+class Job {
+ public:
+  // Ends a load that still runs: no page is written any more when it returns. A store goes on.
+  virtual ~Job() = default;
+  // Waits until layer `layer` of a load is in its pages for all good tokens, or, if it is negative, until the job is
+  // over (a store knows nothing else). Whatever went wrong shows as a smaller token_count. DeadlineExceeded after
+  // `timeout`, and the job goes on; InvalidArgument for a layer that the geometry does not have.
+  virtual absl::StatusOr<TransferResult> Wait(int32_t layer, absl::Duration timeout) = 0;
+};
+
+// Since the client was opened.
+struct ClientStats {
+  uint64_t lookups = 0, hit_tokens = 0;  // Of Match.
+  uint64_t loaded_tokens = 0, loaded_bytes = 0;
+  uint64_t load_failures = 0;  // Blocks that a load was asked for and did not restore, whatever the reason.
+  uint64_t stored_blocks = 0, stored_bytes = 0, stored_raw_bytes = 0;  // Acknowledged.
+  uint64_t dropped_blocks = 0;  // Not sent: the queue was full, the daemon away, or a block before was not stored.
+  uint64_t store_failures = 0;  // Could not be encoded, or were not acknowledged.
+  bool breaker_open = false;    // The daemon counts as away.
+};
+
+// Thread-safe; throws nothing. A daemon that is away is a miss: it fails fast after the first call that found out, and
+// is tried again after a while.
+class Client {
+ public:
+  // Never connects. InvalidArgument for options that cannot be, NotFound or DataLoss for the basis file.
+  static absl::StatusOr<std::unique_ptr<Client>> Open(const ClientOptions& options);
+
+  // Ends loads that still run and gives up stores that were not sent; their jobs stay valid.
+  virtual ~Client() = default;
+
+  // Once, before Load and Store. The pages must outlive the client. InvalidArgument if they do not fit the geometry.
+  virtual absl::Status RegisterPages(PagedCache pages) = 0;
+
+  // Tokens of the longest stored prefix, a multiple of kBlockTokens, which the daemon then keeps for `lease`. 0 when
+  // nothing is stored, or the daemon is away or has not answered by `deadline`.
+  virtual absl::StatusOr<uint64_t> Match(const Prompt& prompt, absl::Duration lease, absl::Time deadline) = 0;
+
+  // Begins to fill tokens [first, first + count), multiples of kBlockTokens, of the prompt, whose pages are `page_ids`
+  // (of the whole prompt, one for each page_tokens). At `deadline` the job ends with what is good.
+  virtual absl::StatusOr<std::unique_ptr<Job>> Load(const Prompt& prompt, uint64_t first, uint64_t count,
+                                                    absl::Span<const uint64_t> page_ids, absl::Time deadline) = 0;
+
+  // Begins to store the whole blocks of [first, first + count): copies their pages before it returns, then encodes and
+  // sends. What the queue has no room for is dropped, and so is all behind it, which nobody could reach.
+  virtual absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
+                                                     absl::Span<const uint64_t> page_ids) = 0;
+
+  // Waits until every store so far was acknowledged or given up. DeadlineExceeded.
+  virtual absl::Status Flush(absl::Duration timeout) = 0;
+
+  virtual ClientStats Stats() const = 0;
+
+  // A named record of the caller's bytes that survives restarts. Unavailable while the daemon is away.
+  virtual absl::Status PutSession(absl::string_view name, ByteSpan record, absl::Time deadline) = 0;
+  virtual absl::StatusOr<std::string> GetSession(absl::string_view name, absl::Time deadline) = 0;
+  virtual absl::Status DeleteSession(absl::string_view name, absl::Time deadline) = 0;
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_CLIENT_H_

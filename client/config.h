@@ -1,0 +1,39 @@
+// The parts that a client is wired from.
+#ifndef LATENTKV_CLIENT_CONFIG_H_
+#define LATENTKV_CLIENT_CONFIG_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "client/client.h"
+#include "client/failure_log.h"
+#include "client/load_pipeline.h"
+#include "codec/codec.h"
+#include "core/chain_key.h"
+#include "core/clock.h"
+#include "transport/cache_channel.h"
+
+namespace latentkv {
+
+struct ClientConfig {
+  std::shared_ptr<CacheChannel> channel;
+  std::shared_ptr<const Codec> codec;
+  ChainScope scope;
+  ReadPolicy read;
+  EncodeOptions write;
+  uint64_t staging_bytes_max = uint64_t{256} << 20;
+  uint32_t thread_count = 1;
+  std::shared_ptr<spdlog::logger> logger = MakeClientLogger();
+  const Clock* clock = &SystemClock();  // Of the breaker and the log; deadlines are the system's. Outlives the client.
+};
+
+// Reads the basis; the channel is over gRPC. Errors as Client::Open.
+absl::StatusOr<ClientConfig> MakeClientConfig(const ClientOptions& options);
+
+// ResourceExhausted if the threads cannot be had.
+absl::StatusOr<std::unique_ptr<Client>> MakeClient(ClientConfig config);
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_CONFIG_H_

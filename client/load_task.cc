@@ -1,0 +1,187 @@
+#include "client/load_task.h"
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "core/limits.h"
+
+namespace latentkv {
+namespace {
+
+// Received and not yet decoded: what four threads decode in about 20 ms, so that none of them waits for the stream.
+constexpr uint64_t kBacklogBytesMax = 32u << 20;
+// What a damaged record's removal may add to a load.
+constexpr absl::Duration kForgetDuration = absl::Seconds(1);
+// A lease must only last until the load ends; the daemon keeps none for longer.
+constexpr absl::Duration kLeaseMax = absl::Minutes(10);
+
+}  // namespace
+
+LoadTask::LoadTask(const LoadPipeline::Parts& parts, LoadRequest request)
+    : parts_(parts),
+      request_(std::move(request)),
+      layers_(parts.codec->geometry().layers.size()),
+      progress_(request_.keys.size(), layers_),
+      backlog_(kBacklogBytesMax) {}
+
+void LoadTask::Run() {
+  absl::Status status;
+  try {
+    status = Receive();
+  } catch (const std::exception& error) {
+    status = absl::ResourceExhaustedError(error.what());
+  }
+  backlog_.WaitUntilEmpty();
+  const uint32_t good = progress_.Settle();
+  if (!status.ok() && !absl::IsCancelled(status)) {
+    parts_.log->Warn(Failure::kFetch, absl::StrCat("a load ended after ", good, " of ", request_.keys.size(),
+                                                   " blocks: ", status.message()));
+  }
+  // Before the job is over: the engine then recomputes the blocks and stores them, which must find no old record.
+  ForgetDamaged();
+  Account(good);
+  progress_.Finish();
+}
+
+absl::Status LoadTask::Receive() {
+  if (request_.keys.empty()) return absl::OkStatus();
+  const CallLimits limits{request_.deadline, &cancel_};
+  LookupQuery query;
+  query.keys = request_.keys;
+  query.accept_bases = parts_.policy.bases;
+  query.loss_chain_max = parts_.policy.loss_chain_max;
+  query.lease_ms =
+      absl::ToInt64Milliseconds(std::clamp(request_.deadline - absl::Now(), absl::Milliseconds(1), kLeaseMax));
+  absl::StatusOr<LookupAnswer> answer = parts_.channel->Lookup(query, limits);
+  if (!answer.ok()) return answer.status();
+  if (answer->records.size() < request_.keys.size()) {
+    progress_.Fail(answer->records.size());
+    parts_.log->Warn(Failure::kRecordGone, absl::StrCat(request_.keys.size() - answer->records.size(), " of ",
+                                                        request_.keys.size(), " blocks of a load are not stored"));
+  }
+  if (answer->records.empty()) return absl::OkStatus();
+  blocks_.resize(answer->records.size());
+  for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i].record = answer->records[i];
+  return parts_.channel->Fetch(answer->records, answer->lease_id, limits,
+                               [this](const FetchedSection& section) { return Take(section); });
+}
+
+bool LoadTask::Take(const FetchedSection& section) {
+  if (cancel_.cancelled()) return false;
+  const uint32_t index = section.record;
+  if (progress_.Wanted(index)) {
+    absl::Status status = Check(section);
+    if (!status.ok()) {
+      Refuse(index, status);
+    } else {
+      const uint64_t bytes = section.payload.size();
+      backlog_.Add(bytes);
+      parts_.pool->Add(
+          [this, index, number = section.section, payload = section.payload, owner = section.owner, bytes] {
+            Decode(index, number, payload);
+            backlog_.Remove(bytes);
+          });
+    }
+  }
+  return progress_.Wanted(0);
+}
+
+absl::Status LoadTask::Check(const FetchedSection& section) {
+  if (section.missing) return absl::NotFoundError("the daemon has it no more");
+  Block& block = blocks_[section.record];
+  if (section.section != block.next_section) return absl::InternalError("a section came out of order");
+  ++block.next_section;
+  if (section.section == 0) {
+    absl::Status status = CheckHeader(section.record, section.header);
+    if (!status.ok()) return status;
+  }
+  if (section.section >= block.header.sections.size()) return absl::InternalError("a section too many came");
+  return absl::OkStatus();
+}
+
+absl::Status LoadTask::CheckHeader(uint32_t index, ByteSpan bytes) {
+  Block& block = blocks_[index];
+  absl::StatusOr<FrameHeader> header = ParseFrameHeader(bytes, block.record.frame_bytes);
+  if (!header.ok()) return header.status();
+  absl::Status status = parts_.codec->Check(*header, request_.keys[index], FirstTokenOf(index));
+  if (!status.ok()) return status;
+  if (!(header->encoding == block.record.encoding)) {
+    return absl::FailedPreconditionError(absl::StrCat("its frame is of encoding ", header->encoding.ToString()));
+  }
+  if (!(header->loss_chain <= parts_.policy.loss_chain_max)) {
+    return absl::FailedPreconditionError(absl::StrCat("its loss of ", header->loss_chain, " is over the limit"));
+  }
+  block.header = *std::move(header);
+  return absl::OkStatus();
+}
+
+void LoadTask::Decode(uint32_t index, uint32_t section, ByteSpan payload) {
+  if (cancel_.cancelled() || !progress_.Wanted(index) || absl::Now() >= request_.deadline) return;
+  const FrameHeader& header = blocks_[index].header;
+  absl::Status status;
+  try {
+    status = parts_.codec->DecodeSection(header, section, payload, *request_.pages, request_.slots[index]);
+  } catch (const std::exception& error) {
+    status = absl::ResourceExhaustedError(error.what());
+  }
+  if (!status.ok()) return Refuse(index, status);
+  const auto [first, last] = parts_.codec->SectionLayers(header.encoding, section);
+  progress_.LayersDone(index, first, last);
+}
+
+void LoadTask::Refuse(uint32_t index, const absl::Status& status) {
+  progress_.Fail(index);
+  if (absl::IsDataLoss(status)) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    damaged_.push_back(request_.keys[index]);
+  }
+  parts_.log->Warn(absl::IsNotFound(status) ? Failure::kRecordGone : Failure::kRecordRefused,
+                   absl::StrCat("the block of tokens ", FirstTokenOf(index), " to ",
+                                FirstTokenOf(index) + kBlockTokens - 1, " is not restored: ", status.message()));
+}
+
+void LoadTask::ForgetDamaged() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (damaged_.empty()) return;
+  const CallLimits limits{std::min(request_.deadline, absl::Now() + kForgetDuration), &cancel_};
+  absl::Status status = parts_.channel->Forget(damaged_, 0, limits).status();
+  if (!status.ok()) {
+    parts_.log->Warn(Failure::kForget, absl::StrCat("damaged records stay in the daemon: ", status.message()));
+  }
+}
+
+void LoadTask::Account(uint32_t good) {
+  for (uint32_t i = 0; i < good; ++i) parts_.losses->Restored(request_.keys[i], blocks_[i].header.loss_chain);
+  const TransferResult result = ResultOf(good);
+  parts_.counters->loaded_tokens += result.token_count;
+  parts_.counters->loaded_bytes += result.frame_bytes;
+  if (!cancel_.cancelled()) parts_.counters->load_failures += request_.keys.size() - good;
+}
+
+absl::StatusOr<TransferResult> LoadTask::Wait(int32_t layer, absl::Time deadline) const {
+  if (layer >= static_cast<int64_t>(layers_)) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " of a model with ", layers_));
+  }
+  std::optional<uint32_t> good = progress_.Wait(layer, deadline);
+  if (!good.has_value()) return absl::DeadlineExceededError("the load has not come so far yet");
+  return ResultOf(*good);
+}
+
+TransferResult LoadTask::ResultOf(uint32_t good) const {
+  TransferResult result;
+  result.token_count = uint64_t{good} * kBlockTokens;
+  for (uint32_t i = 0; i < good; ++i) {
+    result.frame_bytes += blocks_[i].record.frame_bytes;
+    result.exact_blocks += blocks_[i].record.encoding.IsExact();
+  }
+  if (good > 0) result.loss_chain = blocks_[good - 1].header.loss_chain;
+  return result;
+}
+
+uint32_t LoadTask::FirstTokenOf(uint32_t index) const { return request_.first_token + index * kBlockTokens; }
+
+}  // namespace latentkv

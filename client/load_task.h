@@ -1,0 +1,58 @@
+// One load, from its lookup to its last page.
+#ifndef LATENTKV_CLIENT_LOAD_TASK_H_
+#define LATENTKV_CLIENT_LOAD_TASK_H_
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "client/backlog.h"
+#include "client/load_pipeline.h"
+#include "client/load_progress.h"
+
+namespace latentkv {
+
+class LoadTask {
+ public:
+  // `parts` are used until Run returns, and not after.
+  LoadTask(const LoadPipeline::Parts& parts, LoadRequest request);
+
+  // The whole load, on a thread of its own. Throws nothing.
+  void Run();
+  // Makes Run return soon. Any thread.
+  void Cancel() { cancel_.Cancel(); }
+  // As Job::Wait. Any thread, also after Run.
+  absl::StatusOr<TransferResult> Wait(int32_t layer, absl::Time deadline) const;
+
+ private:
+  struct Block {
+    RemoteRecord record;
+    FrameHeader header;         // Once section 0 came.
+    uint32_t next_section = 0;  // Sections come in order.
+  };
+
+  absl::Status Receive();
+  bool Take(const FetchedSection& section);
+  absl::Status Check(const FetchedSection& section);
+  absl::Status CheckHeader(uint32_t index, ByteSpan bytes);
+  void Decode(uint32_t index, uint32_t section, ByteSpan payload);
+  void Refuse(uint32_t index, const absl::Status& status);
+  void ForgetDamaged();
+  void Account(uint32_t good);
+  TransferResult ResultOf(uint32_t good) const;
+  uint32_t FirstTokenOf(uint32_t index) const;
+
+  const LoadPipeline::Parts parts_;
+  const LoadRequest request_;
+  const uint32_t layers_;
+  CancelToken cancel_;
+  LoadProgress progress_;
+  Backlog backlog_;
+  std::vector<Block> blocks_;  // A block's is written by the receiver, before its first section is decoded.
+  std::mutex mutex_;
+  std::vector<Digest> damaged_;  // Under mutex_.
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_LOAD_TASK_H_

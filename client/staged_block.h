@@ -1,0 +1,34 @@
+// A block on its way to the daemon.
+#ifndef LATENTKV_CLIENT_STAGED_BLOCK_H_
+#define LATENTKV_CLIENT_STAGED_BLOCK_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "client/staging_budget.h"
+#include "client/store_progress.h"
+#include "core/bytes.h"
+#include "core/digest.h"
+
+namespace latentkv {
+
+struct StagedBlock {
+  uint64_t sequence = 0;  // Rising in the order of Store.
+  Digest key, parent;     // Parent zero for the chain's first block.
+  uint32_t first_token = 0;
+  float loss_inherited = 0;
+
+  std::unique_ptr<uint8_t[]> raw;  // Until it is encoded.
+  uint64_t raw_bytes = 0;
+  std::shared_ptr<const Bytes> frame;  // From then on.
+  bool exact = false;
+  float loss_chain = 0;
+
+  StagingBudget::Share share;
+  std::shared_ptr<StoreProgress> progress;  // Of the job that it belongs to, as block `index`.
+  uint32_t index = 0;
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_STAGED_BLOCK_H_

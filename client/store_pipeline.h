@@ -1,0 +1,64 @@
+// Stores: copies pages, then encodes and sends behind the caller's back.
+#ifndef LATENTKV_CLIENT_STORE_PIPELINE_H_
+#define LATENTKV_CLIENT_STORE_PIPELINE_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "client/circuit_breaker.h"
+#include "client/client.h"
+#include "client/counters.h"
+#include "client/encode_worker.h"
+#include "client/failure_log.h"
+#include "client/frame_sender.h"
+#include "client/restored_losses.h"
+#include "client/staging_budget.h"
+#include "client/store_ledger.h"
+#include "codec/codec.h"
+#include "core/digest.h"
+#include "kernels/pages.h"
+#include "transport/cache_channel.h"
+
+namespace latentkv {
+
+struct StoreRequest {
+  std::vector<Digest> keys;  // Of the whole chain up to the last block to store.
+  size_t first_block = 0;    // The first to store.
+  std::shared_ptr<const PagedCache> pages;
+  std::vector<std::vector<TokenRun>> slots;  // Of each block to store; checked.
+};
+
+// Thread-safe.
+class StorePipeline {
+ public:
+  struct Parts {  // All outlive the pipeline.
+    CacheChannel* channel = nullptr;
+    const CircuitBreaker* breaker = nullptr;
+    const Codec* codec = nullptr;
+    RestoredLosses* losses = nullptr;
+    ClientCounters* counters = nullptr;
+    FailureLog* log = nullptr;
+    const Clock* clock = nullptr;
+    EncodeOptions options;
+    uint64_t staging_bytes_max = 0;
+  };
+  explicit StorePipeline(const Parts& parts);
+
+  // Pages are not read any more when it returns.
+  std::unique_ptr<Job> Store(const StoreRequest& request);
+  // False if something is still under way at `deadline`.
+  bool Flush(absl::Time deadline) const { return ledger_.Flush(deadline); }
+
+ private:
+  const Parts parts_;
+  const uint64_t raw_bytes_;  // Of a block.
+  StagingBudget budget_;
+  StoreLedger ledger_;
+  FrameSender sender_;
+  EncodeWorker encoder_;  // Before the sender, which it hands its frames to, is destroyed.
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_STORE_PIPELINE_H_
