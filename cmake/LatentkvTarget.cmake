@@ -12,7 +12,7 @@ set(LATENTKV_MAY_USE_bench "core;codec;kernels;storage;transport;proto;server;cl
 set(LATENTKV_MAY_USE_tests "core;codec;kernels;storage;transport;proto;server;client;tools")
 
 # latentkv_target(<name> FOLDER <folder> [LIBRARY|SHARED|EXECUTABLE|TEST] SOURCES ... [USES latentkv_<folder> ...] [LINKS third-party ...])
-# A library of folder f is named latentkv_f. USES must lie in the row of FOLDER, or configuring stops. Includes are
+# A library of folder f is named latentkv_f, a second one latentkv_f_<what>. USES must lie in the row of FOLDER, or configuring stops. Includes are
 # written from the repository root ("core/digest.h") and each target sees only the folders that it USES, through a
 # tree of links in the build folder.
 function(latentkv_target name)
@@ -21,12 +21,15 @@ function(latentkv_target name)
   file(MAKE_DIRECTORY ${view})
   set(folders ${ARG_FOLDER})
   foreach(used IN LISTS ARG_USES)
-    string(REPLACE "latentkv_" "" folder ${used})
+    string(REGEX REPLACE "^latentkv_([a-z]+).*" "\\1" folder ${used})
     if(NOT folder STREQUAL ARG_FOLDER AND NOT folder IN_LIST LATENTKV_MAY_USE_${ARG_FOLDER})
       message(FATAL_ERROR "${name}: ${ARG_FOLDER}/ may not use ${folder}/ (cmake/LatentkvTarget.cmake)")
     endif()
     list(APPEND folders ${folder})
   endforeach()
+  if(ARG_LINKS MATCHES "(^|;)latentkv")
+    message(FATAL_ERROR "${name}: libraries of ours belong to USES, not to LINKS")
+  endif()
   foreach(folder IN LISTS folders)
     file(CREATE_LINK ${CMAKE_SOURCE_DIR}/${folder} ${view}/${folder} SYMBOLIC)
   endforeach()

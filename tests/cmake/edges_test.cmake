@@ -1,4 +1,5 @@
-# The build refuses a USES that is not in the table, and does not find a header of a folder outside USES.
+# The build refuses a USES that is not in the table and a library of ours in LINKS, and does not find a header of a
+# folder outside USES.
 
 cmake_minimum_required(VERSION 3.25)
 
@@ -20,5 +21,6 @@ set(build ${CMAKE_COMMAND} --build ${scratch}/project)
 expect(passes "" ${configure} -B ${scratch}/project/allowed -D edge=allowed)
 expect(passes "" ${build}/allowed)
 expect(fails "codec/ may not use storage/" ${configure} -B ${scratch}/project/used -D edge=used)
+expect(fails "belong to USES" ${configure} -B ${scratch}/project/linked -D edge=linked)
 expect(passes "" ${configure} -B ${scratch}/project/included -D edge=included)
 expect(fails "storage/storage.h: No such file or directory" ${build}/included)

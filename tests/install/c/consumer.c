@@ -6,8 +6,11 @@
 int main(int argc, char** argv) {
   const uint8_t model[32] = {1};
   const latentkv_layer layer = {.kv_heads = 2, .head_dim = 64, .rotary_scale = 1, .dtype = 1};
-  const latentkv_options options = {.struct_bytes = sizeof(options), .address = argc > 1 ? argv[1] : NULL,
-                                    .model_digest = model, .layers = &layer, .layer_count = 1};
+  const latentkv_options options = {.struct_bytes = sizeof(options),
+                                    .address = argc > 1 ? argv[1] : NULL,
+                                    .model_digest = model,
+                                    .layers = &layer,
+                                    .layer_count = 1};
   latentkv_client* client = NULL;
   uint8_t* record = NULL;
   size_t bytes = 0;
