@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "core/bytes.h"
 #include "core/digest.h"
@@ -38,14 +39,23 @@ struct PrefixQuery {
 
 struct PrefixHit {
   std::vector<RecordEntry> records;  // Of keys[0..n): of each the acceptable encoding with the least loss.
-  uint64_t lease_id = 0;
+  uint64_t lease_id = 0;             // 0 when nothing is leased.
+};
+
+// Bytes that stay where they are while a copy of this lives.
+struct SharedBytes {
+  ByteSpan bytes;
+  std::shared_ptr<const void> owner;
 };
 
 struct StoreStats {
   uint64_t records = 0, stored_bytes = 0, disk_bytes = 0, capacity_bytes = 0, memory_bytes = 0;
   uint64_t hits = 0, misses = 0, fetched_bytes = 0, evicted_records = 0, quarantined_records = 0;
-  uint64_t sessions = 0, stores = 0, stores_refused = 0;
+  uint64_t stores = 0, stores_refused = 0;
 };
+
+inline constexpr absl::Duration kLeaseMax = absl::Minutes(10);    // Of a request that waits in an engine's queue.
+inline constexpr uint64_t kLeasedRecordsMax = uint64_t{1} << 20;  // 32 of the longest chains; some 100 MB of memory.
 
 // Thread-safe. Every call returns Unavailable after Close.
 class BlockStore {
@@ -53,15 +63,17 @@ class BlockStore {
   virtual ~BlockStore() = default;
 
   // Verifies and stores a frame under the id that its header names. OK also when it is there already. Once OK it
-  // survives kill -9; with `sync`, the loss of power. InvalidArgument for a frame that does not verify,
-  // ResourceExhausted when the disk is full or nothing more can be evicted.
-  virtual absl::Status Put(ByteSpan frame, bool sync) = 0;
+  // survives kill -9; with `sync`, the loss of power. `parent` is the key of the block before it in its chain, zero for
+  // none: by it a chain is evicted from its end. InvalidArgument for a frame that does not verify, ResourceExhausted
+  // when the disk is full or nothing more can be evicted.
+  virtual absl::Status Put(ByteSpan frame, const Digest& parent, bool sync) = 0;
 
-  // The longest prefix of which every block is stored. Touches the chain from its last block to its first.
+  // The longest prefix of which every block is stored. Touches the chain from its last block to its first. A lease
+  // lasts kLeaseMax at the longest, and none is given while kLeasedRecordsMax records are leased.
   virtual absl::StatusOr<PrefixHit> FindPrefix(const PrefixQuery& query) = 0;
 
   // The frame's bytes as stored, header and every section verified. NotFound; DataLoss after quarantining the record.
-  virtual absl::StatusOr<std::shared_ptr<const Bytes>> Get(const RecordId& id) = 0;
+  virtual absl::StatusOr<SharedBytes> Get(const RecordId& id) = 0;
 
   virtual void ReleaseLease(uint64_t lease_id) = 0;
   // Removes every encoding of the keys; the number of records removed.

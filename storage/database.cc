@@ -82,6 +82,12 @@ rocksdb::ColumnFamilyOptions MakeFamilyOptions(Family family, uint64_t capacity,
   return options;
 }
 
+// A value where RocksDB put it: a buffer of its own, or a block of the cache, which must then stay.
+struct Pinned {
+  std::shared_ptr<rocksdb::Cache> cache;
+  rocksdb::PinnableSlice value;
+};
+
 class RocksDatabase : public Database {
  public:
   RocksDatabase(std::string path, uint64_t capacity)
@@ -96,13 +102,13 @@ class RocksDatabase : public Database {
 
   absl::Status Write(const std::vector<Change>& changes) override;
   absl::Status Sync() override;
-  absl::StatusOr<Bytes> Read(Family family, const std::string& key) override;
+  absl::StatusOr<SharedBytes> Read(Family family, const std::string& key) override;
   absl::Status Scan(Family family, const std::string& prefix, const Visitor& visit) override;
   absl::Status Recover() override;
   absl::Status Reclaim(const std::function<bool()>& enough) override;
   void StopReclaim() override { stop_reclaim_ = true; }
   uint64_t DiskBytes() const override;
-  uint64_t OverheadBytes() const override { return 6 * BufferBytes(capacity_) + 2 * BlobFileBytes(capacity_); }
+  uint64_t OverheadBytes() const override;
   absl::Status Close() override;
 
  private:
@@ -179,18 +185,19 @@ absl::Status RocksDatabase::Sync() {
   return FromWrite(db_->SyncWAL());
 }
 
-absl::StatusOr<Bytes> RocksDatabase::Read(Family family, const std::string& key) {
+absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string& key) {
   absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
   rocksdb::ReadOptions options;
   // RocksDB's software CRC would cost more than reading; a payload's frame has its own.
   options.verify_checksums = family != Family::kPayload;
   options.fill_cache = family != Family::kPayload;
-  rocksdb::PinnableSlice value;
-  absl::Status status = FromRead(db_->Get(options, Handle(family), key, &value));
+  auto pinned = std::make_shared<Pinned>();
+  pinned->cache = cache_;
+  absl::Status status = FromRead(db_->Get(options, Handle(family), key, &pinned->value));
   if (!status.ok()) return status;
-  const ByteSpan bytes = AsBytes(ToView(value));
-  return Bytes(bytes.begin(), bytes.end());
+  const ByteSpan bytes = AsBytes(ToView(pinned->value));
+  return SharedBytes{bytes, std::move(pinned)};
 }
 
 absl::Status RocksDatabase::Scan(Family family, const std::string& prefix, const Visitor& visit) {
@@ -262,6 +269,20 @@ absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
     if (!status.ok()) return from(status);
   }
   return absl::OkStatus();
+}
+
+uint64_t RocksDatabase::OverheadBytes() const {
+  uint64_t bytes = 6 * BufferBytes(capacity_) + 2 * BlobFileBytes(capacity_);
+  absl::ReaderMutexLock lock(&life_);
+  if (db_ == nullptr) return bytes;
+  for (Family family : {Family::kIndex, Family::kNamed}) {
+    for (const std::string& property :
+         {rocksdb::DB::Properties::kTotalSstFilesSize, rocksdb::DB::Properties::kTotalBlobFileSize}) {
+      uint64_t held = 0;
+      if (db_->GetIntProperty(Handle(family), property, &held)) bytes += held;
+    }
+  }
+  return bytes;
 }
 
 uint64_t RocksDatabase::DiskBytes() const {

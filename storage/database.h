@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/bytes.h"
+#include "storage/block_store.h"
 
 namespace latentkv {
 
@@ -40,7 +41,8 @@ class Database {
   // What Write has acknowledged so far survives the loss of power.
   virtual absl::Status Sync() = 0;
   // NotFound; DataLoss for bytes that cannot be read back. Payloads are not checked: their frames check themselves.
-  virtual absl::StatusOr<Bytes> Read(Family family, const std::string& key) = 0;
+  // What it returns may outlive the database.
+  virtual absl::StatusOr<SharedBytes> Read(Family family, const std::string& key) = 0;
   // Every entry whose key starts with `prefix`, in order; `visit` must not call back.
   using Visitor = std::function<void(absl::string_view key, absl::string_view value)>;
   virtual absl::Status Scan(Family family, const std::string& prefix, const Visitor& visit) = 0;
@@ -48,13 +50,14 @@ class Database {
   // Tries to write again after a refusal. OK when writes are possible.
   virtual absl::Status Recover() = 0;
   // Gives space of removed payloads back: first files in which nothing lives, then, while `enough` is false, by
-  // rewriting what lives in ever more of the older files. DataLoss when a payload in the way cannot be read.
+  // rewriting what lives in ever more of the older files. DataLoss when a payload in the way cannot be read. Of this
+  // interface `enough` may call DiskBytes alone.
   virtual absl::Status Reclaim(const std::function<bool()>& enough) = 0;
   // Makes a Reclaim under way return soon.
   virtual void StopReclaim() = 0;
   // Sizes of all files, log included.
   virtual uint64_t DiskBytes() const = 0;
-  // The most that log and buffers hold besides what is stored.
+  // The most that files hold besides payloads: index and named values as they are, log and buffers at their largest.
   virtual uint64_t OverheadBytes() const = 0;
   virtual absl::Status Close() = 0;
 };

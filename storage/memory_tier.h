@@ -4,10 +4,9 @@
 
 #include <cstdint>
 #include <list>
-#include <memory>
 
 #include "absl/container/flat_hash_map.h"
-#include "core/bytes.h"
+#include "storage/block_store.h"
 
 namespace latentkv {
 
@@ -19,16 +18,16 @@ class MemoryTier {
   // Whether a frame of that size would be kept.
   bool Takes(uint64_t bytes) const { return bytes <= capacity_; }
   // Drops those used longest ago until `frame` fits; does nothing with one that is larger than the tier.
-  void Insert(uint64_t sequence, std::shared_ptr<const Bytes> frame);
-  // nullptr if it is not here.
-  std::shared_ptr<const Bytes> Find(uint64_t sequence);
+  void Insert(uint64_t sequence, SharedBytes frame);
+  // Without owner if it is not here.
+  SharedBytes Find(uint64_t sequence);
   void Erase(uint64_t sequence);
   uint64_t bytes() const { return bytes_; }
 
  private:
   struct Slot {
     uint64_t sequence;
-    std::shared_ptr<const Bytes> frame;
+    SharedBytes frame;
   };
 
   const uint64_t capacity_;

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "core/limits.h"
-
 namespace latentkv {
 namespace {
 
@@ -34,9 +32,7 @@ Bytes SerializeRecord(const IndexedRecord& record) {
   return value;
 }
 
-std::string SerializeRecordId(const RecordId& id) {
-  return std::string(AsText(id.key.span())) + id.encoding.ToBytes();
-}
+std::string SerializeRecordId(const RecordId& id) { return std::string(AsText(id.key.span())) + id.encoding.ToBytes(); }
 
 absl::StatusOr<IndexedRecord> ParseRecord(ByteSpan id, ByteSpan value) {
   ByteReader id_reader(id);
@@ -68,18 +64,10 @@ bool RecordIndex::Restore(const IndexedRecord& record) {
   return true;
 }
 
-IndexedRecord RecordIndex::Place(IndexedRecord record) {
-  auto run = std::find_if(runs_.begin(), runs_.end(),
-                          [&](const Run& run) { return run.next_token == record.first_token; });
-  Run next{record.first_token + kBlockTokens, 0};
-  if (run == runs_.end()) {
-    next.tick = next_tick_++;
-  } else {
-    next.tick = run->tick;
-    runs_.erase(run);
-  }
-  record.tick = next.tick;
-  AddRun(next);
+IndexedRecord RecordIndex::Place(IndexedRecord record, const Digest& parent) {
+  auto run = std::find_if(runs_.begin(), runs_.end(), [&](const Run& run) { return run.last == parent; });
+  record.tick = run == runs_.end() ? next_tick_++ : run->tick;
+  AddRun(record.entry.id.key, record.tick);
   return record;
 }
 
@@ -115,10 +103,10 @@ std::vector<RecordId> RecordIndex::FindAll(const Digest& key) const {
   return ids;
 }
 
-const RecordIndex::Node* RecordIndex::BestOf(const Digest& key, const PrefixQuery& query) const {
+RecordIndex::Node* RecordIndex::BestOf(const Digest& key, const PrefixQuery& query) const {
   auto found = by_key_.find(key);
   if (found == by_key_.end()) return nullptr;
-  const Node* best = nullptr;
+  Node* best = nullptr;
   auto cost = [](const Node* node) {
     return std::tuple(node->record.entry.loss_chain, node->record.entry.frame_bytes);
   };
@@ -134,15 +122,15 @@ PrefixHit RecordIndex::FindPrefix(const PrefixQuery& query, absl::Time now) {
   PrefixHit hit;
   const uint64_t tick = next_tick_++;
   for (const Digest& key : query.keys) {
-    const Node* best = BestOf(key, query);
+    Node* best = BestOf(key, query);
     if (best == nullptr) break;
     hit.records.push_back(best->record.entry);
-    Touch(const_cast<Node*>(best), tick);
+    Touch(best, tick);
   }
-  // Who asked goes on to store what was missing.
-  if (hit.records.size() < query.keys.size()) AddRun({static_cast<uint32_t>(hit.records.size()) * kBlockTokens, tick});
-  if (query.lease_ms > 0 && !hit.records.empty()) {
-    hit.lease_id = AddLease(hit.records, now + absl::Milliseconds(query.lease_ms));
+  if (hit.records.empty()) return hit;
+  AddRun(hit.records.back().id.key, tick);
+  if (query.lease_ms > 0 && leased_records_ + hit.records.size() <= kLeasedRecordsMax) {
+    hit.lease_id = AddLease(hit.records, now + std::min<absl::Duration>(absl::Milliseconds(query.lease_ms), kLeaseMax));
   }
   return hit;
 }
@@ -154,8 +142,10 @@ void RecordIndex::Touch(Node* node, uint64_t tick) {
   touched_.insert(node);
 }
 
-void RecordIndex::AddRun(Run run) {
-  runs_.push_front(run);
+void RecordIndex::AddRun(const Digest& last, uint64_t tick) {
+  auto run = std::find_if(runs_.begin(), runs_.end(), [&](const Run& run) { return run.last == last; });
+  if (run != runs_.end()) runs_.erase(run);
+  runs_.push_front({last, tick});
   if (runs_.size() > kRunsMax) runs_.pop_back();
 }
 
@@ -192,6 +182,7 @@ uint64_t RecordIndex::AddLease(const std::vector<RecordEntry>& records, absl::Ti
     ++node->leases;
     lease.records.emplace_back(entry.id, node->record.sequence);
   }
+  leased_records_ += records.size();
   const uint64_t id = next_lease_++;
   lease_ends_.emplace(end, id);
   leases_.emplace(id, std::move(lease));
@@ -205,6 +196,7 @@ void RecordIndex::ReleaseLease(uint64_t lease_id) {
     Node* node = FindNode(id);
     if (node != nullptr && node->record.sequence == sequence) --node->leases;
   }
+  leased_records_ -= found->second.records.size();
   lease_ends_.erase({found->second.end, lease_id});
   leases_.erase(found);
 }

@@ -39,8 +39,8 @@ class RecordIndex {
  public:
   // A record read back at opening, with its tick; false if the id is there already.
   bool Restore(const IndexedRecord& record);
-  // `record` with its tick: that of the chain it continues, or a new one.
-  IndexedRecord Place(IndexedRecord record);
+  // `record` with its tick: that of the chain whose last block is `parent`, or a new one.
+  IndexedRecord Place(IndexedRecord record, const Digest& parent);
   // Adds a record that Place returned. Its id must not be there.
   void Insert(const IndexedRecord& placed);
 
@@ -48,7 +48,7 @@ class RecordIndex {
   const IndexedRecord* Find(const RecordId& id) const;
   std::vector<RecordId> FindAll(const Digest& key) const;
   // The longest prefix all of whose blocks have an acceptable record, each with the least loss (then fewest bytes);
-  // touched, and leased when the query says so. Leases end at `now` + lease_ms.
+  // touched, and leased when the query says so, within the bounds of block_store.h.
   PrefixHit FindPrefix(const PrefixQuery& query, absl::Time now);
   bool Erase(const RecordId& id);
 
@@ -78,26 +78,27 @@ class RecordIndex {
     absl::Time end;
     std::vector<std::pair<RecordId, uint64_t>> records;  // With the sequence, as the id may be stored anew.
   };
-  // A chain that is being stored: who stores `next_token` continues it.
+  // The end of a chain that was stored or found lately: who names it as its parent continues it.
   struct Run {
-    uint32_t next_token;
+    Digest last;
     uint64_t tick;
   };
 
   Node* FindNode(const RecordId& id) const;
-  const Node* BestOf(const Digest& key, const PrefixQuery& query) const;
+  Node* BestOf(const Digest& key, const PrefixQuery& query) const;
   void Touch(Node* node, uint64_t tick);
-  void AddRun(Run run);
+  void AddRun(const Digest& last, uint64_t tick);
   uint64_t AddLease(const std::vector<RecordEntry>& records, absl::Time end);
   void EndLeases(absl::Time now);
 
   absl::flat_hash_map<Digest, absl::InlinedVector<std::unique_ptr<Node>, 1>> by_key_;
   std::set<Node*, Colder> order_;  // Coldest first.
   absl::flat_hash_set<Node*> touched_;
-  std::deque<Run> runs_;
+  std::deque<Run> runs_;  // Used last first; one a chain's end.
   absl::flat_hash_map<uint64_t, Lease> leases_;
   std::set<std::pair<absl::Time, uint64_t>> lease_ends_;
   uint64_t bytes_ = 0;
+  uint64_t leased_records_ = 0;  // Over all leases.
   uint64_t next_sequence_ = 1;
   uint64_t next_tick_ = 1;
   uint64_t next_lease_ = 1;

@@ -32,9 +32,9 @@ class Store : public BlockStore {
   // Reads the index back, then starts the maintenance thread.
   absl::Status Start();
 
-  absl::Status Put(ByteSpan frame, bool sync) override;
+  absl::Status Put(ByteSpan frame, const Digest& parent, bool sync) override;
   absl::StatusOr<PrefixHit> FindPrefix(const PrefixQuery& query) override;
-  absl::StatusOr<std::shared_ptr<const Bytes>> Get(const RecordId& id) override;
+  absl::StatusOr<SharedBytes> Get(const RecordId& id) override;
   void ReleaseLease(uint64_t lease_id) override;
   absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys) override;
   absl::Status PutNamed(absl::string_view space, absl::string_view name, ByteSpan value) override;
@@ -48,19 +48,24 @@ class Store : public BlockStore {
   static absl::Status Closed() { return absl::UnavailableError("the store is closed"); }
   static void Remove(const IndexedRecord& record, std::vector<Change>* changes);
 
-  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame) ABSL_LOCKS_EXCLUDED(write_mutex_, mutex_);
+  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent)
+      ABSL_LOCKS_EXCLUDED(write_mutex_, mutex_);
   // Writes, and when the disk refuses asks for recovery. Every write of the store goes through here.
   absl::Status Write(std::vector<Change> changes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
   absl::Status WriteOne(Change change);
   absl::Status WaitForSpace(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   void Quarantine(const IndexedRecord& record);
-  absl::StatusOr<Bytes> ReadVerified(const IndexedRecord& record);
+  absl::StatusOr<SharedBytes> ReadVerified(const IndexedRecord& record);
 
   void Maintain();
   absl::Status WriteTouched() ABSL_LOCKS_EXCLUDED(write_mutex_, mutex_);
-  void ReclaimSpace();
+  // False when files are above their bound although all of them were rewritten.
+  bool ReclaimSpace();
+  bool MeasureDisk();
+  void BoundDisk();
+  // For a folder that was filled under a larger capacity.
+  absl::Status EvictToCapacity();
   void QuarantineDamaged();
-  uint64_t DiskBytesMax() const { return config_.capacity_bytes + database_->OverheadBytes(); }
 
   const RocksDbBlockStore::Config config_;
   const std::unique_ptr<Database> database_;
@@ -75,6 +80,7 @@ class Store : public BlockStore {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   bool refused_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // As last measured, plus what was written since.
+  uint64_t disk_bytes_max_ ABSL_GUARDED_BY(mutex_) = 0;
   RecordIndex index_ ABSL_GUARDED_BY(mutex_);
   MemoryTier tier_ ABSL_GUARDED_BY(mutex_);
   StoreStats counts_ ABSL_GUARDED_BY(mutex_);  // The counters alone; sizes are asked of their owners.
@@ -93,11 +99,29 @@ absl::Status Store::Start() {
   });
   if (status.ok()) status = damaged;
   if (!status.ok()) return absl::Status(status.code(), absl::StrCat("index of ", config_.path, ": ", status.message()));
+  status = EvictToCapacity();
+  if (!status.ok()) return status;
+  BoundDisk();
+  MeasureDisk();
+  maintenance_ = std::thread([this] { Maintain(); });
+  return absl::OkStatus();
+}
+
+absl::Status Store::EvictToCapacity() {
+  absl::MutexLock write_lock(&write_mutex_);
+  std::vector<IndexedRecord> victims;
   {
     absl::MutexLock lock(&mutex_);
-    disk_bytes_ = database_->DiskBytes();
+    if (index_.bytes() <= config_.capacity_bytes) return absl::OkStatus();
+    victims = index_.Victims(index_.bytes() - config_.capacity_bytes, config_.clock->Now()).value();
   }
-  maintenance_ = std::thread([this] { Maintain(); });
+  std::vector<Change> changes;
+  for (const IndexedRecord& victim : victims) Remove(victim, &changes);
+  absl::Status status = Write(std::move(changes));
+  if (!status.ok()) return status;
+  absl::MutexLock lock(&mutex_);
+  for (const IndexedRecord& victim : victims) index_.Erase(victim.entry.id);
+  counts_.evicted_records += victims.size();
   return absl::OkStatus();
 }
 
@@ -130,14 +154,14 @@ absl::Status Store::WriteOne(Change change) {
   return Write(std::move(changes));
 }
 
-absl::Status Store::Put(ByteSpan frame, bool sync) {
+absl::Status Store::Put(ByteSpan frame, const Digest& parent, bool sync) {
   absl::StatusOr<FrameHeader> header = VerifyFrame(frame);
   absl::Status status;
   if (!header.ok()) {
     status = absl::InvalidArgumentError(header.status().message());
   } else {
     status = WaitForSpace(frame.size());
-    if (status.ok()) status = PutVerified(*header, frame);
+    if (status.ok()) status = PutVerified(*header, frame, parent);
     if (status.ok() && sync) status = database_->Sync();
   }
   absl::MutexLock lock(&mutex_);
@@ -153,17 +177,17 @@ absl::Status Store::WaitForSpace(uint64_t bytes) {
   absl::MutexLock lock(&mutex_);
   if (closed_) return Closed();
   auto fits = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return closed_ || disk_bytes_ + bytes <= DiskBytesMax() + config_.capacity_bytes / 4;
+    return closed_ || disk_bytes_ + bytes <= disk_bytes_max_ + config_.capacity_bytes / 4;
   };
   if (mutex_.AwaitWithTimeout(absl::Condition(&fits), kReclaimWait)) return absl::OkStatus();
   return absl::ResourceExhaustedError("space of evicted records is still being given back; store again later");
 }
 
-absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame) {
+absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent) {
   absl::MutexLock write_lock(&write_mutex_);
   IndexedRecord record;
-  record.entry = {{header.key, header.encoding}, frame.size(), static_cast<uint32_t>(header.sections.size()),
-                  header.loss_chain};
+  record.entry = {
+      {header.key, header.encoding}, frame.size(), static_cast<uint32_t>(header.sections.size()), header.loss_chain};
   record.first_token = header.first_token;
   std::vector<IndexedRecord> victims;
   {
@@ -176,7 +200,7 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame) {
       victims = *std::move(found);
     }
     record.sequence = index_.NextSequence();
-    record = index_.Place(record);
+    record = index_.Place(record, parent);
   }
   const Bytes entry = SerializeRecord(record);
   std::vector<Change> changes;
@@ -188,6 +212,11 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame) {
     uncertain_.push_back(record);
     return status;
   }
+  SharedBytes copy;
+  if (tier_.Takes(frame.size())) {
+    auto bytes = std::make_shared<const Bytes>(frame.begin(), frame.end());
+    copy = {*bytes, bytes};
+  }
   absl::MutexLock lock(&mutex_);
   for (const IndexedRecord& victim : victims) {
     index_.Erase(victim.entry.id);
@@ -196,7 +225,7 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame) {
   counts_.evicted_records += victims.size();
   index_.Insert(record);
   disk_bytes_ += frame.size();
-  if (tier_.Takes(frame.size())) tier_.Insert(record.sequence, std::make_shared<const Bytes>(frame.begin(), frame.end()));
+  if (copy.owner != nullptr) tier_.Insert(record.sequence, std::move(copy));
   return absl::OkStatus();
 }
 
@@ -209,12 +238,12 @@ absl::StatusOr<PrefixHit> Store::FindPrefix(const PrefixQuery& query) {
   return hit;
 }
 
-absl::StatusOr<Bytes> Store::ReadVerified(const IndexedRecord& record) {
-  absl::StatusOr<Bytes> frame = database_->Read(Family::kPayload, SequenceKey(record.sequence));
+absl::StatusOr<SharedBytes> Store::ReadVerified(const IndexedRecord& record) {
+  absl::StatusOr<SharedBytes> frame = database_->Read(Family::kPayload, SequenceKey(record.sequence));
   // The index names it, so that its absence is damage too, unless it has been removed meanwhile (Get looks).
   if (absl::IsNotFound(frame.status())) return absl::DataLossError("payload is gone");
   if (!frame.ok()) return frame.status();
-  absl::StatusOr<FrameHeader> header = VerifyFrame(*frame);
+  absl::StatusOr<FrameHeader> header = VerifyFrame(frame->bytes);
   if (!header.ok()) return absl::DataLossError(header.status().message());
   if (!(RecordId{header->key, header->encoding} == record.entry.id)) {
     return absl::DataLossError("payload is another record's");
@@ -222,7 +251,7 @@ absl::StatusOr<Bytes> Store::ReadVerified(const IndexedRecord& record) {
   return frame;
 }
 
-absl::StatusOr<std::shared_ptr<const Bytes>> Store::Get(const RecordId& id) {
+absl::StatusOr<SharedBytes> Store::Get(const RecordId& id) {
   IndexedRecord record;
   {
     absl::MutexLock lock(&mutex_);
@@ -230,26 +259,25 @@ absl::StatusOr<std::shared_ptr<const Bytes>> Store::Get(const RecordId& id) {
     const IndexedRecord* found = index_.Find(id);
     if (found == nullptr) return absl::NotFoundError("not stored");
     record = *found;
-    if (std::shared_ptr<const Bytes> frame = tier_.Find(record.sequence); frame != nullptr) {
-      counts_.fetched_bytes += frame->size();
+    if (SharedBytes frame = tier_.Find(record.sequence); frame.owner != nullptr) {
+      counts_.fetched_bytes += frame.bytes.size();
       return frame;
     }
   }
-  absl::StatusOr<Bytes> read = ReadVerified(record);
-  if (!read.ok()) {
+  absl::StatusOr<SharedBytes> frame = ReadVerified(record);
+  if (!frame.ok()) {
     {
       absl::MutexLock lock(&mutex_);
       const IndexedRecord* now = index_.Find(id);
       if (now == nullptr || now->sequence != record.sequence) return absl::NotFoundError("removed meanwhile");
     }
-    if (absl::IsDataLoss(read.status())) Quarantine(record);
-    return read.status();
+    if (absl::IsDataLoss(frame.status())) Quarantine(record);
+    return frame.status();
   }
-  auto frame = std::make_shared<const Bytes>(*std::move(read));
   absl::MutexLock lock(&mutex_);
-  counts_.fetched_bytes += frame->size();
+  counts_.fetched_bytes += frame->bytes.size();
   const IndexedRecord* now = index_.Find(id);
-  if (now != nullptr && now->sequence == record.sequence) tier_.Insert(record.sequence, frame);
+  if (now != nullptr && now->sequence == record.sequence) tier_.Insert(record.sequence, *frame);
   return frame;
 }
 
@@ -316,7 +344,9 @@ absl::Status Store::PutNamed(absl::string_view space, absl::string_view name, By
 absl::StatusOr<Bytes> Store::GetNamed(absl::string_view space, absl::string_view name) {
   absl::Status status = CheckSpace(space);
   if (!status.ok()) return status;
-  return database_->Read(Family::kNamed, NamedKey(space, name));
+  absl::StatusOr<SharedBytes> value = database_->Read(Family::kNamed, NamedKey(space, name));
+  if (!value.ok()) return value.status();
+  return Bytes(value->bytes.begin(), value->bytes.end());
 }
 
 absl::StatusOr<std::vector<std::string>> Store::ListNamed(absl::string_view space) {
@@ -371,21 +401,30 @@ absl::Status Store::WriteTouched() {
   }
 }
 
-void Store::ReclaimSpace() {
-  auto measure = [this] {
-    const uint64_t bytes = database_->DiskBytes();
-    absl::MutexLock lock(&mutex_);
-    disk_bytes_ = bytes;
-    return closed_ || bytes <= DiskBytesMax();
-  };
-  if (measure()) return;
-  absl::Status status = database_->Reclaim(measure);
-  measure();
+bool Store::MeasureDisk() {
+  const uint64_t bytes = database_->DiskBytes();
+  absl::MutexLock lock(&mutex_);
+  disk_bytes_ = bytes;
+  return bytes <= disk_bytes_max_;
+}
+
+void Store::BoundDisk() {
+  const uint64_t bytes_max = config_.capacity_bytes + database_->OverheadBytes();
+  absl::MutexLock lock(&mutex_);
+  disk_bytes_max_ = bytes_max;
+}
+
+bool Store::ReclaimSpace() {
+  BoundDisk();
+  if (MeasureDisk()) return true;
+  absl::Status status = database_->Reclaim([this] { return MeasureDisk(); });
   if (absl::IsDataLoss(status)) QuarantineDamaged();
   if (!status.ok()) {
     absl::MutexLock lock(&mutex_);
     refused_ = true;
+    return true;
   }
+  return MeasureDisk();
 }
 
 // A payload that cannot be read stands in the way of rewriting its file: finds them all, once a failed reclaim.
@@ -409,27 +448,26 @@ void Store::QuarantineDamaged() {
 }
 
 void Store::Maintain() {
+  bool in_vain = false;  // The last round; then not at once again.
   while (true) {
     bool refused = false;
     {
       absl::MutexLock lock(&mutex_);
-      auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closed_ || disk_bytes_ > DiskBytesMax(); };
+      auto due = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return closed_ || (!in_vain && disk_bytes_ > disk_bytes_max_);
+      };
       mutex_.AwaitWithTimeout(absl::Condition(&due), kMaintenancePeriod);
       if (closed_) return;
-      refused = refused_;
+      refused = std::exchange(refused_, false);
     }
-    if (refused) {
-      if (!database_->Recover().ok()) {
-        // Not at once again, even when space is due too.
-        absl::MutexLock lock(&mutex_);
-        mutex_.AwaitWithTimeout(absl::Condition(&closed_), kMaintenancePeriod);
-        continue;
-      }
+    if (refused && !database_->Recover().ok()) {
+      in_vain = true;
       absl::MutexLock lock(&mutex_);
-      refused_ = false;
+      refused_ = true;
+      continue;
     }
     (void)WriteTouched();
-    ReclaimSpace();
+    in_vain = !ReclaimSpace();
   }
 }
 

@@ -15,10 +15,10 @@ namespace latentkv {
 class RocksDbBlockStore {
  public:
   struct Config {
-    std::string path;                 // Created if missing; one process at a time.
-    uint64_t capacity_bytes = 0;      // Of frames; what removed ones still hold on disk is given back in the background.
-    uint64_t memory_tier_bytes = 0;   // Frames kept in memory; 0 for none.
-    const Clock* clock = nullptr;     // Of leases; outlives the store. nullptr for the system's.
+    std::string path;                // Created if missing; one process at a time.
+    uint64_t capacity_bytes = 0;     // Of frames; what removed ones still hold on disk is given back in the background.
+    uint64_t memory_tier_bytes = 0;  // Frames kept in memory; 0 for none.
+    const Clock* clock = nullptr;    // Of leases; outlives the store. nullptr for the system's.
   };
 
   // Returns with the accounting of everything stored before. InvalidArgument without a path or capacity,

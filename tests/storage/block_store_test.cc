@@ -28,7 +28,7 @@ class BlockStoreTest : public ::testing::Test {
   }
   // Frame and section table of a block.
   static uint64_t StoredBytes() { return MakeFrame(0, 0, kFrameBytes).size(); }
-  absl::Status Put(uint32_t chain, uint32_t block) { return store_->Put(MakeFrame(chain, block, kFrameBytes), false); }
+  absl::Status Put(uint32_t chain, uint32_t block) { return PutBlock(store_.get(), chain, block, kFrameBytes); }
   void PutChain(uint32_t chain, uint32_t count) {
     for (uint32_t block = 0; block < count; ++block) ASSERT_TRUE(Put(chain, block).ok()) << chain << "/" << block;
   }
@@ -39,7 +39,7 @@ class BlockStoreTest : public ::testing::Test {
   void ExpectFrame(uint32_t chain, uint32_t block) {
     auto frame = store_->Get(ExactId(chain, block));
     ASSERT_TRUE(frame.ok()) << frame.status();
-    EXPECT_TRUE(**frame == MakeFrame(chain, block, kFrameBytes));
+    EXPECT_TRUE(IsBlock(*frame, chain, block, kFrameBytes));
   }
 
   ScratchFolder folder_;
@@ -57,8 +57,8 @@ TEST_F(BlockStoreTest, GivesBackTheBytesThatWereStored) {
 TEST_F(BlockStoreTest, RefusesFramesThatDoNotVerify) {
   Bytes frame = MakeFrame(1, 0, kFrameBytes);
   frame.back() ^= 1;
-  EXPECT_TRUE(absl::IsInvalidArgument(store_->Put(frame, false)));
-  EXPECT_TRUE(absl::IsInvalidArgument(store_->Put({}, false)));
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->Put(frame, {}, false)));
+  EXPECT_TRUE(absl::IsInvalidArgument(store_->Put({}, {}, false)));
   EXPECT_EQ(store_->Stats().records, 0u);
   EXPECT_EQ(store_->Stats().stores_refused, 2u);
 }
@@ -66,7 +66,7 @@ TEST_F(BlockStoreTest, RefusesFramesThatDoNotVerify) {
 TEST_F(BlockStoreTest, StoringAgainKeepsOneRecord) {
   ASSERT_TRUE(Put(1, 0).ok());
   EXPECT_TRUE(Put(1, 0).ok());
-  EXPECT_TRUE(store_->Put(MakeFrame(1, 0, kFrameBytes), true).ok());
+  EXPECT_TRUE(PutBlock(store_.get(), 1, 0, kFrameBytes, true).ok());
   EXPECT_EQ(store_->Stats().records, 1u);
   EXPECT_EQ(store_->Stats().stored_bytes, StoredBytes());
 }
@@ -105,6 +105,15 @@ TEST_F(BlockStoreTest, EvictionTakesTheEndsOfTheChainUsedLongestAgo) {
   EXPECT_TRUE(absl::IsNotFound(store_->Get(ExactId(2, 4)).status()));
 }
 
+TEST_F(BlockStoreTest, ASmallerCapacityThanBeforeIsKeptFromTheStart) {
+  PutChain(1, 6);
+  PutChain(2, 6);
+  Open(7 * StoredBytes(), 0);
+  EXPECT_LE(store_->Stats().stored_bytes, 7 * StoredBytes());
+  EXPECT_EQ(Found(1, 6), 1u);
+  EXPECT_EQ(Found(2, 6), 6u);
+}
+
 TEST_F(BlockStoreTest, PrefixEndsAtAForgottenBlock) {
   PutChain(1, 4);
   EXPECT_EQ(store_->Forget(std::vector<Digest>{KeyOf(1, 1)}).value(), 1u);
@@ -129,7 +138,7 @@ TEST_F(BlockStoreTest, LeasedFramesAreNotEvictedUntilTheLeaseEnds) {
 TEST_F(BlockStoreTest, AFrameLargerThanTheCapacityIsRefusedAndEvictsNothing) {
   Open(2 * StoredBytes(), 0);
   PutChain(1, 2);
-  EXPECT_TRUE(absl::IsResourceExhausted(store_->Put(MakeFrame(2, 0, 3 * kFrameBytes), false)));
+  EXPECT_TRUE(absl::IsResourceExhausted(PutBlock(store_.get(), 2, 0, 3 * kFrameBytes)));
   EXPECT_EQ(Found(1, 2), 2u);
 }
 
@@ -159,6 +168,15 @@ TEST_F(BlockStoreTest, NamedValuesKeepToTheirSpaceAndSurviveARestart) {
   ASSERT_TRUE(store_->DeleteNamed("session", "a").ok());
   EXPECT_THAT(store_->ListNamed("session").value(), ElementsAre("b"));
   EXPECT_TRUE(absl::IsInvalidArgument(store_->PutNamed("", "a", {})));
+}
+
+TEST_F(BlockStoreTest, NamedValuesLargerThanTheCapacityLeaveFramesTheirRoom) {
+  Open(4 * kMiB, 0);
+  ASSERT_TRUE(store_->PutNamed("basis", "large", Bytes(48 * kMiB, 7)).ok());
+  for (uint32_t chain = 0; chain < 4; ++chain) PutChain(chain, 50);
+  EXPECT_GT(store_->Stats().stored_bytes, 3 * kMiB);
+  ExpectFrame(3, 0);
+  EXPECT_EQ(store_->GetNamed("basis", "large").value().size(), 48 * kMiB);
 }
 
 TEST_F(BlockStoreTest, DiskStaysNearTheCapacityWhileManyTimesOfItAreStored) {
@@ -193,7 +211,7 @@ TEST_F(BlockStoreTest, ThreadsStoreFindAndReadAtOnce) {
         Found((t + 1) % 4 * 10 + i / 20, 20, i % 3);
         auto frame = store_->Get(ExactId(chain, block));
         if (frame.ok()) {
-          EXPECT_TRUE(**frame == MakeFrame(chain, block, kFrameBytes));
+          EXPECT_TRUE(IsBlock(*frame, chain, block, kFrameBytes));
         } else {
           EXPECT_TRUE(absl::IsNotFound(frame.status())) << frame.status();
         }

@@ -21,7 +21,7 @@ void Fill(const ScratchFolder& folder) {
   auto store = Open(folder);
   ASSERT_TRUE(store.ok()) << store.status();
   for (uint32_t block = 0; block < kBlocks; ++block) {
-    ASSERT_TRUE((*store)->Put(MakeFrame(1, block, kFrameBytes), false).ok());
+    ASSERT_TRUE(PutBlock(store->get(), 1, block, kFrameBytes).ok());
   }
   ASSERT_TRUE((*store)->Close().ok());
 }
@@ -51,7 +51,7 @@ Reading ReadAll(BlockStore* store) {
   for (uint32_t block = 0; block < kBlocks; ++block) {
     auto frame = store->Get(ExactId(1, block));
     if (frame.ok()) {
-      EXPECT_TRUE(**frame == MakeFrame(1, block, kFrameBytes)) << "wrong bytes in block " << block;
+      EXPECT_TRUE(IsBlock(*frame, 1, block, kFrameBytes)) << "wrong bytes in block " << block;
       ++reading.whole;
     } else {
       EXPECT_TRUE(absl::IsDataLoss(frame.status()) || absl::IsNotFound(frame.status())) << frame.status();
@@ -79,7 +79,7 @@ TEST(DamageTest, FlippedBytesOfPayloadsAreQuarantinedAndCanBeStoredAnew) {
   EXPECT_TRUE(absl::IsNotFound((*store)->Get(ExactId(9, 9)).status()));
 
   for (uint32_t block = 0; block < kBlocks; ++block) {
-    ASSERT_TRUE((*store)->Put(MakeFrame(1, block, kFrameBytes), false).ok());
+    ASSERT_TRUE(PutBlock(store->get(), 1, block, kFrameBytes).ok());
   }
   EXPECT_EQ(ReadAll(store->get()).whole, kBlocks);
   store->reset();
@@ -117,7 +117,7 @@ TEST(DamageTest, PayloadFilesThatAreCutOffOrGoneAreMisses) {
     ASSERT_TRUE(store.ok()) << store.status();
     const Reading reading = ReadAll(store->get());
     EXPECT_GT(reading.lost, kBlocks / 3) << gone;
-    EXPECT_TRUE((*store)->Put(MakeFrame(2, 0, kFrameBytes), false).ok());
+    EXPECT_TRUE(PutBlock(store->get(), 2, 0, kFrameBytes).ok());
     EXPECT_TRUE((*store)->Get(ExactId(2, 0)).ok());
   }
 }
@@ -128,7 +128,7 @@ TEST(DamageTest, FlippedBytesOfTheLogLoseRecordsButNeverGiveWrongOnes) {
   auto store = Open(live);
   ASSERT_TRUE(store.ok()) << store.status();
   for (uint32_t block = 0; block < kBlocks; ++block) {
-    ASSERT_TRUE((*store)->Put(MakeFrame(1, block, kFrameBytes), false).ok());
+    ASSERT_TRUE(PutBlock(store->get(), 1, block, kFrameBytes).ok());
   }
   std::filesystem::copy(live.path(), copy.path(), std::filesystem::copy_options::recursive);
   std::mt19937 random(11);
@@ -151,7 +151,7 @@ TEST(DamageTest, SpaceIsGivenBackAroundPayloadsThatCannotBeRead) {
   auto store = open();
   ASSERT_TRUE(store.ok()) << store.status();
   for (uint32_t block = 0; block < 50; ++block) {
-    ASSERT_TRUE((*store)->Put(MakeFrame(1, block, kLarge), false).ok());
+    ASSERT_TRUE(PutBlock(store->get(), 1, block, kLarge).ok());
   }
   store->reset();
   ChangeFiles(folder, ".blob", [](std::string* content) {
@@ -164,11 +164,11 @@ TEST(DamageTest, SpaceIsGivenBackAroundPayloadsThatCannotBeRead) {
     // Keeps the damaged chain's first blocks from being evicted, so that rewriting meets them.
     ASSERT_TRUE((*store)->FindPrefix(ExactQuery(KeysOf(1, 20))).ok());
     for (uint32_t block = 0; block < 40; ++block) {
-      refused += !(*store)->Put(MakeFrame(chain, block, kLarge), false).ok();
+      refused += !PutBlock(store->get(), chain, block, kLarge).ok();
     }
   }
   EXPECT_LT(refused, 40u);
-  EXPECT_TRUE((*store)->Put(MakeFrame(20, 0, kLarge), false).ok());
+  EXPECT_TRUE(PutBlock(store->get(), 20, 0, kLarge).ok());
   EXPECT_LT((*store)->Stats().disk_bytes, 3 * kSmallCapacity);
 }
 

@@ -21,7 +21,7 @@ constexpr size_t kFrameBytes = 256 << 10;
 uint32_t PutBlocks(BlockStore* store, uint32_t first, uint32_t count, absl::Status* refusal) {
   uint32_t stored = 0;
   for (uint32_t block = first; block < first + count; ++block) {
-    absl::Status status = store->Put(MakeFrame(1, block, kFrameBytes), false);
+    absl::Status status = PutBlock(store, 1, block, kFrameBytes);
     if (status.ok()) {
       ++stored;
     } else {
@@ -36,7 +36,7 @@ void ExpectBlocks(BlockStore* store, uint32_t count) {
   for (uint32_t block = 0; block < count; ++block) {
     auto frame = store->Get(ExactId(1, block));
     ASSERT_TRUE(frame.ok()) << block << ": " << frame.status();
-    EXPECT_TRUE(**frame == MakeFrame(1, block, kFrameBytes)) << block;
+    EXPECT_TRUE(IsBlock(*frame, 1, block, kFrameBytes)) << block;
   }
 }
 
@@ -44,7 +44,7 @@ void ExpectBlocks(BlockStore* store, uint32_t count) {
 absl::Status PutSoon(BlockStore* store, uint32_t block) {
   absl::Status status;
   for (int i = 0; i < 300; ++i) {
-    status = store->Put(MakeFrame(1, block, kFrameBytes), false);
+    status = PutBlock(store, 1, block, kFrameBytes);
     if (status.ok()) return status;
     absl::SleepFor(absl::Milliseconds(100));
   }

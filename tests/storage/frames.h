@@ -48,6 +48,17 @@ inline Bytes MakeFrame(uint32_t chain, uint32_t block, size_t bytes, Encoding en
   return WriteFrame(header, sections).value();
 }
 
+inline Digest ParentOf(uint32_t chain, uint32_t block) { return block == 0 ? Digest{} : KeyOf(chain, block - 1); }
+
+inline absl::Status PutBlock(BlockStore* store, uint32_t chain, uint32_t block, size_t bytes, bool sync = false) {
+  return store->Put(MakeFrame(chain, block, bytes), ParentOf(chain, block), sync);
+}
+
+// Whether `frame` has the bytes that PutBlock stored.
+inline bool IsBlock(const SharedBytes& frame, uint32_t chain, uint32_t block, size_t bytes) {
+  return frame.bytes == ByteSpan(MakeFrame(chain, block, bytes));
+}
+
 inline PrefixQuery ExactQuery(const std::vector<Digest>& keys, uint32_t lease_ms = 0) {
   PrefixQuery query;
   query.keys = keys;

@@ -5,36 +5,41 @@
 namespace latentkv {
 namespace {
 
-std::shared_ptr<const Bytes> Frame(size_t bytes) { return std::make_shared<const Bytes>(bytes); }
+SharedBytes Frame(size_t bytes) {
+  auto frame = std::make_shared<const Bytes>(bytes);
+  return {*frame, frame};
+}
+
+bool Has(MemoryTier* tier, uint64_t sequence) { return tier->Find(sequence).owner != nullptr; }
 
 TEST(MemoryTierTest, StaysWithinItsBytesAndDropsTheOneUsedLongestAgo) {
   MemoryTier tier(300);
   tier.Insert(1, Frame(100));
   tier.Insert(2, Frame(100));
   tier.Insert(3, Frame(100));
-  EXPECT_NE(tier.Find(1), nullptr);
+  EXPECT_TRUE(Has(&tier, 1));
   tier.Insert(4, Frame(100));
   EXPECT_EQ(tier.bytes(), 300u);
-  EXPECT_EQ(tier.Find(2), nullptr);
-  EXPECT_NE(tier.Find(1), nullptr);
-  EXPECT_NE(tier.Find(4), nullptr);
+  EXPECT_FALSE(Has(&tier, 2));
+  EXPECT_TRUE(Has(&tier, 1));
+  EXPECT_TRUE(Has(&tier, 4));
 }
 
 TEST(MemoryTierTest, LeavesAloneWhatIsThereWhenAFrameIsLargerThanTheTier) {
   MemoryTier tier(100);
   tier.Insert(1, Frame(100));
   tier.Insert(2, Frame(101));
-  EXPECT_NE(tier.Find(1), nullptr);
-  EXPECT_EQ(tier.Find(2), nullptr);
+  EXPECT_TRUE(Has(&tier, 1));
+  EXPECT_FALSE(Has(&tier, 2));
 }
 
 TEST(MemoryTierTest, FramesInUseOutliveTheirPlace) {
   MemoryTier tier(100);
   tier.Insert(1, Frame(100));
-  std::shared_ptr<const Bytes> held = tier.Find(1);
+  SharedBytes held = tier.Find(1);
   tier.Erase(1);
   EXPECT_EQ(tier.bytes(), 0u);
-  EXPECT_EQ(held->size(), 100u);
+  EXPECT_EQ(held.bytes, ByteSpan(Bytes(100)));
 }
 
 TEST(MemoryTierTest, InsertingAgainCountsOnce) {

@@ -22,13 +22,17 @@ IndexedRecord Record(uint32_t chain, uint32_t block, uint64_t bytes = 100, Encod
   return record;
 }
 
-void Add(RecordIndex* index, IndexedRecord record) {
+void Add(RecordIndex* index, IndexedRecord record, const Digest& parent = {}) {
   record.sequence = index->NextSequence();
-  index->Insert(index->Place(record));
+  index->Insert(index->Place(record, parent));
+}
+
+void AddBlock(RecordIndex* index, uint32_t chain, uint32_t block) {
+  Add(index, Record(chain, block), ParentOf(chain, block));
 }
 
 void AddChain(RecordIndex* index, uint32_t chain, uint32_t count) {
-  for (uint32_t block = 0; block < count; ++block) Add(index, Record(chain, block));
+  for (uint32_t block = 0; block < count; ++block) AddBlock(index, chain, block);
 }
 
 // "chain/block" of the victims for `records` records of 100 bytes.
@@ -66,9 +70,25 @@ TEST(RecordIndexTest, BlocksStoredBehindAFoundPrefixGoBeforeIt) {
   AddChain(&index, 1, 2);
   AddChain(&index, 2, 1);
   index.FindPrefix(ExactQuery(KeysOf(1, 4)), kNow);
-  Add(&index, Record(1, 2));
-  Add(&index, Record(1, 3));
+  AddBlock(&index, 1, 2);
+  AddBlock(&index, 1, 3);
   EXPECT_THAT(Victims(&index, 5), ElementsAre("2/0", "1/3", "1/2", "1/1", "1/0"));
+}
+
+TEST(RecordIndexTest, ChainsStoredSideBySideAreTakenOneAfterTheOther) {
+  RecordIndex index;
+  for (uint32_t block = 0; block < 3; ++block) {
+    for (uint32_t chain : {1, 2}) AddBlock(&index, chain, block);
+  }
+  EXPECT_THAT(Victims(&index, 6), ElementsAre("1/2", "1/1", "1/0", "2/2", "2/1", "2/0"));
+}
+
+TEST(RecordIndexTest, BranchesOfAChainGoBeforeWhatTheyShare) {
+  RecordIndex index;
+  AddChain(&index, 1, 2);
+  Add(&index, Record(2, 2), KeyOf(1, 1));
+  AddBlock(&index, 1, 2);
+  EXPECT_THAT(Victims(&index, 4), ElementsAre("2/2", "1/2", "1/1", "1/0"));
 }
 
 TEST(RecordIndexTest, PrefixEndsAtTheFirstHole) {
@@ -115,6 +135,31 @@ TEST(RecordIndexTest, LeasedRecordsStayUntilReleasedOrExpired) {
   EXPECT_NE(second.lease_id, first.lease_id);
   EXPECT_THAT(Victims(&index, 2, kNow + absl::Milliseconds(4999)), ElementsAre("none"));
   EXPECT_THAT(Victims(&index, 2, kNow + absl::Milliseconds(5000)), ElementsAre("1/1", "1/0"));
+}
+
+TEST(RecordIndexTest, NoLeaseLastsLongerThanTheLongest) {
+  RecordIndex index;
+  AddChain(&index, 1, 1);
+  EXPECT_NE(index.FindPrefix(ExactQuery(KeysOf(1, 1), 4000000000u), kNow).lease_id, 0u);
+  EXPECT_THAT(Victims(&index, 1, kNow + kLeaseMax - absl::Milliseconds(1)), ElementsAre("none"));
+  EXPECT_THAT(Victims(&index, 1, kNow + kLeaseMax), ElementsAre("1/0"));
+}
+
+TEST(RecordIndexTest, NoLeaseIsGivenWhileTheMostRecordsAreLeased) {
+  RecordIndex index;
+  AddChain(&index, 1, 1);
+  // The same block again and again: what counts is the memory that leases take.
+  const std::vector<Digest> keys(1024, KeyOf(1, 0));
+  uint64_t last = 0;
+  for (uint64_t leases = 0; leases < kLeasedRecordsMax / keys.size(); ++leases) {
+    last = index.FindPrefix(ExactQuery(keys, 60000), kNow).lease_id;
+    ASSERT_NE(last, 0u);
+  }
+  const PrefixHit refused = index.FindPrefix(ExactQuery(keys, 60000), kNow);
+  EXPECT_EQ(refused.lease_id, 0u);
+  EXPECT_THAT(refused.records, SizeIs(keys.size()));
+  index.ReleaseLease(last);
+  EXPECT_NE(index.FindPrefix(ExactQuery(keys, 60000), kNow).lease_id, 0u);
 }
 
 TEST(RecordIndexTest, ALeaseOfARemovedRecordDoesNotCountForItsSuccessor) {
