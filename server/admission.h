@@ -1,8 +1,9 @@
-// How many calls of a kind may run at once.
+// How many calls of a kind may run at once, and how many bytes they may hold.
 #ifndef LATENTKV_SERVER_ADMISSION_H_
 #define LATENTKV_SERVER_ADMISSION_H_
 
 #include <atomic>
+#include <cstdint>
 
 namespace latentkv {
 
@@ -29,6 +30,24 @@ class Admission {
  private:
   const int limit_;
   std::atomic<int> running_{0};
+};
+
+// Bytes shared by several calls. Any thread.
+class ByteBudget {
+ public:
+  explicit ByteBudget(uint64_t bytes) : left_(bytes) {}
+
+  bool TryTake(uint64_t bytes) {
+    uint64_t left = left_;
+    while (bytes <= left) {
+      if (left_.compare_exchange_weak(left, left - bytes)) return true;
+    }
+    return false;
+  }
+  void Give(uint64_t bytes) { left_ += bytes; }
+
+ private:
+  std::atomic<uint64_t> left_;
 };
 
 }  // namespace latentkv

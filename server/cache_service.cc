@@ -8,9 +8,12 @@
 #include "server/fetch_plan.h"
 #include "spdlog/spdlog.h"
 #include "transport/convert.h"
+#include "transport/message_layout.h"
 
 namespace latentkv {
 namespace {
+
+constexpr size_t kAcceptBasesMax = 16;  // A reader has those of its one model: a few versions.
 
 grpc::Status Invalid(const std::string& reason) { return {grpc::StatusCode::INVALID_ARGUMENT, reason}; }
 grpc::Status Busy(const std::string& what) {
@@ -47,8 +50,9 @@ class LeaseHolder {
   uint64_t lease_id_;
 };
 
-grpc::Status SendSections(FetchPlan* plan, const grpc::ServerContext& context,
-                          grpc::ServerWriter<v1::FetchChunk>* writer) {
+static_assert(v1::FetchChunk::kPayloadFieldNumber == kLargeField);
+
+grpc::Status SendSections(FetchPlan* plan, const grpc::ServerContext& context, FetchStream* stream) {
   v1::FetchChunk chunk;
   // The count grows once the first sections have been read, hence the call in the condition.
   for (uint32_t section = 0; section < plan->MostSections(); ++section) {
@@ -63,11 +67,11 @@ grpc::Status SendSections(FetchPlan* plan, const grpc::ServerContext& context,
       chunk.set_record(record);
       chunk.set_section(section);
       chunk.set_missing(gone);
-      if (!gone) {
-        chunk.set_header(read->header.data(), read->header.size());
-        chunk.set_payload(read->payload.data(), read->payload.size());
+      if (gone) read = FetchPlan::Section{};
+      chunk.set_header(read->header.data(), read->header.size());
+      if (!stream->Write(LayOutMessage(chunk, read->payload, read->owner))) {
+        return {grpc::StatusCode::CANCELLED, "the client went away"};
       }
-      if (!writer->Write(chunk)) return {grpc::StatusCode::CANCELLED, "the client went away"};
     }
   }
   return grpc::Status::OK;
@@ -81,13 +85,22 @@ CacheService::CacheService(BlockStore* store, const Clock* clock, const ServiceL
       limits_(limits),
       fetches_(limits.fetches),
       stores_(limits.stores),
-      bases_(limits.bases) {}
+      bases_(limits.bases),
+      held_(limits.fetch_held_bytes) {
+  CountSessions();
+  // What the generated WithSplitStreamingMethod_Fetch does, but for the type of the answers.
+  const int fetch =
+      v1::FetchRequest::descriptor()->file()->FindServiceByName("Cache")->FindMethodByName("Fetch")->index();
+  MarkMethodStreamed(
+      fetch, new grpc::internal::SplitServerStreamingHandler<v1::FetchRequest, grpc::ByteBuffer>(
+                 [this](grpc::ServerContext* context, FetchStream* stream) { return StreamFetch(context, stream); }));
+}
 
 grpc::Status CacheService::Lookup(grpc::ServerContext*, const v1::LookupRequest* request,
                                   v1::LookupResponse* response) {
   absl::StatusOr<std::vector<Digest>> keys = Digests(request->keys(), kChainBlocksMax);
   if (!keys.ok()) return ToGrpc(keys.status());
-  absl::StatusOr<std::vector<Digest>> bases = Digests(request->accept_bases(), kGroupsMax);
+  absl::StatusOr<std::vector<Digest>> bases = Digests(request->accept_bases(), kAcceptBasesMax);
   if (!bases.ok()) return ToGrpc(bases.status());
   PrefixQuery query;
   query.keys = *keys;
@@ -108,31 +121,32 @@ grpc::Status CacheService::Lookup(grpc::ServerContext*, const v1::LookupRequest*
   return grpc::Status::OK;
 }
 
-grpc::Status CacheService::Fetch(grpc::ServerContext* context, const v1::FetchRequest* request,
-                                 grpc::ServerWriter<v1::FetchChunk>* writer) {
-  LeaseHolder lease(store_, request->lease_id());
+grpc::Status CacheService::StreamFetch(grpc::ServerContext* context, FetchStream* stream) {
+  v1::FetchRequest request;
+  if (!stream->Read(&request)) return Invalid("no request");
+  LeaseHolder lease(store_, request.lease_id());
   Admission::Ticket ticket(&fetches_);
   if (!ticket.admitted()) return Busy("fetches");
-  if (static_cast<size_t>(request->records_size()) > kChainBlocksMax) return Invalid("too many records in one fetch");
+  if (static_cast<size_t>(request.records_size()) > kChainBlocksMax) return Invalid("too many records in one fetch");
   std::vector<RecordId> ids;
-  ids.reserve(request->records_size());
-  for (const v1::RecordRef& ref : request->records()) {
+  ids.reserve(request.records_size());
+  for (const v1::RecordRef& ref : request.records()) {
     absl::StatusOr<RecordName> name = FromRef(ref);
     if (!name.ok()) return ToGrpc(name.status());
     ids.push_back({name->key, name->encoding});
   }
-  FetchPlan plan(store_, std::move(ids), limits_.fetch_held_bytes);
-  return SendSections(&plan, *context, writer);
+  FetchPlan plan(store_, std::move(ids), &held_);
+  return SendSections(&plan, *context, stream);
 }
 
 absl::Status CacheService::StoreOne(const v1::StoreRequest& request) {
   std::shared_lock<std::shared_mutex> lock(drain_mutex_);
   if (draining_) return absl::UnavailableError("draining: no new blocks are taken");
-  if (!request.parent().empty() && request.parent().size() != sizeof(Digest::bytes)) {
-    return absl::InvalidArgumentError("the parent's key does not have 32 bytes");
-  }
+  absl::StatusOr<Digest> parent = Digest{};
+  if (!request.parent().empty()) parent = DigestFromBytes(AsBytes(request.parent()));
+  if (!parent.ok()) return parent.status();
   if (request.frame().size() > kFrameBytesMax) return absl::InvalidArgumentError("frame too large");
-  return store_->Put(AsBytes(request.frame()), request.sync());
+  return store_->Put(AsBytes(request.frame()), *parent, request.sync());
 }
 
 grpc::Status CacheService::Store(grpc::ServerContext*,
@@ -182,7 +196,7 @@ grpc::Status AdminService::Stats(grpc::ServerContext*, const v1::StatsRequest*, 
   response->set_fetched_bytes(stats.fetched_bytes);
   response->set_evicted_records(stats.evicted_records);
   response->set_quarantined_records(stats.quarantined_records);
-  response->set_sessions(stats.sessions);
+  response->set_sessions(cache_->sessions());
   response->set_uptime_ms(absl::ToInt64Milliseconds(clock_->Now() - started_));
   response->set_stores(stats.stores);
   response->set_stores_refused(stats.stores_refused);

@@ -2,6 +2,9 @@
 #ifndef LATENTKV_SERVER_CACHE_SERVICE_H_
 #define LATENTKV_SERVER_CACHE_SERVICE_H_
 
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/sync_stream.h>
+
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -21,18 +24,21 @@ inline constexpr char kVersion[] = "0.1.0";
 struct ServiceLimits {
   int fetches = 64;  // Running at once; one more is RESOURCE_EXHAUSTED.
   int stores = 64;
-  int bases = 2;  // Being put or got at once: each is held in memory whole.
-  uint64_t fetch_held_bytes = uint64_t{256} << 20;  // Frames that one Fetch keeps in memory between its sections.
+  int bases = 2;                                  // Being put or got at once: each is held in memory whole.
+  uint64_t fetch_held_bytes = uint64_t{1} << 30;  // Frames that all fetches keep in memory between their sections.
   uint64_t basis_bytes_max = uint64_t{1} << 30;
+  uint64_t sessions = uint64_t{1} << 16;  // Kept; their list still fits a message.
 };
+
+// What it writes are FetchChunks, laid out by hand.
+using FetchStream = grpc::ServerSplitStreamer<v1::FetchRequest, grpc::ByteBuffer>;
 
 class CacheService final : public v1::Cache::Service {
  public:
-  // `store` and `clock` outlive it.
+  // `store` and `clock` outlive it; `store` is open.
   CacheService(BlockStore* store, const Clock* clock, const ServiceLimits& limits);
 
   grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest*, v1::LookupResponse*) override;
-  grpc::Status Fetch(grpc::ServerContext*, const v1::FetchRequest*, grpc::ServerWriter<v1::FetchChunk>*) override;
   grpc::Status Store(grpc::ServerContext*, grpc::ServerReaderWriter<v1::StoreResponse, v1::StoreRequest>*) override;
   grpc::Status Forget(grpc::ServerContext*, const v1::ForgetRequest*, v1::ForgetResponse*) override;
 
@@ -48,9 +54,11 @@ class CacheService final : public v1::Cache::Service {
 
   // From its return on no frame is stored any more, and none is being stored.
   void Drain();
-  bool draining() const { return draining_; }
+  uint64_t sessions() const { return sessions_; }
 
  private:
+  grpc::Status StreamFetch(grpc::ServerContext* context, FetchStream* stream);
+  void CountSessions();
   absl::Status StoreOne(const v1::StoreRequest& request);
   absl::StatusOr<Bytes> ReceiveBasis(grpc::ServerReader<v1::BasisChunk>* reader, Digest* digest) const;
   absl::Status KeepBasis(const Digest& digest, const Bytes& basis);
@@ -59,6 +67,8 @@ class CacheService final : public v1::Cache::Service {
   const Clock* const clock_;
   const ServiceLimits limits_;
   Admission fetches_, stores_, bases_;
+  ByteBudget held_;
+  std::atomic<uint64_t> sessions_{0};
   std::mutex sessions_mutex_;  // A session is read and written again to keep its creation time.
   std::mutex bases_mutex_;
   std::shared_mutex drain_mutex_;  // Shared by each frame being stored.

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/frame.h"
+#include "server/admission.h"
 #include "storage/block_store.h"
 
 namespace latentkv {
@@ -15,8 +16,11 @@ namespace latentkv {
 // One thread.
 class FetchPlan {
  public:
-  // Keeps frames of at most `held_bytes_max` between sections; those beyond are read again for each section.
-  FetchPlan(BlockStore* store, std::vector<RecordId> ids, uint64_t held_bytes_max);
+  // Keeps frames between their sections while `budget` has bytes for them; others are read again for each section.
+  FetchPlan(BlockStore* store, std::vector<RecordId> ids, ByteBudget* budget);
+  ~FetchPlan();
+  FetchPlan(const FetchPlan&) = delete;
+  FetchPlan& operator=(const FetchPlan&) = delete;
 
   size_t size() const { return items_.size(); }
   // Sections of record `index`, known once its section 0 was read; 1 before, 0 when it is gone.
@@ -24,9 +28,9 @@ class FetchPlan {
   uint32_t MostSections() const;
 
   struct Section {
-    std::shared_ptr<const Bytes> frame;  // Keeps the spans alive.
-    ByteSpan header;                     // Of section 0 alone.
+    ByteSpan header;  // Of section 0 alone.
     ByteSpan payload;
+    std::shared_ptr<const void> owner;  // Of both.
   };
   // NotFound and DataLoss mean that the record is gone, from now on.
   absl::StatusOr<Section> Read(size_t index, uint32_t section);
@@ -35,11 +39,14 @@ class FetchPlan {
   struct Item {
     RecordId id;
     uint32_t section_count = 1;
-    std::shared_ptr<const Bytes> held;
+    SharedBytes held;
   };
+  void Hold(Item* item, SharedBytes frame);
+  void Drop(Item* item);
+
   BlockStore* store_;
+  ByteBudget* budget_;
   std::vector<Item> items_;
-  uint64_t held_bytes_left_;
 };
 
 }  // namespace latentkv

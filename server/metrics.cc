@@ -18,7 +18,7 @@ prometheus::MetricFamily One(prometheus::MetricType type, const char* name, cons
 
 }  // namespace
 
-std::vector<prometheus::MetricFamily> StoreMetrics::Collect() const {
+std::vector<prometheus::MetricFamily> DaemonMetrics::Collect() const {
   constexpr auto kCounter = prometheus::MetricType::Counter;
   constexpr auto kGauge = prometheus::MetricType::Gauge;
   const StoreStats stats = store_->Stats();
@@ -28,7 +28,7 @@ std::vector<prometheus::MetricFamily> StoreMetrics::Collect() const {
       One(kGauge, "latentkv_disk_bytes", "Bytes that the storage occupies.", stats.disk_bytes),
       One(kGauge, "latentkv_capacity_bytes", "Bytes that may be occupied.", stats.capacity_bytes),
       One(kGauge, "latentkv_memory_bytes", "Bytes in the memory tier.", stats.memory_bytes),
-      One(kGauge, "latentkv_sessions", "Sessions kept.", stats.sessions),
+      One(kGauge, "latentkv_sessions", "Sessions kept.", cache_->sessions()),
       One(kCounter, "latentkv_hits_total", "Blocks found by lookups.", stats.hits),
       One(kCounter, "latentkv_misses_total", "Blocks not found by lookups.", stats.misses),
       One(kCounter, "latentkv_fetched_bytes_total", "Bytes of the frames read.", stats.fetched_bytes),

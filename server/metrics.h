@@ -1,4 +1,4 @@
-// The store's numbers for Prometheus.
+// The daemon's numbers for Prometheus.
 #ifndef LATENTKV_SERVER_METRICS_H_
 #define LATENTKV_SERVER_METRICS_H_
 
@@ -7,17 +7,20 @@
 
 #include <vector>
 
+#include "server/cache_service.h"
 #include "storage/block_store.h"
 
 namespace latentkv {
 
-class StoreMetrics final : public prometheus::Collectable {
+class DaemonMetrics final : public prometheus::Collectable {
  public:
-  explicit StoreMetrics(const BlockStore* store) : store_(store) {}  // Which outlives it.
+  // Both outlive it.
+  DaemonMetrics(const BlockStore* store, const CacheService* cache) : store_(store), cache_(cache) {}
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
   const BlockStore* store_;
+  const CacheService* cache_;
 };
 
 }  // namespace latentkv

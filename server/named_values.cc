@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/limits.h"
 #include "server/cache_service.h"
+#include "spdlog/spdlog.h"
 #include "transport/convert.h"
 
 namespace latentkv {
@@ -37,6 +38,11 @@ absl::StatusOr<v1::Session> LoadSession(BlockStore* store, absl::string_view nam
 
 }  // namespace
 
+void CacheService::CountSessions() {
+  absl::StatusOr<std::vector<std::string>> names = store_->ListNamed(kSessionSpace);
+  sessions_ = names.ok() ? names->size() : 0;
+}
+
 grpc::Status CacheService::PutSession(grpc::ServerContext*, const v1::PutSessionRequest* request,
                                       v1::PutSessionResponse*) {
   absl::Status status = CheckSession(request->session());
@@ -44,6 +50,10 @@ grpc::Status CacheService::PutSession(grpc::ServerContext*, const v1::PutSession
   std::lock_guard<std::mutex> lock(sessions_mutex_);
   v1::Session session = request->session();
   absl::StatusOr<v1::Session> before = LoadSession(store_, session.name());
+  const bool added = absl::IsNotFound(before.status());
+  if (added && sessions_ >= limits_.sessions) {
+    return {grpc::StatusCode::RESOURCE_EXHAUSTED, absl::StrCat(limits_.sessions, " sessions are kept; delete some")};
+  }
   const int64_t now = absl::ToUnixMillis(clock_->Now());
   if (before.ok()) {
     session.set_created_ms(before->created_ms());
@@ -51,7 +61,9 @@ grpc::Status CacheService::PutSession(grpc::ServerContext*, const v1::PutSession
     session.set_created_ms(now);
   }
   session.set_updated_ms(now);
-  return ToGrpc(store_->PutNamed(kSessionSpace, session.name(), AsBytes(session.SerializeAsString())));
+  status = store_->PutNamed(kSessionSpace, session.name(), AsBytes(session.SerializeAsString()));
+  if (status.ok() && added) ++sessions_;
+  return ToGrpc(status);
 }
 
 grpc::Status CacheService::GetSession(grpc::ServerContext*, const v1::GetSessionRequest* request,
@@ -69,6 +81,10 @@ grpc::Status CacheService::ListSessions(grpc::ServerContext*, const v1::ListSess
   for (const std::string& name : *names) {
     absl::StatusOr<v1::Session> session = LoadSession(store_, name);
     if (absl::IsNotFound(session.status())) continue;  // Deleted since.
+    if (absl::IsDataLoss(session.status())) {
+      spdlog::warn("sessions: {}", session.status().ToString());
+      continue;
+    }
     if (!session.ok()) return ToGrpc(session.status());
     session->clear_tokens();
     session->clear_record();
@@ -80,7 +96,10 @@ grpc::Status CacheService::ListSessions(grpc::ServerContext*, const v1::ListSess
 grpc::Status CacheService::DeleteSession(grpc::ServerContext*, const v1::DeleteSessionRequest* request,
                                          v1::DeleteSessionResponse*) {
   std::lock_guard<std::mutex> lock(sessions_mutex_);
-  return ToGrpc(store_->DeleteNamed(kSessionSpace, request->name()));
+  const bool there = !absl::IsNotFound(store_->GetNamed(kSessionSpace, request->name()).status());
+  absl::Status status = store_->DeleteNamed(kSessionSpace, request->name());
+  if (status.ok() && there) --sessions_;
+  return ToGrpc(status);
 }
 
 absl::StatusOr<Bytes> CacheService::ReceiveBasis(grpc::ServerReader<v1::BasisChunk>* reader, Digest* digest) const {

@@ -12,14 +12,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "core/limits.h"
 #include "server/metrics.h"
 #include "server/options.h"
+#include "transport/message_layout.h"
 
 namespace latentkv {
 namespace {
 
-constexpr int kMessageBytesMax = static_cast<int>(kFrameBytesMax + (1u << 20));  // A frame and what is around it.
 constexpr int kThreadsMax = 256;  // Every stream holds one; above it gRPC itself answers RESOURCE_EXHAUSTED.
 
 class GrpcServer final : public Server {
@@ -61,7 +60,7 @@ class GrpcServer final : public Server {
     } catch (const std::exception& error) {
       return absl::UnavailableError(absl::StrCat("metrics on ", address, ": ", error.what()));
     }
-    metrics_ = std::make_shared<StoreMetrics>(store);
+    metrics_ = std::make_shared<DaemonMetrics>(store, &cache_);
     exposer_->RegisterCollectable(metrics_);
     return absl::OkStatus();
   }
@@ -83,7 +82,7 @@ class GrpcServer final : public Server {
   CacheService cache_;
   AdminService admin_;
   std::vector<std::string> addresses_;
-  std::shared_ptr<StoreMetrics> metrics_;
+  std::shared_ptr<DaemonMetrics> metrics_;
   std::unique_ptr<prometheus::Exposer> exposer_;
   std::unique_ptr<grpc::Server> server_;
 };

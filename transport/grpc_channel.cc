@@ -12,12 +12,12 @@
 #include "latentkv/v1/cache.grpc.pb.h"
 #include "transport/convert.h"
 #include "transport/grpc_call.h"
+#include "transport/message_layout.h"
 
 namespace latentkv {
 namespace {
 
 constexpr size_t kBasisChunkBytes = 1u << 20;
-constexpr int kMessageBytesMax = static_cast<int>(kFrameBytesMax + (1u << 20));  // A frame and what is around it.
 
 absl::StatusOr<LookupAnswer> FromLookup(const LookupQuery& query, const v1::LookupResponse& response) {
   if (static_cast<size_t>(response.records_size()) > query.keys.size()) {
@@ -30,8 +30,7 @@ absl::StatusOr<LookupAnswer> FromLookup(const LookupQuery& query, const v1::Look
     absl::StatusOr<RecordName> name = FromRef(info.ref());
     if (!name.ok()) return name.status();
     if (name->key != query.keys[i]) return absl::InternalError("the daemon answered a record of another key");
-    answer.records.push_back(
-        {name->key, name->encoding, info.frame_bytes(), info.section_count(), info.loss_chain()});
+    answer.records.push_back({name->key, name->encoding, info.frame_bytes(), info.section_count(), info.loss_chain()});
   }
   return answer;
 }
@@ -233,8 +232,9 @@ absl::StatusOr<std::unique_ptr<CacheChannel>> MakeGrpcChannel(absl::string_view 
   arguments.SetMaxSendMessageSize(kMessageBytesMax);
   // A restarted daemon is found again soon: gRPC's own back-off grows to two minutes.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // Named a back-off, it is how long one attempt to connect may take: a busy machine needs more than a moment.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   // The address is this machine's: no proxy of the environment belongs in between.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return std::make_unique<GrpcChannel>(

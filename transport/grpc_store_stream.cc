@@ -1,40 +1,23 @@
-// The Store stream, its messages laid out by hand so that a frame is sent from where it lies.
-#include <google/protobuf/io/coded_stream.h>
+// The Store stream: a frame is sent from where it lies.
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/codegen/rpc_method.h>
-#include <grpcpp/support/byte_buffer.h>
-
-#include <array>
 
 #include "latentkv/v1/cache.grpc.pb.h"
 #include "transport/convert.h"
 #include "transport/grpc_call.h"
+#include "transport/message_layout.h"
 
 namespace latentkv {
 namespace {
 
-using google::protobuf::io::CodedOutputStream;
+static_assert(v1::StoreRequest::kFrameFieldNumber == kLargeField);
 
-constexpr uint8_t kFrameTag = (v1::StoreRequest::kFrameFieldNumber << 3) | 2;  // Length-delimited.
-static_assert(v1::StoreRequest::kFrameFieldNumber < 16, "the tag is one byte");
-
-void FreeFrame(void* held) { delete static_cast<std::shared_ptr<const Bytes>*>(held); }
-
-// Equal to the serialized StoreRequest.
 grpc::ByteBuffer LayOut(const StoreItem& item) {
   v1::StoreRequest head;
   head.set_sequence(item.sequence);
   if (!item.parent.IsZero()) head.set_parent(DigestBytes(item.parent));
   head.set_sync(item.sync);
-  std::string bytes = head.SerializeAsString();
-  std::array<uint8_t, 11> tag{kFrameTag};
-  const uint8_t* end = CodedOutputStream::WriteVarint64ToArray(item.frame->size(), tag.data() + 1);
-  bytes.append(reinterpret_cast<const char*>(tag.data()), end - tag.data());
-  auto* held = new std::shared_ptr<const Bytes>(item.frame);
-  const std::array<grpc::Slice, 2> slices = {
-      grpc::Slice(bytes),
-      grpc::Slice(const_cast<uint8_t*>(item.frame->data()), item.frame->size(), FreeFrame, held)};
-  return grpc::ByteBuffer(slices.data(), slices.size());
+  return LayOutMessage(head, *item.frame, item.frame);
 }
 
 class GrpcStoreStream final : public StoreStream {

@@ -1,0 +1,31 @@
+#include "transport/message_layout.h"
+
+#include <google/protobuf/io/coded_stream.h>
+
+#include <array>
+#include <string>
+#include <utility>
+
+namespace latentkv {
+namespace {
+
+constexpr uint8_t kLargeTag = (kLargeField << 3) | 2;  // Length-delimited.
+static_assert(kLargeField < 16, "the tag is one byte");
+
+void Release(void* owner) { delete static_cast<std::shared_ptr<const void>*>(owner); }
+
+}  // namespace
+
+grpc::ByteBuffer LayOutMessage(const google::protobuf::MessageLite& head, ByteSpan bytes,
+                               std::shared_ptr<const void> owner) {
+  std::string front = head.SerializeAsString();
+  std::array<uint8_t, 11> tag{kLargeTag};
+  const uint8_t* end = google::protobuf::io::CodedOutputStream::WriteVarint64ToArray(bytes.size(), tag.data() + 1);
+  front.append(reinterpret_cast<const char*>(tag.data()), end - tag.data());
+  auto* held = new std::shared_ptr<const void>(std::move(owner));
+  const std::array<grpc::Slice, 2> slices = {
+      grpc::Slice(front), grpc::Slice(const_cast<uint8_t*>(bytes.data()), bytes.size(), Release, held)};
+  return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+}  // namespace latentkv

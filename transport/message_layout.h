@@ -1,0 +1,25 @@
+// Messages whose large field is sent from where its bytes lie.
+#ifndef LATENTKV_TRANSPORT_MESSAGE_LAYOUT_H_
+#define LATENTKV_TRANSPORT_MESSAGE_LAYOUT_H_
+
+#include <google/protobuf/message_lite.h>
+#include <grpcpp/support/byte_buffer.h>
+
+#include <memory>
+
+#include "core/bytes.h"
+#include "core/limits.h"
+
+namespace latentkv {
+
+inline constexpr int kLargeField = 15;  // Of every message that has one: proto/README.md.
+// The largest frame and what is around it.
+inline constexpr int kMessageBytesMax = static_cast<int>(kFrameBytesMax + (1u << 20));
+
+// What `head` with its large field set to `bytes` serializes to. `owner` keeps them until they have been sent.
+grpc::ByteBuffer LayOutMessage(const google::protobuf::MessageLite& head, ByteSpan bytes,
+                               std::shared_ptr<const void> owner);
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_TRANSPORT_MESSAGE_LAYOUT_H_
