@@ -32,9 +32,9 @@ struct ClientOptions {
 
 // Need only live during the call that it is given to.
 struct Prompt {
-  absl::Span<const uint32_t> tokens;
-  absl::Span<const BlockExtra> extras;   // Sorted by block.
-  std::optional<std::string> salt = {};  // Instead of the client's.
+  absl::Span<const uint32_t> tokens = {};
+  absl::Span<const BlockExtra> extras = {};  // Sorted by block.
+  std::optional<std::string> salt = {};      // Instead of the client's.
 };
 
 struct TransferResult {
