@@ -5,6 +5,9 @@
 #include <atomic>
 #include <cstdint>
 
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
 namespace latentkv {
 
 class Admission {
@@ -14,22 +17,41 @@ class Admission {
   // Holds one place until it dies, if admitted.
   class Ticket {
    public:
-    explicit Ticket(Admission* admission) : admission_(admission) {
-      admitted_ = admission_->running_.fetch_add(1) < admission_->limit_;
+    explicit Ticket(Admission* admission) : admission_(admission), admitted_(admission->Enter()) {}
+    ~Ticket() {
+      if (admitted_) admission_->Leave();
     }
-    ~Ticket() { admission_->running_.fetch_sub(1); }
     Ticket(const Ticket&) = delete;
     Ticket& operator=(const Ticket&) = delete;
     bool admitted() const { return admitted_; }
 
    private:
-    Admission* admission_;
-    bool admitted_;
+    Admission* const admission_;
+    const bool admitted_;
   };
 
+  // Waits until no place is held, or until `deadline`.
+  void AwaitIdle(absl::Time deadline) {
+    absl::MutexLock lock(&mutex_);
+    auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ == 0; };
+    mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline);
+  }
+
  private:
+  bool Enter() {
+    absl::MutexLock lock(&mutex_);
+    if (running_ == limit_) return false;
+    ++running_;
+    return true;
+  }
+  void Leave() {
+    absl::MutexLock lock(&mutex_);
+    --running_;
+  }
+
   const int limit_;
-  std::atomic<int> running_{0};
+  absl::Mutex mutex_;
+  int running_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 // Bytes shared by several calls. Any thread.

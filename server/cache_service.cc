@@ -183,6 +183,11 @@ void CacheService::Drain() {
   std::unique_lock<std::shared_mutex> lock(drain_mutex_);
 }
 
+void CacheService::AwaitReads(absl::Time deadline) {
+  fetches_.AwaitIdle(deadline);
+  bases_.AwaitIdle(deadline);
+}
+
 grpc::Status AdminService::Stats(grpc::ServerContext*, const v1::StatsRequest*, v1::StatsResponse* response) {
   const StoreStats stats = store_->Stats();
   response->set_version(kVersion);

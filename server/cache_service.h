@@ -54,6 +54,8 @@ class CacheService final : public v1::Cache::Service {
 
   // From its return on no frame is stored any more, and none is being stored.
   void Drain();
+  // Waits until no fetch and no transfer of a basis runs, or until `deadline`.
+  void AwaitReads(absl::Time deadline);
   uint64_t sessions() const { return sessions_; }
 
  private:

@@ -5,6 +5,7 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <prometheus/exposer.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <utility>
@@ -14,11 +15,13 @@
 #include "absl/time/clock.h"
 #include "server/metrics.h"
 #include "server/options.h"
+#include "transport/grpc_library.h"
 #include "transport/message_layout.h"
 
 namespace latentkv {
 namespace {
 
+constexpr absl::Duration kLastWrites = absl::Milliseconds(100);  // For answers that are on their way out.
 constexpr int kThreadsMax = 256;  // Every stream holds one; above it gRPC itself answers RESOURCE_EXHAUSTED.
 
 class GrpcServer final : public Server {
@@ -71,8 +74,9 @@ class GrpcServer final : public Server {
     if (server_ == nullptr) return;
     if (grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService()) health->SetServingStatus(false);
     cache_.Drain();
-    // Without a deadline Shutdown waits for streams that their clients hold open.
-    server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+    cache_.AwaitReads(absl::Now() + grace);
+    // What is left are streams and connections that clients hold open, for which Shutdown would wait.
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + std::min(grace, kLastWrites)));
     server_->Wait();
     server_.reset();
     exposer_.reset();
@@ -91,6 +95,7 @@ class GrpcServer final : public Server {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config, BlockStore* store) {
   if (config.listen.empty()) return absl::InvalidArgumentError("no address to listen on");
+  KeepGrpcUp();
   // Both are process-wide, read when a server is built.
   grpc::EnableDefaultHealthCheckService(true);
   static const bool reflected = (grpc::reflection::InitProtoReflectionServerBuilderPlugin(), true);

@@ -30,7 +30,7 @@ class Server {
   virtual ~Server() = default;  // Stops at once.
   // As bound, with real ports.
   virtual const std::vector<std::string>& addresses() const = 0;
-  // Refuses new frames, lets calls under way end for `grace`, then cancels them. Once.
+  // Refuses new frames, ends those under way, waits for fetches for `grace` at most, and cancels what is left. Once.
   virtual void Stop(absl::Duration grace) = 0;
 };
 

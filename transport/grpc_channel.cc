@@ -12,6 +12,7 @@
 #include "latentkv/v1/cache.grpc.pb.h"
 #include "transport/convert.h"
 #include "transport/grpc_call.h"
+#include "transport/grpc_library.h"
 #include "transport/message_layout.h"
 
 namespace latentkv {
@@ -227,6 +228,7 @@ absl::StatusOr<std::unique_ptr<CacheChannel>> MakeGrpcChannel(absl::string_view 
   if (!WellFormed(address)) {
     return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is neither host:port nor unix:PATH"));
   }
+  KeepGrpcUp();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
   arguments.SetMaxSendMessageSize(kMessageBytesMax);

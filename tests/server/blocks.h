@@ -14,17 +14,20 @@
 
 namespace latentkv {
 
-inline Digest TestKey(uint32_t block) { return Sha256({AsBytes("block " + std::to_string(block))}); }
+inline Digest TestKey(uint32_t block, uint32_t chain = 0) {
+  return Sha256({AsBytes(std::to_string(chain) + "/" + std::to_string(block))});
+}
 
 // An exact frame of block `block` with sections of different lengths and pseudorandom bytes.
-inline std::shared_ptr<const Bytes> TestFrame(uint32_t block, uint32_t section_count, size_t section_bytes) {
+inline std::shared_ptr<const Bytes> TestFrame(uint32_t block, uint32_t section_count, size_t section_bytes,
+                                              uint32_t chain = 0) {
   FrameHeader header;
-  header.key = TestKey(block);
+  header.key = TestKey(block, chain);
   header.geometry = Sha256({AsBytes("geometry")});
   header.first_token = block * kBlockTokens;
   header.token_count = kBlockTokens;
   std::vector<Bytes> sections;
-  uint32_t state = block * 7919 + 1;
+  uint32_t state = block * 7919 + chain * 104729 + 1;
   for (uint32_t s = 0; s < section_count; ++s) {
     Bytes section(section_bytes + s);
     for (uint8_t& byte : section) byte = (state = state * 1664525 + 1013904223) >> 24;
@@ -33,9 +36,9 @@ inline std::shared_ptr<const Bytes> TestFrame(uint32_t block, uint32_t section_c
   return std::make_shared<const Bytes>(*WriteFrame(header, sections));
 }
 
-inline std::vector<Digest> TestKeys(uint32_t count) {
+inline std::vector<Digest> TestKeys(uint32_t count, uint32_t chain = 0) {
   std::vector<Digest> keys;
-  for (uint32_t i = 0; i < count; ++i) keys.push_back(TestKey(i));
+  for (uint32_t i = 0; i < count; ++i) keys.push_back(TestKey(i, chain));
   return keys;
 }
 

@@ -37,8 +37,8 @@ TEST(ListenAddress, RefusesAddressesThatOthersReach) {
 }
 
 TEST(DaemonFlags, TakeBothFormsAndLists) {
-  auto options = ParseDaemonOptions(std::vector<std::string>{"--data", "/d", "--listen=127.0.0.1:1,unix:/s",
-                                                             "--listen", "[::1]:2", "--capacity-bytes=1GiB"});
+  auto options = ParseDaemonOptions(std::vector<std::string>{"--data", "/d", "--listen=127.0.0.1:1,unix:/s", "--listen",
+                                                             "[::1]:2", "--capacity-bytes=1GiB"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->listen, ElementsAre("127.0.0.1:1", "unix:/s", "[::1]:2"));
   EXPECT_EQ(options->data, "/d");

@@ -1,7 +1,6 @@
 // The services over a socket, on RocksDB.
 #include <grpcpp/grpcpp.h>
 
-#include <filesystem>
 #include <future>
 #include <thread>
 
@@ -10,6 +9,7 @@
 #include "server/server.h"
 #include "storage/rocksdb_block_store.h"
 #include "tests/server/blocks.h"
+#include "tests/storage/scratch_folder.h"
 #include "transport/grpc_channel.h"
 
 namespace latentkv {
@@ -20,30 +20,19 @@ using ::testing::SizeIs;
 
 class ServiceTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "latentkv-server-XXXXXX";
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    path_ = pattern;
-    Start({});
-  }
-  void TearDown() override {
+  void SetUp() override { Start({}); }
+  void Start(const ServiceLimits& limits, uint64_t capacity_bytes = uint64_t{1} << 30) {
     channel_.reset();
     server_.reset();
     store_.reset();
-    std::filesystem::remove_all(path_);
-  }
-  void Start(const ServiceLimits& limits) {
-    channel_.reset();
-    server_.reset();
-    store_.reset();
-    auto store = RocksDbBlockStore::Open({.path = path_ + "/data",
-                                          .capacity_bytes = uint64_t{1} << 30,
+    auto store = RocksDbBlockStore::Open({.path = folder_.path() + "/data",
+                                          .capacity_bytes = capacity_bytes,
                                           .memory_tier_bytes = uint64_t{1} << 20,
                                           .clock = &SystemClock()});
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
     ServerConfig config;
-    config.listen = {"127.0.0.1:0", "unix:" + path_ + "/socket"};
+    config.listen = {"127.0.0.1:0", "unix:" + folder_.path() + "/socket"};
     config.limits = limits;
     auto server = Server::Start(config, store_.get());
     ASSERT_TRUE(server.ok()) << server.status();
@@ -68,7 +57,7 @@ class ServiceTest : public ::testing::Test {
     return frames;
   }
 
-  std::string path_;
+  ScratchFolder folder_;
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<CacheChannel> channel_;
@@ -99,7 +88,7 @@ TEST_F(ServiceTest, FetchIsTheSameWhenNothingMayBeHeldBetweenSections) {
 
 TEST_F(ServiceTest, UnixSocketServesTheSameStore) {
   auto frames = Keep(1, 2, 500);
-  auto local = *MakeGrpcChannel("unix:" + path_ + "/socket");
+  auto local = *MakeGrpcChannel("unix:" + folder_.path() + "/socket");
   EXPECT_EQ(FetchFrames(local.get(), Find(1).records).frames[0], *frames[0]);
 }
 

@@ -1,10 +1,7 @@
-// Frames, folders and a clock for the tests of this folder.
+// Frames and a clock for the tests of this folder.
 #ifndef LATENTKV_TESTS_STORAGE_FRAMES_H_
 #define LATENTKV_TESTS_STORAGE_FRAMES_H_
 
-#include <stdlib.h>
-
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +11,7 @@
 #include "core/frame.h"
 #include "core/limits.h"
 #include "storage/rocksdb_block_store.h"
+#include "tests/storage/scratch_folder.h"
 
 namespace latentkv {
 
@@ -81,22 +79,6 @@ class ManualClock : public Clock {
  private:
   mutable absl::Mutex mutex_;
   absl::Time now_ = absl::FromUnixSeconds(1000000);
-};
-
-// A folder of its own, removed at the end.
-class ScratchFolder {
- public:
-  ScratchFolder() : path_((std::filesystem::temp_directory_path() / "latentkv-storage-XXXXXX").string()) {
-    if (mkdtemp(path_.data()) == nullptr) abort();
-  }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
 };
 
 }  // namespace latentkv
