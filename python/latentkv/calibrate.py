@@ -31,7 +31,7 @@ _TEXT_TOKENS = 1 << 16  # Read altogether: the moments of a model's cache move b
 _PREFIX_TOKENS = 768
 _FOLLOWING_TOKENS = 128
 _HELD_OUT = 8
-_PROBES = 4
+_PROBES = 3
 _PROBE_TOKENS = 64
 _LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `high` to above that of `small`.
 _SMALLEST = 0.081  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.h, LiveRank).
@@ -297,6 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.layers_per_group < 1:
             raise ValueError("--layers-per-group must be 1 or more")
+        native.library()  # Missing, it is missed now and not after minutes.
         encoder = load_encoder(options.model)
         texts = read_conversations(options.text)
         model = load_model(options.model, options.device)

@@ -153,22 +153,19 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 def library_path() -> Path:
-    """Where the shared library is: LATENTKV_LIBRARY, beside this package, or in a build of the checkout (newest)."""
+    """Where the shared library is: LATENTKV_LIBRARY, beside this package, or in the checkout's build (LATENTKV_BUILD,
+    build/release unless set)."""
     given = os.environ.get("LATENTKV_LIBRARY")
     if given:
         if not Path(given).is_file():
             raise NativeError(NOT_FOUND, f"LATENTKV_LIBRARY names {given}, which is not a file")
         return Path(given)
-    here = Path(__file__).resolve().parent
-    if build := os.environ.get("LATENTKV_BUILD"):
-        return Path(build) / "lib" / "liblatentkv.so"
-    found = [path for path in (here / "liblatentkv.so", here.parent / "liblatentkv.so") if path.is_file()]
-    if not found:
-        builds = here.parent.parent.glob("build/*/lib/liblatentkv.so")
-        found = sorted(builds, key=lambda path: path.stat().st_mtime, reverse=True)
-    if not found:
-        raise NativeError(NOT_FOUND, "no liblatentkv.so: build it (cmake --preset release) or set LATENTKV_LIBRARY")
-    return found[0]
+    package = Path(__file__).resolve().parent
+    build = Path(os.environ.get("LATENTKV_BUILD") or package.parent.parent / "build/release")
+    for path in (package / "liblatentkv.so", build / "lib/liblatentkv.so"):
+        if path.is_file():
+            return path
+    raise NativeError(NOT_FOUND, "no liblatentkv.so: build it (cmake --preset release) or set LATENTKV_LIBRARY")
 
 
 @cache
