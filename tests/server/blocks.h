@@ -42,7 +42,7 @@ inline std::vector<Digest> TestKeys(uint32_t count, uint32_t chain = 0) {
   return keys;
 }
 
-// Stores the frames in one stream; the status of each, in order, as far as the stream came.
+// Stores the frames in one stream, without naming parents; the status of each, in order, as far as the stream came.
 inline std::vector<absl::Status> StoreFrames(CacheChannel* channel,
                                              const std::vector<std::shared_ptr<const Bytes>>& frames,
                                              absl::Status* finish = nullptr) {

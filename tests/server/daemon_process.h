@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +30,7 @@ class DaemonProcess {
     if (pid_ == 0) {
       dup2(ends[1], STDOUT_FILENO);
       dup2(ends[1], STDERR_FILENO);
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
       in_child();
       execv(LATENTKVD_PATH, pointers.data());
       _exit(127);
@@ -58,6 +60,7 @@ class DaemonProcess {
     while (output_ != nullptr && fgets(line, sizeof(line), output_) != nullptr) all += line;
     return all;
   }
+  void Signal(int signal) { kill(pid_, signal); }
   // Sends `signal` (0: none) and waits; the status of waitpid.
   int End(int signal) {
     int status = -1;

@@ -1,6 +1,5 @@
 // kill -9 of the executable in the middle of stores: after each restart, what it acknowledged is there and whole.
 #include <atomic>
-#include <cstdlib>
 #include <random>
 #include <thread>
 
@@ -13,11 +12,7 @@
 namespace latentkv {
 namespace {
 
-// LATENTKV_KILL_ROUNDS=50 for the long run.
-int Rounds() {
-  const char* rounds = std::getenv("LATENTKV_KILL_ROUNDS");
-  return rounds != nullptr ? std::max(1, std::atoi(rounds)) : 10;
-}
+constexpr int kKills = 50;
 
 CallLimits Patient() { return CallLimits::In(absl::Seconds(60)); }
 
@@ -108,7 +103,7 @@ class KillTest : public ::testing::Test {
 TEST_F(KillTest, EveryAcknowledgedFrameIsThereAndWhole) {
   std::vector<Chain> chains;
   uint64_t acknowledged = 0;
-  for (int round = 0; round < Rounds(); ++round) {
+  for (int round = 0; round < kKills; ++round) {
     // Above what all rounds store, so that nothing may be missing because it was evicted.
     StartDaemon("16GiB");
     for (uint32_t chain = 0; chain < chains.size(); ++chain) {
@@ -132,7 +127,7 @@ TEST_F(KillTest, EveryAcknowledgedFrameIsThereAndWhole) {
   ASSERT_TRUE(stats.ok()) << stats.status();
   EXPECT_EQ(stats->quarantined_records, 0u);
   EXPECT_EQ(stats->records, records);
-  std::printf("%d kills, %lu acknowledged frames\n", Rounds(), acknowledged);
+  std::printf("%d kills, %lu acknowledged frames\n", kKills, acknowledged);
 }
 
 TEST_F(KillTest, WhatAKillInTheMiddleOfEvictingLeavesIsWholeAndCountedRight) {
