@@ -1,6 +1,7 @@
 #include "transport/message_layout.h"
 
 #include <google/protobuf/io/coded_stream.h>
+#include <grpcpp/support/proto_buffer_reader.h>
 
 #include <array>
 #include <string>
@@ -26,6 +27,17 @@ grpc::ByteBuffer LayOutMessage(const google::protobuf::MessageLite& head, ByteSp
   const std::array<grpc::Slice, 2> slices = {
       grpc::Slice(front), grpc::Slice(const_cast<uint8_t*>(bytes.data()), bytes.size(), Release, held)};
   return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& message) {
+  const grpc::Slice slice(message.SerializeAsString());
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+bool ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message) {
+  grpc::ByteBuffer shared = bytes;
+  grpc::ProtoBufferReader reader(&shared);
+  return reader.status().ok() && message->ParseFromZeroCopyStream(&reader);
 }
 
 }  // namespace latentkv

@@ -1,4 +1,4 @@
-// Messages whose large field is sent from where its bytes lie.
+// Messages as bytes; a large field is sent from where its bytes lie.
 #ifndef LATENTKV_TRANSPORT_MESSAGE_LAYOUT_H_
 #define LATENTKV_TRANSPORT_MESSAGE_LAYOUT_H_
 
@@ -19,6 +19,10 @@ inline constexpr int kMessageBytesMax = static_cast<int>(kFrameBytesMax + (1u <<
 // What `head` with its large field set to `bytes` serializes to. `owner` keeps them until they have been sent.
 grpc::ByteBuffer LayOutMessage(const google::protobuf::MessageLite& head, ByteSpan bytes,
                                std::shared_ptr<const void> owner);
+
+grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& message);
+// False if the bytes are not such a message.
+bool ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
 
 }  // namespace latentkv
 

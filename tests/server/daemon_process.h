@@ -61,12 +61,15 @@ class DaemonProcess {
     return all;
   }
   void Signal(int signal) { kill(pid_, signal); }
-  // Sends `signal` (0: none) and waits; the status of waitpid.
+  // Sends `signal` (0: none) and waits; the status of waitpid. Shows what the daemon says if that is not how it ends.
   int End(int signal) {
     int status = -1;
     if (signal != 0) kill(pid_, signal);
     waitpid(pid_, &status, 0);
     pid_ = -1;
+    const bool killed = WIFSIGNALED(status) && WTERMSIG(status) == signal;
+    if (signal != 0 && !killed && status != 0)
+      std::fprintf(stderr, "latentkvd ended with %d: %s\n", status, ReadAll().c_str());
     return status;
   }
 

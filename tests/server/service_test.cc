@@ -307,10 +307,10 @@ TEST_F(ServiceTest, FetchesOverTheLimitAreShedAndTheNextOneIsServed) {
   ServiceLimits limits;
   limits.fetches = 1;
   Start(limits);
-  auto frames = Keep(1, 2, 16 << 20);
+  auto frames = Keep(1, 8, 8 << 20);
   const std::vector<RemoteRecord> records = Find(1).records;
   bool shed = false;
-  // While this callback runs, the fetch waits for its receiver: the second section does not fit what lies in between.
+  // While this callback runs, the fetch waits for its receiver: its other sections do not fit what lies in between.
   absl::Status first = channel_->Fetch(records, 0, Soon(), [&](const FetchedSection& section) {
     if (section.section == 0) {
       shed = absl::IsResourceExhausted(FetchFrames(channel_.get(), records).status);
