@@ -8,8 +8,22 @@ from latentkv.client import Client, PageLayer
 from latentkv.geometry import DTYPE_BYTES, Layer
 
 MAGIC = b"LvKF"
-_HEADER_AT, _FRAME_BYTES_AT = 8, 128  # docs/formats/frame.md
+_HEADER_AT, _COUNT_AT, _TABLE_AT, _ENTRY_BYTES = 8, 12, 132, 8  # docs/formats/frame.md
+_SECTIONS_MAX = 256
 _STRIDE = 61
+
+
+def _frame(content: bytearray, at: int) -> tuple[int, int] | None:
+    """Where the payload of the frame at `at` begins and ends; None for what only looks like one."""
+
+    def number(offset: int) -> int:
+        return int.from_bytes(content[at + offset : at + offset + 4], "little")
+
+    header, count = number(_HEADER_AT), number(_COUNT_AT)
+    if not 1 <= count <= _SECTIONS_MAX or header != _TABLE_AT + count * _ENTRY_BYTES + 4:
+        return None
+    end = at + header + sum(number(_TABLE_AT + i * _ENTRY_BYTES) for i in range(count))
+    return (at + header, end) if end <= len(content) else None
 
 
 def damage_payloads(folder: Path) -> int:
@@ -21,13 +35,11 @@ def damage_payloads(folder: Path) -> int:
         content = bytearray(path.read_bytes())
         at, touched = content.find(MAGIC), 0
         while at >= 0:
-            header = int.from_bytes(content[at + _HEADER_AT : at + _HEADER_AT + 4], "little")
-            whole = int.from_bytes(content[at + _FRAME_BYTES_AT : at + _FRAME_BYTES_AT + 8], "little")
-            if 136 <= header < whole <= len(content) - at:
-                for position in range(at + header, at + whole, _STRIDE):
+            if (payload := _frame(content, at)) is not None:
+                for position in range(*payload, _STRIDE):
                     content[position] ^= 0x5A
                 touched += 1
-                at += whole - 1
+                at = payload[1] - 1
             at = content.find(MAGIC, at + 1)
         if touched:
             path.write_bytes(content)
@@ -35,8 +47,8 @@ def damage_payloads(folder: Path) -> int:
     return frames
 
 
-def store_zeroed(address: str, layers: list[Layer], digest: bytes, tokens: list[int]) -> None:
-    """Stores blocks of zeros, well formed in every way, for whole blocks of the tokens."""
+def store_zeroed(address: str, layers: list[Layer], digest: bytes, tokens: list[int]) -> int:
+    """Stores blocks of zeros, well formed in every way, for whole blocks of the tokens; returns how many."""
     import torch
 
     page_tokens = 64
@@ -55,5 +67,6 @@ def store_zeroed(address: str, layers: list[Layer], digest: bytes, tokens: list[
             count = min(512, len(tokens) - first)
             client.store(tokens, first, count, [0] * (len(tokens) // page_tokens))
             client.flush(30000)
+        return client.stats()["stored_blocks"]
     finally:
         client.close()

@@ -29,13 +29,20 @@ def free_port() -> int:
 class Process:
     """A command in a process group of its own with its output in a log."""
 
-    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, command: list[str], log: Path, environment: dict[str, str], stdin: int = subprocess.DEVNULL
+    ) -> None:
         self.name, self.log = name, log
         with log.open("ab") as out:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                command, stdin=stdin, stdout=out, stderr=out, start_new_session=True, text=True,
                 env={**os.environ, **environment},
             )
+
+    def write(self, text: str) -> None:
+        """To its standard input, which must be a pipe."""
+        self._child.stdin.write(text)
+        self._child.stdin.flush()
 
     def wait_until(self, ready: Any, seconds: float) -> None:
         """Until ready() is true; StartError when the process ends or the time does."""
@@ -59,10 +66,13 @@ class Process:
         return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
 
 
-def start_daemon(binary: Path, data: Path, port: int, log: Path) -> Process:
-    """latentkvd on the loopback, answering."""
+def start_daemon(binary: Path, data: Path, port: int, log: Path, file_bytes_max: int | None = None) -> Process:
+    """latentkvd on the loopback, answering. A file that would pass `file_bytes_max` meets a full disk."""
     data.mkdir(parents=True, exist_ok=True)
-    process = Process("latentkvd", [str(binary), "--data", str(data), "--listen", f"127.0.0.1:{port}"], log, {})
+    command = [str(binary), "--data", str(data), "--listen", f"127.0.0.1:{port}"]
+    if file_bytes_max is not None:
+        command = ["prlimit", f"--fsize={file_bytes_max}", *command]
+    process = Process("latentkvd", command, log, {})
     process.wait_until(lambda: _connects(port), 30)
     return process
 

@@ -9,13 +9,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "deploy"))
 
 from damage import MAGIC, damage_payloads  # noqa: E402
 
+HEADER_BYTES = 132 + 2 * 8 + 4
+
 
 def frame(payload: bytes) -> bytes:
-    """Header of 160 bytes with the lengths where docs/formats/frame.md puts them."""
-    header = bytearray(160)
+    """Header of two sections, with the lengths where docs/formats/frame.md puts them."""
+    header = bytearray(HEADER_BYTES)
     header[0:4] = MAGIC
-    header[8:12] = (160).to_bytes(4, "little")
-    header[128:136] = (160 + len(payload)).to_bytes(8, "little")
+    header[8:12] = HEADER_BYTES.to_bytes(4, "little")
+    header[12:16] = (2).to_bytes(4, "little")
+    header[132:136] = (100).to_bytes(4, "little")
+    header[140:144] = (len(payload) - 100).to_bytes(4, "little")
     return bytes(header) + payload
 
 
@@ -30,8 +34,8 @@ def test_every_payload_changes_and_nothing_else_does(tmp_path):
         now = after[at : at + len(part)]
         at += len(part)
         if part.startswith(MAGIC):
-            assert now[:160] == part[:160]
-            assert now[160:] != part[160:]
+            assert now[:HEADER_BYTES] == part[:HEADER_BYTES]
+            assert now[HEADER_BYTES:] != part[HEADER_BYTES:]
         else:
             assert now == part
     assert (tmp_path / "other").read_bytes() == b"nothing here"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -44,7 +44,7 @@ def calibration(fixture_folder: Path, model, encoder):
     from latentkv.text import read_conversations
 
     texts = read_conversations(fixture_folder / "calibration.jsonl")
-    return calibrate(model, [encoder.prefix(text.prefix) for text in texts[::3]], 4, 0.5)
+    return calibrate(model, [encoder.prefix(text.prefix)[:896] for text in texts[::3]], 4, 0.5)
 
 
 @pytest.fixture(scope="session")
