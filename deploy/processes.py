@@ -77,6 +77,47 @@ def start_daemon(binary: Path, data: Path, port: int, log: Path, file_bytes_max:
     return process
 
 
+def transfer(extra: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's setting of the connector; `extra` is kv_connector_extra_config."""
+    return {
+        "kv_connector": "LatentkvConnector",
+        "kv_connector_module_path": "latentkv.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": extra,
+    }
+
+
+class EngineProcess(Process):
+    """engine.py over a model: an engine without a server, asked through a pipe."""
+
+    def __init__(self, name: str, model: Path, folder: Path, settings: dict[str, Any]) -> None:
+        self._answers = folder / f"{name}.answers"
+        program = Path(__file__).with_name("engine.py")
+        command = [sys.executable, str(program), str(model), str(self._answers), json.dumps(settings)]
+        super().__init__(name, command, folder / f"{name}.log", {}, stdin=subprocess.PIPE)
+        self._asked = 0
+        self.stats: dict[str, int] = {}  # latentkv_stats after the last answer, of the worker's half.
+
+    def ask(self, prompts: list[list[int]], tokens: int = 48, **flags: bool) -> list[dict[str, Any]]:
+        """Greedy answers, once everything that they made worth storing is stored. `forget` empties the engine's own
+        prefix cache afterwards; `together` asks all at once."""
+        self.write(json.dumps({"prompts": prompts, "tokens": tokens, **flags}) + "\n")
+        self._asked += 1
+        self.wait_until(lambda: self._answers.is_file() and len(self._lines()) >= self._asked, 300)
+        answer = json.loads(self._lines()[self._asked - 1])
+        self.stats = answer["stats"]
+        return answer["answers"]
+
+    def said(self, text: str) -> int:
+        """How often the log has `text`."""
+        return self.log.read_text(errors="replace").count(text)
+
+    def _lines(self) -> list[str]:
+        text = self._answers.read_text()
+        return text[: text.rfind("\n") + 1].splitlines()
+
+
 def start_engine(model: Path, port: int, log: Path, extra: dict[str, Any] | None, context: int = 6144) -> Process:
     """vLLM's OpenAI server; `extra` is kv_connector_extra_config, None for an engine without a connector."""
     command = [
@@ -85,14 +126,7 @@ def start_engine(model: Path, port: int, log: Path, extra: dict[str, Any] | None
         "bfloat16", "--enforce-eager", "--block-size", "64", "--max-model-len", str(context), "--max-num-seqs", "4",
     ]  # fmt: skip
     if extra is not None:
-        transfer = {
-            "kv_connector": "LatentkvConnector",
-            "kv_connector_module_path": "latentkv.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": extra,
-        }
-        command += ["--kv-transfer-config", json.dumps(transfer)]
+        command += ["--kv-transfer-config", json.dumps(transfer(extra))]
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     process = Process("vLLM", command, log, quiet)
     process.wait_until(lambda: _healthy(port), 300)

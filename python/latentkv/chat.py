@@ -170,11 +170,17 @@ class Engine:
 
 
 def open_records(address: str, tenant: str = "") -> Any:
-    """A client for session records alone. The interface asks for a geometry all the same; no block goes through it."""
+    """A client for session records alone. The interface asks for a geometry and a model all the same; no block goes
+    through it."""
     from latentkv.client import Client
     from latentkv.geometry import PAIRING_NONE, Layer
+    from latentkv.native import NativeError
 
-    return Client(address, [Layer(1, 64, 0, PAIRING_NONE, 1.0, 0, 1, ())], bytes(32), tenant=tenant)
+    layers = [Layer(1, 64, 0, PAIRING_NONE, 1.0, 0, 1, ())]
+    try:
+        return Client(address, layers, b"no model".ljust(32), tenant=tenant)
+    except NativeError as error:
+        raise ChatError(f"cannot keep sessions: {error}") from error
 
 
 class Conversation:

@@ -1,12 +1,10 @@
-"""Engine, daemon and the line between them, each of which a test can kill."""
+"""Daemon and the line to it, which a test can kill and cut."""
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,40 +17,9 @@ DAEMON = BUILD / "bin/latentkvd"
 LIBRARY = BUILD / "lib/liblatentkv.so"
 sys.path.insert(0, str(ROOT / "deploy"))
 
-from processes import Process, free_port, start_daemon  # noqa: E402
+from processes import EngineProcess, Process, free_port, start_daemon, transfer  # noqa: E402
 
-
-class EngineProcess(Process):
-    """engine.py over a model; `extra` is the connector's extra_config, None for an engine without a connector."""
-
-    def __init__(self, name: str, model: Path, folder: Path, extra: dict | None) -> None:
-        self._answers = folder / f"{name}.answers"
-        command = [sys.executable, str(Path(__file__).with_name("engine.py")), str(model), str(self._answers)]
-        if extra is not None:
-            command.append(json.dumps(extra))
-        environment = {"LATENTKV_LIBRARY": str(LIBRARY), "PYTHONPATH": str(ROOT / "python")}
-        super().__init__(name, command, folder / f"{name}.log", environment, stdin=subprocess.PIPE)
-        self._asked = 0
-        self.stats: dict[str, int] = {}  # latentkv_stats after the last answer, of the worker's half.
-
-    def ask(self, prompts: list[list[int]], tokens: int = 48, forget: bool = False) -> list[dict]:
-        """Greedy answers, once everything that they made worth storing is stored; `forget` empties the engine's own
-        prefix cache afterwards."""
-        request = {"prompts": prompts, "tokens": tokens, "forget": forget}
-        self.write(json.dumps(request) + "\n")
-        self._asked += 1
-        self.wait_until(lambda: self._answers.is_file() and len(self._lines()) >= self._asked, 300)
-        answer = json.loads(self._lines()[self._asked - 1])
-        self.stats = answer["stats"]
-        return answer["answers"]
-
-    def said(self, text: str) -> int:
-        """How often the log has `text`."""
-        return self.log.read_text(errors="replace").count(text)
-
-    def _lines(self) -> list[str]:
-        text = self._answers.read_text()
-        return text[: text.rfind("\n") + 1].splitlines()
+__all__ = ["BUILD", "DAEMON", "LIBRARY", "EngineProcess", "Line", "Stage", "transfer", "until"]
 
 
 class Line:

@@ -77,7 +77,6 @@ def is_off(made, log: pytest.LogCaptureFixture) -> str:
         ({"spec": SlidingWindowSpec}, "SlidingWindowSpec"),
         ({"block_size": 24}, "block_size 24"),
         ({"cache_dtype": "fp8"}, "fp8"),
-        ({"extra": {"profile": "balanced"}}, "basis"),
         ({"extra": {"basis": "/nowhere.basis"}}, "/nowhere.basis"),
     ],
 )

@@ -9,7 +9,7 @@ import json
 import shutil
 
 import pytest
-from stage import DAEMON, LIBRARY, EngineProcess, Stage, until
+from stage import DAEMON, LIBRARY, EngineProcess, Stage, transfer, until
 
 MISSING = next(
     (
@@ -25,6 +25,8 @@ MISSING = next(
 )
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
 
+# Prompts of more than a chunk are read in several steps.
+SMALL = {"max_model_len": 2048, "max_num_seqs": 1, "max_num_batched_tokens": 256}
 LENGTHS = [65, 127, 128, 129, 191, 192, 193, 256, 257, 300, 320, 321, 333, 384, 385, 400, 448, 449, 500, 512]
 
 
@@ -45,7 +47,7 @@ def stage(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(stage, fixture_folder, prompts):
     """Answers without a connector: read whole, and with all whole pages still held."""
-    engine = EngineProcess("plain", fixture_folder, stage.folder, None)
+    engine = EngineProcess("plain", fixture_folder, stage.folder, SMALL)
     try:
         return [[answer["tokens"] for answer in engine.ask(prompts)] for _ in ("read", "held")]
     finally:
@@ -55,7 +57,8 @@ def reference(stage, fixture_folder, prompts):
 def stored_by_an_engine(stage, model, prompts, name, extra):
     """Answers of an engine that stored every prompt in the folder `name`; engine and daemon are killed."""
     stage.start_daemon(stage.folder / name)
-    engine = EngineProcess(f"first-{name}", model, stage.folder, {"address": stage.line.address, **extra})
+    settings = {**SMALL, "kv_transfer_config": transfer({"address": stage.line.address, **extra})}
+    engine = EngineProcess(f"first-{name}", model, stage.folder, settings)
     try:
         return engine.ask(prompts)
     finally:
@@ -79,7 +82,8 @@ def balanced(stage, fixture_folder, prompts, basis_path):
 @pytest.fixture(scope="module", params=["async", "sync"])
 def engine(request, stage, stored, fixture_folder):
     extra = {"address": stage.line.address, "load": request.param, "deadline_ms": 3000}
-    engine = EngineProcess(request.param, fixture_folder, stage.folder, extra)
+    settings = {**SMALL, "kv_transfer_config": transfer(extra)}
+    engine = EngineProcess(request.param, fixture_folder, stage.folder, settings)
     yield engine
     engine.kill()
 
@@ -178,7 +182,8 @@ def test_a_full_disk_costs_no_answer(stage, engine, reference, prompts):
 
 def test_balanced_restores_give_the_argmaxes_of_the_whole(stage, reference, prompts, fixture_folder, balanced):
     stage.start_daemon(stage.folder / "balanced")
-    engine = EngineProcess("balanced", fixture_folder, stage.folder, balanced)
+    settings = {**SMALL, "kv_transfer_config": transfer(balanced)}
+    engine = EngineProcess("balanced", fixture_folder, stage.folder, settings)
     # Teacher-forced: behind each beginning of the whole model's answer, is its next token the same?
     forced = [
         ([*prompt, *answer[:at]], answer[at])
