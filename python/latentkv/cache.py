@@ -42,20 +42,35 @@ class LoadedModel:
         ]
 
     @torch.inference_mode()
-    def logits_after(self, cache: LayerCache | Sequence[LayerCache], tokens: Sequence[int]) -> torch.Tensor:
-        """Logits [len(tokens), vocabulary] of tokens behind a cache; one more leading dimension for several caches."""
+    def logits_after(self, cache: LayerCache, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [len(tokens), vocabulary] of tokens behind a cache."""
+        return self._logits([cache], [list(tokens)])[0]
+
+    @torch.inference_mode()
+    def logits_after_each(self, caches: Sequence[LayerCache], tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [len(caches), len(tokens), vocabulary] of the same tokens behind caches of one length."""
+        return self._logits(caches, [list(tokens)] * len(caches))
+
+    @torch.inference_mode()
+    def logits_of_each(self, cache: LayerCache, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """For each row its logits [len(row), vocabulary] behind the same cache."""
+        longest = max(len(row) for row in rows)
+        # What is filled up stands behind what is asked about, where it cannot be seen.
+        filled = [[*row, *[0] * (longest - len(row))] for row in rows]
+        logits = self._logits([cache] * len(rows), filled)
+        return [one[: len(row)] for one, row in zip(logits, rows, strict=True)]
+
+    def _logits(self, caches: Sequence[LayerCache], rows: Sequence[list[int]]) -> torch.Tensor:
         from transformers import DynamicCache
 
-        many = [cache] if isinstance(cache[0], tuple) else list(cache)
         past = DynamicCache()
         for layer in range(len(self.layers)):
-            keys, values = (torch.stack([one[layer][i].transpose(0, 1) for one in many]) for i in (0, 1))
+            keys, values = (torch.stack([one[layer][i].transpose(0, 1) for one in caches]) for i in (0, 1))
             past.update(keys, values, layer)
-        ids = torch.tensor([list(tokens)] * len(many), device=self.device)
-        start = many[0][0][0].shape[0]
-        positions = torch.arange(start, start + len(tokens), device=self.device)[None].expand(len(many), -1)
-        logits = self.model(ids, past_key_values=past, position_ids=positions, use_cache=True).logits
-        return logits[0] if isinstance(cache[0], tuple) else logits
+        ids = torch.tensor(rows, device=self.device)
+        start = caches[0][0][0].shape[0]
+        positions = torch.arange(start, start + ids.shape[1], device=self.device)[None].expand(len(rows), -1)
+        return self.model(ids, past_key_values=past, position_ids=positions, use_cache=True).logits
 
 
 def load_model(folder: Path, device: str | None = None) -> LoadedModel:

@@ -25,6 +25,7 @@ from .progress import Progress
 from .text import Conversation, Question, TextEncoder, load_encoder, read_conversations
 
 _RESAMPLES = 2000
+_QUESTIONS_AT_ONCE = 8  # Each holds a copy of the cache.
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,32 @@ def restore(
     return cache_from_raw(blocks, model.layers, model.device), total, expected, equal
 
 
-def _recalled(
-    model: LoadedModel, encoder: TextEncoder, cache: LayerCache, tail: Sequence[int], prefix: str, question: Question
-) -> bool:
-    prompt = encoder.follow(prefix, question.prompt)
-    answer = encoder.follow(prefix, question.prompt + question.answer)[len(prompt) :]
-    if not answer:
-        return False
-    tokens = [*tail, *prompt, *answer]
-    best = model.logits_after(cache, tokens)[-len(answer) - 1 : -1].argmax(-1)
-    return best.tolist() == list(answer)
+@dataclass(frozen=True)
+class _Asked:
+    """A question in tokens, behind the tokens that no whole block holds."""
+
+    tokens: list[int]
+    answer: list[int]
+
+
+def _questions(encoder: TextEncoder, tail: Sequence[int], prefix: str, questions: Sequence[Question]) -> list[_Asked]:
+    asked = []
+    for question in questions:
+        prompt = encoder.follow(prefix, question.prompt)
+        answer = encoder.follow(prefix, question.prompt + question.answer)[len(prompt) :]
+        if answer:
+            asked.append(_Asked([*tail, *prompt, *answer], answer))
+    return asked
+
+
+def _recalled(model: LoadedModel, cache: LayerCache, asked: Sequence[_Asked]) -> list[bool]:
+    """For each question: is every token of the answer the likeliest, given those before it?"""
+    right = []
+    for start in range(0, len(asked), _QUESTIONS_AT_ONCE):
+        batch = asked[start : start + _QUESTIONS_AT_ONCE]
+        for one, logits in zip(batch, model.logits_of_each(cache, [one.tokens for one in batch]), strict=True):
+            right.append(logits[-len(one.answer) - 1 : -1].argmax(-1).tolist() == one.answer)
+    return right
 
 
 def score(
@@ -104,11 +121,8 @@ def score(
     reference, got = (model.logits_after(one, tokens)[begin:] for one in (cache, restored))
     targets = torch.tensor(tokens[begin + 1 :], device=model.device)
     losses = [torch.nn.functional.cross_entropy(logits[:-1], targets).item() for logits in (reference, got)]
-    known = recalled = 0
-    for question in conversation.questions:
-        if _recalled(model, encoder, cache, tail, conversation.prefix, question):
-            known += 1
-            recalled += _recalled(model, encoder, restored, tail, conversation.prefix, question)
+    asked = _questions(encoder, tail, conversation.prefix, conversation.questions)
+    known = [one for one, right in zip(asked, _recalled(model, cache, asked), strict=True) if right]
     return Scores(
         tokens=stored,
         frame_bytes=frame_bytes,
@@ -117,8 +131,8 @@ def score(
         divergences=divergence(reference, got).tolist(),
         same_argmax=(reference.argmax(-1) == got.argmax(-1)).tolist(),
         loss_delta=losses[1] - losses[0],
-        known=known,
-        recalled=recalled,
+        known=len(known),
+        recalled=sum(_recalled(model, restored, known)),
     )
 
 

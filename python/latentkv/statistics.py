@@ -144,7 +144,7 @@ def sensitivities(
         for start in range(0, len(targets), _PROBE_BATCH):
             batch = targets[start : start + _PROBE_BATCH]
             noisy = [_with_noise(cache, model.layers, target, deviations, generator) for target in batch]
-            loss = divergence(reference[None], model.logits_after(noisy, following)).mean(-1)
+            loss = divergence(reference[None], model.logits_after_each(noisy, following)).mean(-1)
             for target, value in zip(batch, loss.tolist(), strict=True):
                 cost[target] += value / len(probes)
             progress.step()

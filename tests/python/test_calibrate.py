@@ -28,7 +28,7 @@ def test_a_restored_cache_stays_close_and_a_zeroed_one_does_not(calibration, mod
     close = divergence(reference, model.logits_after(restored, following)).mean().item()
     zeroed = [(keys * 0, values * 0) for keys, values in cache]
     far = divergence(reference, model.logits_after(zeroed, following)).mean().item()
-    assert close < 0.03
+    assert close < 0.06
     assert far > 10 * close
     assert 0 < sum(loss) / len(loss) < 0.1
 
