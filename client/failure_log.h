@@ -16,7 +16,6 @@
 namespace latentkv {
 
 enum class Failure : uint8_t {
-  kNoBasis,
   kDaemonAway,
   kLookup,
   kFetch,
@@ -26,7 +25,7 @@ enum class Failure : uint8_t {
   kStore,
   kQueueFull,
 };
-inline constexpr size_t kFailureKinds = 9;
+inline constexpr size_t kFailureKinds = 8;
 
 // Thread-safe; never throws.
 class FailureLog {
