@@ -2,7 +2,8 @@
  *
  * Conventions:
  *  1. Handles are opaque. Each has one function that frees it; NULL is accepted there.
- *  2. A function that can fail returns a latentkv_code, 0 for success. latentkv_error() then tells the calling thread why.
+ *  2. A function that can fail returns a latentkv_code, 0 for success. latentkv_error() then tells the calling thread
+ *     why.
  *  3. Strings are UTF-8 and end in 0; other input is pointer and length. Nothing of the caller's is kept after a call
  *     returns, except the page memory given to latentkv_register_pages.
  *  4. No call throws, and none waits longer than the deadline it is given. A daemon that is away is a miss.
@@ -128,14 +129,15 @@ typedef struct {
 /* Waits until layer `layer` of a load is in its pages for all good tokens (all layers if negative), or timeout_ms
  * passed: LATENTKV_DEADLINE_EXCEEDED, and the job goes on. Then fills result, unless that is NULL. Whatever went wrong
  * in the job shows as a smaller token_count, never as an error. */
-LATENTKV_API latentkv_code latentkv_wait(latentkv_job* job, int32_t layer, uint32_t timeout_ms, latentkv_result* result);
+LATENTKV_API latentkv_code latentkv_wait(latentkv_job* job, int32_t layer, uint32_t timeout_ms,
+                                         latentkv_result* result);
 /* Stops a job that still runs: when it returns, no page is written any more. */
 LATENTKV_API void latentkv_job_free(latentkv_job* job);
 /* Waits until every store so far was acknowledged or given up. */
 LATENTKV_API latentkv_code latentkv_flush(latentkv_client* client, uint32_t timeout_ms);
 
-/* Since latentkv_open. load_failures: blocks that a load was asked for and did not restore. dropped_blocks: not sent, as
- * the queue was full, the daemon away or a block before was not stored. store_failures: not encoded or acknowledged. */
+/* Since latentkv_open. load_failures: blocks that a load was asked for and did not restore. dropped_blocks: not sent,
+ * as the queue was full, the daemon away or a block before not stored. store_failures: not encoded or acknowledged. */
 typedef struct {
   uint64_t lookups, hit_tokens, loaded_tokens, loaded_bytes, load_failures;
   uint64_t stored_blocks, stored_bytes, stored_raw_bytes, dropped_blocks, store_failures;
