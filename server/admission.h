@@ -3,9 +3,10 @@
 #define LATENTKV_SERVER_ADMISSION_H_
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace latentkv {
@@ -32,26 +33,27 @@ class Admission {
 
   // Waits until no place is held, or until `deadline`.
   void AwaitIdle(absl::Time deadline) {
-    absl::MutexLock lock(&mutex_);
-    auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ == 0; };
-    mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline);
+    std::unique_lock lock(mutex_);
+    left_.wait_until(lock, absl::ToChronoTime(deadline), [this] { return running_ == 0; });
   }
 
  private:
   bool Enter() {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (running_ == limit_) return false;
     ++running_;
     return true;
   }
   void Leave() {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     --running_;
+    left_.notify_all();
   }
 
   const int limit_;
-  absl::Mutex mutex_;
-  int running_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::mutex mutex_;
+  std::condition_variable left_;
+  int running_ = 0;
 };
 
 // Bytes shared by several calls. Any thread.

@@ -5,10 +5,11 @@
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
+#include <shared_mutex>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
 #include "rocksdb/db.h"
@@ -94,9 +95,9 @@ class RocksDatabase : public Database {
       : path_(std::move(path)), capacity_(capacity), cache_(rocksdb::NewLRUCache(32 * kMiB)) {}
   ~RocksDatabase() override { (void)Close(); }
 
-  absl::Status OpenFiles() ABSL_EXCLUSIVE_LOCKS_REQUIRED(life_);
+  absl::Status OpenFiles();  // Under life_.
   absl::Status Start() {
-    absl::WriterMutexLock lock(&life_);
+    std::unique_lock lock(life_);
     return OpenFiles();
   }
 
@@ -113,20 +114,18 @@ class RocksDatabase : public Database {
 
  private:
   static absl::Status Gone() { return absl::UnavailableError("the store is closed"); }
-  rocksdb::ColumnFamilyHandle* Handle(Family family) const ABSL_SHARED_LOCKS_REQUIRED(life_) {
-    return handles_[static_cast<size_t>(family)];
-  }
-  void CloseFiles() ABSL_EXCLUSIVE_LOCKS_REQUIRED(life_);
+  rocksdb::ColumnFamilyHandle* Handle(Family family) const { return handles_[static_cast<size_t>(family)]; }
+  void CloseFiles();  // Under life_.
   bool HasSpace() const;
 
   const std::string path_;
   const uint64_t capacity_;
   const std::shared_ptr<rocksdb::Cache> cache_;
   std::atomic<bool> stop_reclaim_ = false;
-  mutable absl::Mutex life_;  // Shared by every call, exclusive to open and close.
-  bool closed_ ABSL_GUARDED_BY(life_) = false;
-  std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(life_);
-  std::vector<rocksdb::ColumnFamilyHandle*> handles_ ABSL_GUARDED_BY(life_);  // As Family; default comes last.
+  mutable std::shared_mutex life_;  // Of the members below: shared by every call, exclusive to open and close.
+  bool closed_ = false;
+  std::unique_ptr<rocksdb::DB> db_;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // As Family; default comes last.
 };
 
 absl::Status RocksDatabase::OpenFiles() {
@@ -159,7 +158,7 @@ void RocksDatabase::CloseFiles() {
 
 absl::Status RocksDatabase::Close() {
   stop_reclaim_ = true;
-  absl::WriterMutexLock lock(&life_);
+  std::unique_lock lock(life_);
   closed_ = true;
   if (db_ == nullptr) return absl::OkStatus();
   // So that the next opening has no log to replay. On a full disk the log keeps what this cannot write.
@@ -169,7 +168,7 @@ absl::Status RocksDatabase::Close() {
 }
 
 absl::Status RocksDatabase::Write(const std::vector<Change>& changes) {
-  absl::ReaderMutexLock lock(&life_);
+  std::shared_lock lock(life_);
   if (db_ == nullptr) return Gone();
   rocksdb::WriteBatch batch;
   for (const Change& change : changes) {
@@ -181,13 +180,13 @@ absl::Status RocksDatabase::Write(const std::vector<Change>& changes) {
 }
 
 absl::Status RocksDatabase::Sync() {
-  absl::ReaderMutexLock lock(&life_);
+  std::shared_lock lock(life_);
   if (db_ == nullptr) return Gone();
   return FromWrite(db_->SyncWAL());
 }
 
 absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string& key) {
-  absl::ReaderMutexLock lock(&life_);
+  std::shared_lock lock(life_);
   if (db_ == nullptr) return Gone();
   rocksdb::ReadOptions options;
   // RocksDB's software CRC would cost more than reading; a payload's frame has its own.
@@ -201,7 +200,7 @@ absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string
 }
 
 absl::Status RocksDatabase::Scan(Family family, const std::string& prefix, const Visitor& visit) {
-  absl::ReaderMutexLock lock(&life_);
+  std::shared_lock lock(life_);
   if (db_ == nullptr) return Gone();
   rocksdb::ReadOptions options;
   options.fill_cache = false;
@@ -230,7 +229,7 @@ bool RocksDatabase::HasSpace() const {
 
 absl::Status RocksDatabase::Recover() {
   {
-    absl::ReaderMutexLock lock(&life_);
+    std::shared_lock lock(life_);
     if (closed_) return Gone();
     if (db_ != nullptr) {
       const rocksdb::Status status = db_->Resume();
@@ -240,14 +239,14 @@ absl::Status RocksDatabase::Recover() {
   }
   // RocksDB does not resume from every error (a write beyond a file size limit, say); opening anew does.
   if (!HasSpace()) return absl::ResourceExhaustedError("the disk refuses to store");
-  absl::WriterMutexLock lock(&life_);
+  std::unique_lock lock(life_);
   if (closed_) return Gone();
   CloseFiles();
   return OpenFiles();
 }
 
 absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
-  absl::ReaderMutexLock lock(&life_);
+  std::shared_lock lock(life_);
   if (db_ == nullptr) return Gone();
   auto from = [](const rocksdb::Status& status) {
     if (status.IsManualCompactionPaused() || status.IsIncomplete()) return absl::OkStatus();
@@ -273,7 +272,7 @@ absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
 
 uint64_t RocksDatabase::OverheadBytes() const {
   uint64_t bytes = 6 * BufferBytes(capacity_) + 2 * BlobFileBytes(capacity_);
-  absl::ReaderMutexLock lock(&life_);
+  std::shared_lock lock(life_);
   if (db_ == nullptr) return bytes;
   for (Family family : {Family::kIndex, Family::kNamed}) {
     for (const std::string& property :

@@ -1,12 +1,14 @@
 #include "storage/rocksdb_block_store.h"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "core/frame.h"
 #include "storage/database.h"
 #include "storage/memory_tier.h"
@@ -16,11 +18,11 @@ namespace latentkv {
 namespace {
 
 // How often the maintenance thread looks at the disk, and tries again to write after a refusal.
-constexpr absl::Duration kMaintenancePeriod = absl::Milliseconds(500);
+constexpr std::chrono::milliseconds kMaintenancePeriod{500};
 // Order of use is written this many records at a time; a kill -9 forgets at most the touches of a period.
 constexpr size_t kTouchBatch = 4096;
 // How long a Put waits for space of removed records before it is refused.
-constexpr absl::Duration kReclaimWait = absl::Seconds(2);
+constexpr std::chrono::seconds kReclaimWait{2};
 constexpr size_t kSpaceBytesMax = 255;
 
 class Store : public BlockStore {
@@ -48,17 +50,17 @@ class Store : public BlockStore {
   static absl::Status Closed() { return absl::UnavailableError("the store is closed"); }
   static void Remove(const IndexedRecord& record, std::vector<Change>* changes);
 
-  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent)
-      ABSL_LOCKS_EXCLUDED(write_mutex_, mutex_);
-  // Writes, and when the disk refuses asks for recovery. Every write of the store goes through here.
-  absl::Status Write(std::vector<Change> changes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(write_mutex_);
+  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent);
+  // Writes, and when the disk refuses asks for recovery. Every write of the store goes through here, under
+  // write_mutex_.
+  absl::Status Write(std::vector<Change> changes);
   absl::Status WriteOne(Change change);
-  absl::Status WaitForSpace(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status WaitForSpace(uint64_t bytes);
   void Quarantine(const IndexedRecord& record);
   absl::StatusOr<SharedBytes> ReadVerified(const IndexedRecord& record);
 
   void Maintain();
-  absl::Status WriteTouched() ABSL_LOCKS_EXCLUDED(write_mutex_, mutex_);
+  absl::Status WriteTouched();
   // False when files are above their bound although all of them were rewritten.
   bool ReclaimSpace();
   bool MeasureDisk();
@@ -71,26 +73,28 @@ class Store : public BlockStore {
   const std::unique_ptr<Database> database_;
   std::thread maintenance_;
 
-  // Held over a decision and the write that carries it out, so that disk and index change in the same order.
-  absl::Mutex write_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
-  // Written by a batch that the disk refused: may or may not be there after a recovery.
-  std::vector<IndexedRecord> uncertain_ ABSL_GUARDED_BY(write_mutex_);
+  // Held over a decision and the write that carries it out, so that disk and index change in the same order. Taken
+  // before mutex_.
+  std::mutex write_mutex_;
+  // Written by a batch that the disk refused: may or may not be there after a recovery. Under write_mutex_.
+  std::vector<IndexedRecord> uncertain_;
 
-  mutable absl::Mutex mutex_;
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
-  bool refused_ ABSL_GUARDED_BY(mutex_) = false;
-  uint64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // As last measured, plus what was written since.
-  uint64_t disk_bytes_max_ ABSL_GUARDED_BY(mutex_) = 0;
-  RecordIndex index_ ABSL_GUARDED_BY(mutex_);
-  MemoryTier tier_ ABSL_GUARDED_BY(mutex_);
-  StoreStats counts_ ABSL_GUARDED_BY(mutex_);  // The counters alone; sizes are asked of their owners.
+  mutable std::mutex mutex_;  // Of everything below.
+  std::condition_variable changed_;
+  bool closed_ = false;
+  bool refused_ = false;
+  uint64_t disk_bytes_ = 0;  // As last measured, plus what was written since.
+  uint64_t disk_bytes_max_ = 0;
+  RecordIndex index_;
+  MemoryTier tier_;
+  StoreStats counts_;  // The counters alone; sizes are asked of their owners.
 };
 
 absl::Status Store::Start() {
   absl::Status damaged;
   absl::Status status = database_->Scan(Family::kIndex, "", [&](absl::string_view key, absl::string_view value) {
     absl::StatusOr<IndexedRecord> record = ParseRecord(AsBytes(key), AsBytes(value));
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (!record.ok()) {
       damaged = record.status();
     } else {
@@ -108,10 +112,10 @@ absl::Status Store::Start() {
 }
 
 absl::Status Store::EvictToCapacity() {
-  absl::MutexLock write_lock(&write_mutex_);
+  std::lock_guard write_lock(write_mutex_);
   std::vector<IndexedRecord> victims;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (index_.bytes() <= config_.capacity_bytes) return absl::OkStatus();
     victims = index_.Victims(index_.bytes() - config_.capacity_bytes, config_.clock->Now()).value();
   }
@@ -119,7 +123,7 @@ absl::Status Store::EvictToCapacity() {
   for (const IndexedRecord& victim : victims) Remove(victim, &changes);
   absl::Status status = Write(std::move(changes));
   if (!status.ok()) return status;
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   for (const IndexedRecord& victim : victims) index_.Erase(victim.entry.id);
   counts_.evicted_records += victims.size();
   return absl::OkStatus();
@@ -137,16 +141,16 @@ absl::Status Store::Write(std::vector<Change> changes) {
   absl::Status status = database_->Write(all);
   if (status.ok()) uncertain_.clear();
   if (absl::IsResourceExhausted(status)) {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     refused_ = true;
   }
   return status;
 }
 
 absl::Status Store::WriteOne(Change change) {
-  absl::MutexLock write_lock(&write_mutex_);
+  std::lock_guard write_lock(write_mutex_);
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (closed_) return Closed();
   }
   std::vector<Change> changes;
@@ -164,7 +168,7 @@ absl::Status Store::Put(ByteSpan frame, const Digest& parent, bool sync) {
     if (status.ok()) status = PutVerified(*header, frame, parent);
     if (status.ok() && sync) status = database_->Sync();
   }
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (status.ok()) {
     ++counts_.stores;
   } else {
@@ -174,24 +178,23 @@ absl::Status Store::Put(ByteSpan frame, const Digest& parent, bool sync) {
 }
 
 absl::Status Store::WaitForSpace(uint64_t bytes) {
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock lock(mutex_);
+  auto fits = [&] { return closed_ || disk_bytes_ + bytes <= disk_bytes_max_ + config_.capacity_bytes / 4; };
+  const bool fitted = changed_.wait_for(lock, kReclaimWait, fits);
   if (closed_) return Closed();
-  auto fits = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return closed_ || disk_bytes_ + bytes <= disk_bytes_max_ + config_.capacity_bytes / 4;
-  };
-  if (mutex_.AwaitWithTimeout(absl::Condition(&fits), kReclaimWait)) return absl::OkStatus();
+  if (fitted) return absl::OkStatus();
   return absl::ResourceExhaustedError("space of evicted records is still being given back; store again later");
 }
 
 absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent) {
-  absl::MutexLock write_lock(&write_mutex_);
+  std::lock_guard write_lock(write_mutex_);
   IndexedRecord record;
   record.entry = {
       {header.key, header.encoding}, frame.size(), static_cast<uint32_t>(header.sections.size()), header.loss_chain};
   record.first_token = header.first_token;
   std::vector<IndexedRecord> victims;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (closed_) return Closed();
     if (index_.Find(record.entry.id) != nullptr) return absl::OkStatus();
     if (index_.bytes() + frame.size() > config_.capacity_bytes) {
@@ -217,7 +220,7 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
     auto bytes = std::make_shared<const Bytes>(frame.begin(), frame.end());
     copy = {*bytes, bytes};
   }
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   for (const IndexedRecord& victim : victims) {
     index_.Erase(victim.entry.id);
     tier_.Erase(victim.sequence);
@@ -225,12 +228,13 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
   counts_.evicted_records += victims.size();
   index_.Insert(record);
   disk_bytes_ += frame.size();
+  if (disk_bytes_ > disk_bytes_max_) changed_.notify_all();
   if (copy.owner != nullptr) tier_.Insert(record.sequence, std::move(copy));
   return absl::OkStatus();
 }
 
 absl::StatusOr<PrefixHit> Store::FindPrefix(const PrefixQuery& query) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (closed_) return Closed();
   PrefixHit hit = index_.FindPrefix(query, config_.clock->Now());
   counts_.hits += hit.records.size();
@@ -254,7 +258,7 @@ absl::StatusOr<SharedBytes> Store::ReadVerified(const IndexedRecord& record) {
 absl::StatusOr<SharedBytes> Store::Get(const RecordId& id) {
   IndexedRecord record;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (closed_) return Closed();
     const IndexedRecord* found = index_.Find(id);
     if (found == nullptr) return absl::NotFoundError("not stored");
@@ -267,14 +271,14 @@ absl::StatusOr<SharedBytes> Store::Get(const RecordId& id) {
   absl::StatusOr<SharedBytes> frame = ReadVerified(record);
   if (!frame.ok()) {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       const IndexedRecord* now = index_.Find(id);
       if (now == nullptr || now->sequence != record.sequence) return absl::NotFoundError("removed meanwhile");
     }
     if (absl::IsDataLoss(frame.status())) Quarantine(record);
     return frame.status();
   }
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   counts_.fetched_bytes += frame->bytes.size();
   const IndexedRecord* now = index_.Find(id);
   if (now != nullptr && now->sequence == record.sequence) tier_.Insert(record.sequence, *frame);
@@ -282,9 +286,9 @@ absl::StatusOr<SharedBytes> Store::Get(const RecordId& id) {
 }
 
 void Store::Quarantine(const IndexedRecord& record) {
-  absl::MutexLock write_lock(&write_mutex_);
+  std::lock_guard write_lock(write_mutex_);
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     const IndexedRecord* now = index_.Find(record.entry.id);
     if (now == nullptr || now->sequence != record.sequence) return;
     index_.Erase(record.entry.id);
@@ -297,16 +301,16 @@ void Store::Quarantine(const IndexedRecord& record) {
 }
 
 void Store::ReleaseLease(uint64_t lease_id) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   index_.ReleaseLease(lease_id);
 }
 
 absl::StatusOr<uint64_t> Store::Forget(absl::Span<const Digest> keys) {
-  absl::MutexLock write_lock(&write_mutex_);
+  std::lock_guard write_lock(write_mutex_);
   std::vector<IndexedRecord> records;
   std::vector<Change> changes;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (closed_) return Closed();
     for (const Digest& key : keys) {
       for (const RecordId& id : index_.FindAll(key)) records.push_back(*index_.Find(id));
@@ -316,7 +320,7 @@ absl::StatusOr<uint64_t> Store::Forget(absl::Span<const Digest> keys) {
   for (const IndexedRecord& record : records) Remove(record, &changes);
   absl::Status status = Write(std::move(changes));
   if (!status.ok()) return status;
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   uint64_t removed = 0;
   for (const IndexedRecord& record : records) {
     tier_.Erase(record.sequence);
@@ -370,7 +374,7 @@ absl::Status Store::DeleteNamed(absl::string_view space, absl::string_view name)
 
 StoreStats Store::Stats() const {
   const uint64_t disk_bytes = database_->DiskBytes();
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   StoreStats stats = counts_;
   stats.records = index_.records();
   stats.stored_bytes = index_.bytes();
@@ -381,11 +385,11 @@ StoreStats Store::Stats() const {
 }
 
 absl::Status Store::WriteTouched() {
-  absl::MutexLock write_lock(&write_mutex_);
+  std::lock_guard write_lock(write_mutex_);
   while (true) {
     std::vector<IndexedRecord> records;
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       records = index_.TakeTouched(kTouchBatch);
     }
     if (records.empty()) return absl::OkStatus();
@@ -403,14 +407,15 @@ absl::Status Store::WriteTouched() {
 
 bool Store::MeasureDisk() {
   const uint64_t bytes = database_->DiskBytes();
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   disk_bytes_ = bytes;
+  changed_.notify_all();
   return bytes <= disk_bytes_max_;
 }
 
 void Store::BoundDisk() {
   const uint64_t bytes_max = config_.capacity_bytes + database_->OverheadBytes();
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   disk_bytes_max_ = bytes_max;
 }
 
@@ -420,7 +425,7 @@ bool Store::ReclaimSpace() {
   absl::Status status = database_->Reclaim([this] { return MeasureDisk(); });
   if (absl::IsDataLoss(status)) QuarantineDamaged();
   if (!status.ok()) {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     refused_ = true;
     return true;
   }
@@ -431,13 +436,13 @@ bool Store::ReclaimSpace() {
 void Store::QuarantineDamaged() {
   std::vector<RecordId> ids;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     ids = index_.Ids();
   }
   for (const RecordId& id : ids) {
     IndexedRecord record;
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       const IndexedRecord* found = index_.Find(id);
       if (closed_) return;
       if (found == nullptr) continue;
@@ -452,17 +457,15 @@ void Store::Maintain() {
   while (true) {
     bool refused = false;
     {
-      absl::MutexLock lock(&mutex_);
-      auto due = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return closed_ || (!in_vain && disk_bytes_ > disk_bytes_max_);
-      };
-      mutex_.AwaitWithTimeout(absl::Condition(&due), kMaintenancePeriod);
+      std::unique_lock lock(mutex_);
+      changed_.wait_for(lock, kMaintenancePeriod,
+                        [&] { return closed_ || (!in_vain && disk_bytes_ > disk_bytes_max_); });
       if (closed_) return;
       refused = std::exchange(refused_, false);
     }
     if (refused && !database_->Recover().ok()) {
       in_vain = true;
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       refused_ = true;
       continue;
     }
@@ -473,9 +476,10 @@ void Store::Maintain() {
 
 absl::Status Store::Close() {
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     if (closed_) return absl::OkStatus();
     closed_ = true;
+    changed_.notify_all();
   }
   database_->StopReclaim();
   if (maintenance_.joinable()) maintenance_.join();

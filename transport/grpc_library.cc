@@ -4,6 +4,15 @@
 
 #include <thread>
 
+#include "transport/hand_over.h"
+
+#if defined(__SANITIZE_THREAD__)
+// What gRPC's headers do on both sides of its library is not to be looked at.
+extern "C" const char* __tsan_default_suppressions() {
+  return "race:grpc::internal::CallOp\nrace:grpc::ClientAsyncReaderWriter\n";
+}
+#endif
+
 namespace latentkv {
 
 void KeepGrpcUp() {
@@ -18,11 +27,19 @@ grpc::CompletionQueue* ClientQueue() {
     std::thread([made] {
       void* tag = nullptr;
       bool ok = false;
-      while (made->Next(&tag, &ok)) static_cast<Completion*>(tag)->Complete(ok);
+      while (made->Next(&tag, &ok)) {
+        TakeFromGrpc(tag);
+        static_cast<Completion*>(tag)->Complete(ok);
+      }
     }).detach();
     return made;
   }();
   return queue;
+}
+
+void* TagOf(Completion* completion) {
+  GiveToGrpc(completion);
+  return completion;
 }
 
 }  // namespace latentkv

@@ -21,6 +21,8 @@ class Completion {
 
 // Serves itself with a thread. There is no end to it, because operations may be left behind that gRPC does not give up.
 grpc::CompletionQueue* ClientQueue();
+// What to start an operation of that queue with.
+void* TagOf(Completion* completion);
 
 }  // namespace latentkv
 

@@ -7,13 +7,18 @@
 #include <string>
 #include <utility>
 
+#include "transport/hand_over.h"
+
 namespace latentkv {
 namespace {
 
 constexpr uint8_t kLargeTag = (kLargeField << 3) | 2;  // Length-delimited.
 static_assert(kLargeField < 16, "the tag is one byte");
 
-void Release(void* owner) { delete static_cast<std::shared_ptr<const void>*>(owner); }
+void Release(void* owner) {
+  TakeFromGrpc(owner);
+  delete static_cast<std::shared_ptr<const void>*>(owner);
+}
 
 }  // namespace
 
@@ -24,6 +29,7 @@ grpc::ByteBuffer LayOutMessage(const google::protobuf::MessageLite& head, ByteSp
   const uint8_t* end = google::protobuf::io::CodedOutputStream::WriteVarint64ToArray(bytes.size(), tag.data() + 1);
   front.append(reinterpret_cast<const char*>(tag.data()), end - tag.data());
   auto* held = new std::shared_ptr<const void>(std::move(owner));
+  GiveToGrpc(held);
   const std::array<grpc::Slice, 2> slices = {
       grpc::Slice(front), grpc::Slice(const_cast<uint8_t*>(bytes.data()), bytes.size(), Release, held)};
   return grpc::ByteBuffer(slices.data(), slices.size());

@@ -2,10 +2,12 @@
 
 #include <grpcpp/generic/generic_stub.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <deque>
+#include <mutex>
 #include <utility>
 
-#include "absl/synchronization/mutex.h"
 #include "transport/convert.h"
 #include "transport/grpc_library.h"
 
@@ -21,7 +23,7 @@ constexpr size_t kReceivedBytesMax = 8u << 20;
 // the caller went away.
 class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
  public:
-  explicit Exchange(absl::Time deadline) : deadline_(deadline) { context_.set_deadline(absl::ToChronoTime(deadline)); }
+  explicit Exchange(absl::Time deadline) : deadline_(absl::ToChronoTime(deadline)) { context_.set_deadline(deadline_); }
 
   void Start(const std::shared_ptr<grpc::Channel>& channel, const char* method) {
     stream_ = grpc::GenericStub(channel).PrepareCall(&context_, method, ClientQueue());
@@ -32,25 +34,20 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
   bool Send(const grpc::ByteBuffer& message) {
     if (!BeginSending()) return false;
     stream_->Write(message, Begin(&send_));
-    absl::MutexLock lock(&mutex_);
-    AwaitSent();
-    return !send_over_ && !cancelled_;
+    return AwaitSent();
   }
 
   void SendDone() {
     if (BeginSending()) stream_->WritesDone(Begin(&send_));
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     send_over_ = true;
   }
 
   bool Receive(grpc::ByteBuffer* message) {
     bool resume = false;
     {
-      absl::MutexLock lock(&mutex_);
-      auto there = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return !received_.empty() || received_all_ || cancelled_;
-      };
-      mutex_.AwaitWithDeadline(absl::Condition(&there), deadline_);
+      std::unique_lock lock(mutex_);
+      Await(&lock, [this] { return !received_.empty() || received_all_; });
       if (received_.empty() || cancelled_) return false;
       *message = std::move(received_.front());
       received_.pop_front();
@@ -63,9 +60,8 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
   }
 
   absl::Status Finish() {
-    absl::MutexLock lock(&mutex_);
-    auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return done_ || cancelled_; };
-    mutex_.AwaitWithDeadline(absl::Condition(&done), deadline_);
+    std::unique_lock lock(mutex_);
+    Await(&lock, [this] { return done_; });
     if (cancelled_) return absl::CancelledError("cancelled");
     if (!done_) return absl::DeadlineExceededError("the daemon did not answer in time");
     return FromGrpc(status_);
@@ -73,8 +69,9 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
 
   void Cancel() {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       cancelled_ = true;
+      changed_.notify_all();
     }
     context_.TryCancel();
   }
@@ -84,7 +81,10 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
   class Operation final : public Completion {
    public:
     explicit Operation(void (Exchange::*then)(bool)) : then_(then) {}
-    void Hold(std::shared_ptr<Exchange> exchange) { exchange_ = std::move(exchange); }
+    void* Begin(std::shared_ptr<Exchange> exchange) {
+      exchange_ = std::move(exchange);
+      return TagOf(this);
+    }
     void Complete(bool ok) override {
       const std::shared_ptr<Exchange> exchange = std::move(exchange_);
       (exchange.get()->*then_)(ok);
@@ -94,31 +94,35 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
     void (Exchange::*const then_)(bool);
     std::shared_ptr<Exchange> exchange_;
   };
-  void* Begin(Operation* operation) {
-    operation->Hold(shared_from_this());
-    return static_cast<Completion*>(operation);
-  }
+  void* Begin(Operation* operation) { return operation->Begin(shared_from_this()); }
 
-  // Waits until what is being sent has been taken; what is not by the deadline is left behind, and ends sending.
-  void AwaitSent() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    auto sent = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !sending_ || cancelled_; };
-    mutex_.AwaitWithDeadline(absl::Condition(&sent), deadline_);
+  // Waits until what is being sent has been taken, and whether more can be. What is not taken by the deadline is left
+  // behind, and ends sending.
+  bool AwaitSent() {
+    std::unique_lock lock(mutex_);
+    Await(&lock, [this] { return !sending_; });
     if (sending_) send_over_ = true;
+    return !send_over_ && !cancelled_;
   }
   bool BeginSending() {
-    absl::MutexLock lock(&mutex_);
-    AwaitSent();
-    if (send_over_ || cancelled_) return false;
+    if (!AwaitSent()) return false;
+    std::lock_guard lock(mutex_);
     sending_ = true;
     return true;
   }
+  // Until `condition`, the deadline or a cancel.
+  template <typename Condition>
+  void Await(std::unique_lock<std::mutex>* lock, Condition condition) {
+    changed_.wait_until(*lock, deadline_, [&] { return cancelled_ || condition(); });
+  }
   void OnRead(bool ok) {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       if (ok) {
         received_bytes_ += incoming_.Length();
         received_.push_back(std::exchange(incoming_, grpc::ByteBuffer()));
         paused_ = received_bytes_ >= kReceivedBytesMax;
+        changed_.notify_all();
         if (paused_) return;
       }
     }
@@ -126,36 +130,40 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
       stream_->Read(&incoming_, Begin(&read_));
     } else {
       stream_->Finish(&status_, Begin(&finish_));
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       received_all_ = true;
+      changed_.notify_all();
     }
   }
   void OnSend(bool ok) {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     sending_ = false;
     if (!ok) send_over_ = true;
+    changed_.notify_all();
   }
   void OnFinish(bool) {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     done_ = true;
+    changed_.notify_all();
   }
 
-  const absl::Time deadline_;
+  const std::chrono::system_clock::time_point deadline_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
   grpc::ByteBuffer incoming_;  // Of the read that runs.
   grpc::Status status_;        // Of the finish that runs, and to be read when it is done.
   Operation send_{&Exchange::OnSend}, read_{&Exchange::OnRead}, finish_{&Exchange::OnFinish};
 
-  absl::Mutex mutex_;
-  std::deque<grpc::ByteBuffer> received_ ABSL_GUARDED_BY(mutex_);
-  size_t received_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool paused_ ABSL_GUARDED_BY(mutex_) = false;  // No read runs, as too much was received ahead.
-  bool received_all_ ABSL_GUARDED_BY(mutex_) = false;
-  bool sending_ ABSL_GUARDED_BY(mutex_) = true;  // Beginning with the call itself.
-  bool send_over_ ABSL_GUARDED_BY(mutex_) = false;
-  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
-  bool done_ ABSL_GUARDED_BY(mutex_) = false;
+  std::mutex mutex_;  // Of everything below.
+  std::condition_variable changed_;
+  std::deque<grpc::ByteBuffer> received_;
+  size_t received_bytes_ = 0;
+  bool paused_ = false;  // No read runs, as too much was received ahead.
+  bool received_all_ = false;
+  bool sending_ = true;  // Beginning with the call itself.
+  bool send_over_ = false;
+  bool cancelled_ = false;
+  bool done_ = false;
 };
 
 WireCall::WireCall(const std::shared_ptr<grpc::Channel>& channel, const char* method, const CallLimits& limits)

@@ -32,12 +32,12 @@ class KillTest : public ::testing::Test {
     channel_ = *MakeGrpcChannel(address);
   }
 
-  // Stores a chain, block behind block without waiting, and kills the daemon `life` after its first acknowledgement.
-  // How many blocks it acknowledged, and how many were sent at most.
+  // Stores a chain, block behind block without waiting, and kills the daemon `life` after it acknowledged `count`
+  // blocks. How many it acknowledged, and how many were sent at most.
   struct Chain {
     uint32_t acknowledged = 0, sent = 0;
   };
-  Chain StoreUntilKilled(uint32_t chain, absl::Duration life) {
+  Chain StoreUntilKilled(uint32_t chain, uint32_t count, absl::Duration life) {
     Chain stored;
     auto stream = channel_->OpenStore(Patient());
     std::atomic<uint32_t> sent = 0;
@@ -53,7 +53,7 @@ class KillTest : public ::testing::Test {
     while (stream->ReadAck(&ack)) {
       EXPECT_TRUE(ack.status.ok()) << ack.status;
       EXPECT_EQ(ack.sequence, stored.acknowledged);
-      if (stored.acknowledged++ > 0) continue;
+      if (++stored.acknowledged != count) continue;
       killer = std::thread([&] {
         absl::SleepFor(life);
         const int status = daemon_->End(SIGKILL);
@@ -112,7 +112,7 @@ TEST_F(KillTest, EveryAcknowledgedFrameIsThereAndWhole) {
     if (round > 0) {
       ASSERT_GE(FetchWhole(round - 1, chains.back().sent).records, chains.back().acknowledged);
     }
-    chains.push_back(StoreUntilKilled(round, absl::Milliseconds(random_() % 200)));
+    chains.push_back(StoreUntilKilled(round, 1, absl::Milliseconds(random_() % 200)));
     ASSERT_GT(chains.back().acknowledged, 0u);
     acknowledged += chains.back().acknowledged;
   }
@@ -134,8 +134,9 @@ TEST_F(KillTest, WhatAKillInTheMiddleOfEvictingLeavesIsWholeAndCountedRight) {
   std::vector<Chain> chains;
   for (int round = 0; round < 3; ++round) {
     StartDaemon("8MiB");
-    chains.push_back(StoreUntilKilled(round, absl::Milliseconds(300 + random_() % 300)));
-    ASSERT_GT(chains.back().acknowledged, 0u);
+    // Three times the capacity, and on.
+    chains.push_back(StoreUntilKilled(round, 800, absl::Milliseconds(random_() % 100)));
+    ASSERT_GE(chains.back().acknowledged, 800u);
     StartDaemon("8MiB");
     Found all;
     for (uint32_t chain = 0; chain < chains.size(); ++chain) {

@@ -3,10 +3,10 @@
 #define LATENTKV_TESTS_STORAGE_FRAMES_H_
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "core/clock.h"
 #include "core/frame.h"
 #include "core/limits.h"
@@ -68,16 +68,16 @@ inline PrefixQuery ExactQuery(const std::vector<Digest>& keys, uint32_t lease_ms
 class ManualClock : public Clock {
  public:
   absl::Time Now() const override {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     return now_;
   }
   void Advance(absl::Duration duration) {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     now_ += duration;
   }
 
  private:
-  mutable absl::Mutex mutex_;
+  mutable std::mutex mutex_;
   absl::Time now_ = absl::FromUnixSeconds(1000000);
 };
 

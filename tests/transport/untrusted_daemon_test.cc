@@ -1,6 +1,8 @@
 // A daemon that answers what it should not: the channel says so, and hands nothing on.
 #include <grpcpp/grpcpp.h>
 
+#include <mutex>
+
 #include "gtest/gtest.h"
 #include "latentkv/v1/cache.grpc.pb.h"
 #include "tests/server/blocks.h"
@@ -14,11 +16,13 @@ namespace {
 class LyingCache final : public v1::Cache::Service {
  public:
   grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest*, v1::LookupResponse* response) override {
+    std::lock_guard lock(mutex);
     *response = lookup;
     return grpc::Status::OK;
   }
   grpc::Status Fetch(grpc::ServerContext*, const v1::FetchRequest*,
                      grpc::ServerWriter<v1::FetchChunk>* writer) override {
+    std::lock_guard lock(mutex);
     writer->Write(chunk);
     return grpc::Status::OK;
   }
@@ -39,6 +43,7 @@ class LyingCache final : public v1::Cache::Service {
     return grpc::Status::OK;
   }
 
+  std::mutex mutex;
   v1::LookupResponse lookup;
   v1::FetchChunk chunk;
 };
@@ -60,7 +65,15 @@ class UntrustedDaemonTest : public ::testing::Test {
     query.keys = TestKeys(2);
     return channel_->Lookup(query, Soon()).status();
   }
-  void AnswerKey(const Digest& key) { FillRef(key, Encoding::Exact(), cache_.lookup.add_records()->mutable_ref()); }
+  void AnswerKeys(const std::vector<Digest>& keys, const std::string& encoding = Encoding::Exact().ToBytes()) {
+    std::lock_guard lock(cache_.mutex);
+    cache_.lookup.Clear();
+    for (const Digest& key : keys) {
+      v1::RecordRef* ref = cache_.lookup.add_records()->mutable_ref();
+      ref->set_key(DigestBytes(key));
+      ref->set_encoding(encoding);
+    }
+  }
 
   LyingCache cache_;
   std::unique_ptr<grpc::Server> server_;
@@ -68,26 +81,26 @@ class UntrustedDaemonTest : public ::testing::Test {
 };
 
 TEST_F(UntrustedDaemonTest, LookupAcceptsOnlyTheKeysItAskedForInTheirOrder) {
-  AnswerKey(TestKey(0));
+  AnswerKeys({TestKey(0)});
   EXPECT_TRUE(LookupTwo().ok());
-  AnswerKey(TestKey(0));
+  AnswerKeys({TestKey(0), TestKey(1)});
+  EXPECT_TRUE(LookupTwo().ok());
+  AnswerKeys({TestKey(0), TestKey(0)});
   EXPECT_FALSE(LookupTwo().ok());
-  cache_.lookup.clear_records();
-  AnswerKey(TestKey(0));
-  AnswerKey(TestKey(1));
-  EXPECT_TRUE(LookupTwo().ok());
-  AnswerKey(TestKey(2));
+  AnswerKeys({TestKey(0), TestKey(1), TestKey(2)});
   EXPECT_FALSE(LookupTwo().ok());
 }
 
 TEST_F(UntrustedDaemonTest, LookupRefusesEncodingsOfAnotherForm) {
-  AnswerKey(TestKey(0));
-  cache_.lookup.mutable_records(0)->mutable_ref()->set_encoding(std::string(35, '\0'));
+  AnswerKeys({TestKey(0)}, std::string(35, '\0'));
   EXPECT_FALSE(LookupTwo().ok());
 }
 
 TEST_F(UntrustedDaemonTest, FetchHandsOnNoRecordThatWasNotAskedFor) {
-  cache_.chunk.set_record(1);
+  {
+    std::lock_guard lock(cache_.mutex);
+    cache_.chunk.set_record(1);
+  }
   const std::vector<RemoteRecord> records = {{TestKey(0), Encoding::Exact()}};
   const absl::Status status = channel_->Fetch(records, 0, Soon(), [](const FetchedSection&) {
     ADD_FAILURE() << "handed on";
