@@ -54,6 +54,29 @@ Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_l
   return sinks;
 }
 
+bool SinksMatch(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks, ByteSpan raw) {
+  constexpr double kEnergyMax = 1e-3;
+  ByteReader reader(sinks);
+  std::vector<float> values;
+  double energy = 0, difference = 0;
+  uint32_t heads = 0;
+  bool match = true;
+  ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
+    values.resize(layer.head_dim);
+    ToFloat(layer.dtype, raw.data() + at, values.size(), values.data());
+    const float scale = reader.Get<float>();
+    for (float value : values) {
+      const double error = value - scale * reader.Get<int8_t>();
+      energy += double{value} * value;
+      difference += error * error;
+    }
+    if (++heads < kSinkTokens * layer.kv_heads) return;
+    match = match && difference <= kEnergyMax * energy;
+    energy = difference = heads = 0;
+  });
+  return match;
+}
+
 void ReadSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks,
                absl::Span<uint8_t> raw) {
   ByteReader reader(sinks);
