@@ -60,7 +60,10 @@ class ClientImpl final : public Client {
     query.lease_ms = absl::ToInt64Milliseconds(lease);
     absl::StatusOr<LookupAnswer> answer = channel_->Lookup(query, {deadline, nullptr});
     if (!answer.ok()) {
-      log_.Warn(Failure::kLookup, absl::StrCat("a lookup failed, which is a miss: ", answer.status().message()));
+      // What opened the breaker has been said.
+      if (!breaker_.open()) {
+        log_.Warn(Failure::kLookup, absl::StrCat("a lookup failed, which is a miss: ", answer.status().message()));
+      }
       return 0;
     }
     const uint64_t tokens = answer->records.size() * kBlockTokens;

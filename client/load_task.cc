@@ -37,7 +37,8 @@ void LoadTask::Run() {
   }
   backlog_.WaitUntilEmpty();
   const uint32_t good = progress_.Settle();
-  if (!status.ok() && !absl::IsCancelled(status)) {
+  // Of an unavailable daemon the breaker has told.
+  if (!status.ok() && !absl::IsCancelled(status) && !absl::IsUnavailable(status)) {
     parts_.log->Warn(Failure::kFetch, absl::StrCat("a load ended after ", good, " of ", request_.keys.size(),
                                                    " blocks: ", status.message()));
   }

@@ -20,8 +20,9 @@ class StagingBudget {
     Share(Share&& other) noexcept
         : budget_(std::exchange(other.budget_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
     Share& operator=(Share&& other) noexcept {
-      std::swap(budget_, other.budget_);
-      std::swap(bytes_, other.bytes_);
+      Share taken(std::move(other));
+      std::swap(budget_, taken.budget_);
+      std::swap(bytes_, taken.bytes_);
       return *this;
     }
     ~Share() { Resize(0); }

@@ -38,10 +38,13 @@ class ZeroRun {
  public:
   ZeroRun() {
     for (uint32_t byte = 0; byte < 4; ++byte) {
-      for (uint32_t value = 0; value < 256; ++value) {
+      tables_[byte][0] = 0;
+      for (uint32_t value = 1; value < 256; ++value) {
+        const uint32_t rest = value & (value - 1);
         uint32_t crc = value << (8 * byte);
-        for (size_t i = 0; i < kStreamBytes; ++i) crc = crc >> 8 ^ kByteTable[crc & 0xff];
-        tables_[byte][value] = crc;
+        // A single bit is worked out, and several are the sum of their own.
+        for (size_t i = 0; rest == 0 && i < kStreamBytes; ++i) crc = crc >> 8 ^ kByteTable[crc & 0xff];
+        tables_[byte][value] = rest == 0 ? crc : tables_[byte][rest] ^ tables_[byte][value ^ rest];
       }
     }
   }

@@ -191,7 +191,6 @@ absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string
   rocksdb::ReadOptions options;
   // RocksDB's software CRC would cost more than reading; a payload's frame has its own.
   options.verify_checksums = family != Family::kPayload;
-  options.fill_cache = family != Family::kPayload;
   auto pinned = std::make_shared<Pinned>();
   pinned->cache = cache_;
   absl::Status status = FromRead(db_->Get(options, Handle(family), key, &pinned->value));

@@ -31,9 +31,7 @@ class ClientTest : public ::testing::Test {
  protected:
   // With these pages registered.
   std::unique_ptr<Client> Open(ClientConfig config, TestPages* pages) const;
-  std::unique_ptr<Client> Open(TestPages* pages) const {
-    return Open(TestConfig(daemon_.Connect(), geometry_), pages);
-  }
+  std::unique_ptr<Client> Open(TestPages* pages) const { return Open(TestConfig(daemon_.Connect(), geometry_), pages); }
   // Computes tokens [0, count) of sequence `seed` in new pages and stores them; whether all were acknowledged.
   bool StoreSequence(uint64_t seed, uint64_t count, Values values = Values::kSmooth);
   // Loads what is stored of [first, count) into `pages`; the number of good tokens.
