@@ -1,9 +1,18 @@
 #include "client/encode_worker.h"
 
+#include <sys/resource.h>
+
 #include <exception>
 #include <utility>
 
+#include "core/limits.h"
+
 namespace latentkv {
+namespace {
+
+constexpr int kEncodeNice = 19;  // The least that is not starved.
+
+}  // namespace
 
 EncodeWorker::EncodeWorker(const Codec* codec, const EncodeOptions& options, StoreLedger* ledger,
                            std::function<void(StagedBlock)> next)
@@ -16,6 +25,8 @@ EncodeWorker::~EncodeWorker() {
 }
 
 void EncodeWorker::Work() {
+  // An engine on the same cores comes first. On Linux this is the calling thread's own priority.
+  setpriority(PRIO_PROCESS, 0, kEncodeNice);
   while (std::optional<StagedBlock> block = queue_.Pop(absl::InfiniteFuture())) {
     if (closing_) {
       ledger_->Failed(*block, absl::CancelledError("the client was closed"));
@@ -32,8 +43,9 @@ void EncodeWorker::Work() {
 absl::Status EncodeWorker::Encode(StagedBlock* block) const try {
   EncodeOptions options = options_;
   options.loss_inherited = block->loss_inherited;
+  const absl::Span<const uint32_t> tokens(block->chain_tokens->data(), block->first_token + kBlockTokens);
   absl::StatusOr<Bytes> frame =
-      codec_->Encode(block->key, block->first_token, ByteSpan(block->raw.get(), block->raw_bytes), options);
+      codec_->Encode({block->key, block->first_token, tokens}, ByteSpan(block->raw.get(), block->raw_bytes), options);
   if (!frame.ok()) return frame.status();
   block->raw.reset();
   block->share.Resize(frame->size());

@@ -13,12 +13,12 @@ namespace latentkv {
 // Groups go through it in order. The basis outlives it.
 class BlockState {
  public:
-  // `tokens` of the chain up to the block's last; read here alone.
+  // `tokens` of the chain up to the block's last; what is needed of them is copied.
   BlockState(const Basis& basis, uint32_t first_token, absl::Span<const uint32_t> tokens);
 
   uint32_t first_token() const { return first_token_; }
   // int8 values, [kBlockTokens][features]; empty without an embedding.
-  absl::Span<const int16_t> features() const { return features_; }
+  std::vector<int16_t> Features() const;
   // Of a chain's first block whose tokens the basis knows; null otherwise.
   const KnownSinks* known_sinks() const { return known_sinks_; }
 
@@ -30,11 +30,12 @@ class BlockState {
   void Restart() { groups_ = 0; }
 
  private:
+  const Embedding& embedding_;
   const uint32_t first_token_;
   const uint32_t inherited_rank_, inherited_stride_;
+  std::vector<uint32_t> tokens_;  // Of the block, behind those of its history that there are.
   const KnownSinks* known_sinks_ = nullptr;
   uint32_t groups_ = 0;
-  std::vector<int16_t> features_;
   std::vector<int16_t> inherited_;  // [kBlockTokens][inherited_stride_]
 };
 

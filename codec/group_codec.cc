@@ -73,14 +73,15 @@ absl::Status GroupCodec::MakeEncoderOnce() const {
 std::vector<float> GroupCodec::Base(const BlockState& state, bool predicted) const {
   const size_t count = size_t{kBlockTokens} * group_.channels;
   std::vector<float> base(count);
-  if (!predicted || state.features().empty()) {
+  const std::vector<int16_t> features = predicted ? state.Features() : std::vector<int16_t>();
+  if (features.empty()) {
     for (size_t t = 0; t < kBlockTokens; ++t) {
       std::copy(group_.mean.begin(), group_.mean.end(), base.begin() + t * group_.channels);
     }
     return base;
   }
   const auto sums = std::make_unique_for_overwrite<int32_t[]>(count);
-  Reconstruct(feature_decoder_, state.features(), kBlockTokens, absl::MakeSpan(sums.get(), count));
+  Reconstruct(feature_decoder_, features, kBlockTokens, absl::MakeSpan(sums.get(), count));
   Dequantize(absl::MakeConstSpan(sums.get(), count), group_.mean, group_.feature_scale, 1.0f, absl::MakeSpan(base));
   return base;
 }
