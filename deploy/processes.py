@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -41,7 +42,8 @@ class Process:
         end = time.monotonic() + seconds
         while not ready():
             if self._child.poll() is not None:
-                raise StartError(f"{self.name} ended with status {self._child.returncode}: see {self.log}\n{self._tail()}")
+                status = self._child.returncode
+                raise StartError(f"{self.name} ended with status {status}: see {self.log}\n{self._tail()}")
             if time.monotonic() > end:
                 raise StartError(f"{self.name} was not ready after {seconds:.0f} s: see {self.log}\n{self._tail()}")
             time.sleep(0.1)
@@ -49,10 +51,8 @@ class Process:
     def kill(self) -> None:
         """kill -9 for the whole group; a second call does nothing."""
         if self._child.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._child.wait()
 
     def _tail(self) -> str:
@@ -70,9 +70,9 @@ def start_daemon(binary: Path, data: Path, port: int, log: Path) -> Process:
 def start_engine(model: Path, port: int, log: Path, extra: dict[str, Any] | None, context: int = 6144) -> Process:
     """vLLM's OpenAI server; `extra` is kv_connector_extra_config, None for an engine without a connector."""
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "smollm2",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--enforce-eager", "--block-size", "64",
-        "--max-model-len", str(context), "--max-num-seqs", "4",
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port), "--dtype",
+        "bfloat16", "--enforce-eager", "--block-size", "64", "--max-model-len", str(context), "--max-num-seqs", "4",
     ]  # fmt: skip
     if extra is not None:
         transfer = {

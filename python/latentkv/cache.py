@@ -65,7 +65,7 @@ def load_model(folder: Path, device: str | None = None) -> LoadedModel:
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
     layers = layers_of(model.config)
-    return LoadedModel(model.float().to(target).eval(), layers, target)
+    return LoadedModel(model.float().to(target).eval().requires_grad_(False), layers, target)
 
 
 def _rounded(part: torch.Tensor, dtype: int) -> torch.Tensor:

@@ -26,12 +26,15 @@ from .statistics import GroupStatistics, collect, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
-_DOCUMENTS_MAX = 44
+POWER = 0.7  # Of the sensitivities; between the square root, which favours recall, and the whole, which favours loss.
+_TEXT_TOKENS = 1 << 16  # Read altogether: the moments of a model's cache move by less than a percent beyond it.
 _PREFIX_TOKENS = 768
 _FOLLOWING_TOKENS = 128
-_HELD_OUT = 5
-_PROBES = 3
-_SMALLEST = 0.2  # A latent whose mean magnitude is below this at the finest profile is not kept: nearly always zero.
+_HELD_OUT = 8
+_PROBES = 4
+_PROBE_TOKENS = 64
+_LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `high` to above that of `small`.
+_SMALLEST = 0.081  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.h, LiveRank).
 _GUARD = 1.5  # The guard's bound over the worst block of the held-out conversations.
 
 
@@ -51,8 +54,9 @@ class Group:
 
     def restore(self, rows: torch.Tensor, step: float) -> torch.Tensor:
         """Rows after a trip through the latents at `step`."""
-        latents = torch.round((rows - self.mean) @ self.encoder / step)
-        return self.mean + self.row_scale * step * (latents @ self.decoder)
+        live = int((self.latent_scale >= _SMALLEST * step).sum())
+        latents = torch.round((rows - self.mean) @ self.encoder[:, :live] / step)
+        return self.mean + self.row_scale * step * (latents @ self.decoder[:live])
 
 
 def solve_group(statistics: GroupStatistics, sensitivity: torch.Tensor, power: float, finest: float) -> Group:
@@ -96,61 +100,67 @@ def restore_cache(
     return result, loss.tolist()
 
 
-def estimated_bits(model: LoadedModel, groups: Sequence[Group], cache: LayerCache, step: float) -> float:
-    """Bits of a cache's latents under a Laplace distribution of each latent's calibrated scale; the sinks left out."""
-    bits = 0.0
-    for group in groups:
-        rows = channels(cache, model.layers, group.first_layer, group.last_layer)[SINK_TOKENS:]
-        latents = torch.round((rows - group.mean) @ group.encoder / step).double()
-        spread = (group.latent_scale.double() / step).clamp_min(1e-4)
-        decay = torch.exp(-1 / spread)
-        zero = 1 - torch.exp(-0.5 / spread)
-        tail = torch.exp(-0.5 / spread) * (1 - decay) / 2
-        magnitude = latents.abs()
-        cost = torch.where(magnitude == 0, -zero.log2(), -tail.log2() + (magnitude - 1) / spread / math.log(2))
-        bits += cost.clamp_max(24).sum().item()
-    return bits
+@dataclass(frozen=True)
+class Measured:
+    """What a step gives on the held-out conversations: mean divergence, mean expected loss, the worst block's."""
+
+    step: float
+    divergence: float
+    expected: float
+    worst: float
+
+
+@dataclass
+class HeldOut:
+    """A conversation that no statistics have seen: its cache, what follows, and the model's logits there."""
+
+    cache: LayerCache
+    following: Sequence[int]
+    reference: torch.Tensor
 
 
 def measure_steps(
-    model: LoadedModel, groups: Sequence[Group], tests: Sequence[tuple[LayerCache, Sequence[int]]], start: float
-) -> dict[str, tuple[float, float]]:
-    """For each profile: the step that meets its divergence on `tests`, and the guard's bound there."""
-    ladder = [start * factor for factor in (0.6, 1.0, 1.6)]
-    divergences, losses = [], []
-    progress = Progress("measuring the steps", len(ladder) * len(tests))
-    for step in ladder:
-        total, worst = 0.0, 0.0
-        for cache, following in tests:
-            restored, loss = restore_cache(model, groups, cache, step)
-            reference = model.logits_after(cache, following)
-            total += divergence(reference, model.logits_after(restored, following)).mean().item() / len(tests)
-            blocks = [sum(loss[i : i + 64]) / 64 for i in range(0, len(loss) - 63, 64)]
-            worst = max([worst, *blocks])
+    model: LoadedModel, groups: Sequence[Group], tests: Sequence[HeldOut], steps: Sequence[float]
+) -> list[Measured]:
+    """Measures every step; the groups' latents below the codec's bound at a step are left out, as there."""
+    measured = []
+    progress = Progress("measuring the steps", len(steps) * len(tests))
+    for step in steps:
+        divergences, expected, worst = [], [], 0.0
+        for test in tests:
+            restored, loss = restore_cache(model, groups, test.cache, step)
+            got = model.logits_after(restored, test.following)
+            divergences.append(divergence(test.reference, got).mean().item())
+            expected.append(sum(loss) / len(loss))
+            worst = max([worst, *(sum(loss[i : i + 64]) / 64 for i in range(0, len(loss) - 63, 64))])
             progress.step()
-        divergences.append(total)
-        losses.append(worst)
-    return {
-        name: (_interpolate(ladder, divergences, target), _GUARD * _interpolate_at(ladder, divergences, losses, target))
-        for name, target in TARGETS.items()
-    }
+        measured.append(Measured(step, sum(divergences) / len(tests), sum(expected) / len(tests), worst))
+    return measured
 
 
-def _interpolate(steps: Sequence[float], divergences: Sequence[float], target: float) -> float:
-    return _interpolate_at(steps, divergences, steps, target)
+def profiles_of(measured: Sequence[Measured]) -> dict[str, tuple[float, float]]:
+    """For each profile: the step that meets its divergence, and the guard's bound there."""
+    profiles = {}
+    for name, target in TARGETS.items():
+        position = _position([m.divergence for m in measured], target)
+        worst = _at([m.worst for m in measured], position)
+        profiles[name] = (_at([m.step for m in measured], position), _GUARD * worst)
+    return profiles
 
 
-def _interpolate_at(
-    steps: Sequence[float], divergences: Sequence[float], values: Sequence[float], target: float
-) -> float:
-    """`values` where the divergence is `target`, on straight lines in logarithms through the ladder's ends."""
-    del steps
-    logs = [math.log(max(d, 1e-12)) for d in divergences]
-    index = 0 if math.log(target) < logs[1] else 1
-    slope = (math.log(max(values[index + 1], 1e-12)) - math.log(max(values[index], 1e-12))) / max(
-        logs[index + 1] - logs[index], 0.2
-    )
-    return math.exp(math.log(max(values[index], 1e-12)) + slope * (math.log(target) - logs[index]))
+def _position(values: Sequence[float], target: float) -> float:
+    """Where `target` stands among rising values, as an index with a fraction, on straight lines in logarithms."""
+    logs = [math.log(max(value, 1e-12)) for value in values]
+    index = max(0, min(len(values) - 2, sum(log < math.log(target) for log in logs) - 1))
+    # Noise can make neighbours alike, or turn them round: then a position far outside would mean nothing.
+    fraction = (math.log(target) - logs[index]) / max(logs[index + 1] - logs[index], 0.2)
+    return index + max(-2.0, min(3.0, fraction))
+
+
+def _at(values: Sequence[float], position: float) -> float:
+    index = max(0, min(len(values) - 2, int(position)))
+    low, high = math.log(max(values[index], 1e-12)), math.log(max(values[index + 1], 1e-12))
+    return math.exp(low + (position - index) * (high - low))
 
 
 def starting_step(statistics: Sequence[GroupStatistics], sensitivity: Sequence[torch.Tensor], power: float) -> float:
@@ -178,10 +188,16 @@ class Calibration:
     profiles: dict[str, tuple[float, float]]  # name: (step, loss_own_max)
 
 
-def normalised(groups: Sequence[Group], profiles: dict[str, tuple[float, float]]) -> Calibration:
-    """The same code in units of the balanced profile's step."""
+def normalised(groups: Sequence[Group], measured: Sequence[Measured]) -> Calibration:
+    """The same code in units of the balanced profile's step, its expected loss in units of the measured divergence."""
+    # The probes' noise is larger than a code's error and more even over channels, so their sum of losses is off by a
+    # factor; the held-out conversations know it.
+    factor = sum(m.divergence for m in measured) / sum(m.expected for m in measured)
+    measured = [Measured(m.step, m.divergence, m.expected * factor, m.worst * factor) for m in measured]
+    profiles = profiles_of(measured)
     unit = profiles["balanced"][0]
     for group in groups:
+        group.sensitivity = group.sensitivity * factor
         group.weight = group.weight / unit**2
         group.row_scale = group.row_scale * unit
         group.latent_scale = group.latent_scale / unit
@@ -198,17 +214,15 @@ def calibrate(
         raise ValueError(
             f"{len(usable)} texts of {_PREFIX_TOKENS // 2} tokens or more: at least {2 * _HELD_OUT} are needed"
         )
-    count = min(_DOCUMENTS_MAX, len(usable))
-    chosen = [usable[i * len(usable) // count] for i in range(count)]
-    held = chosen[:: max(1, count // _HELD_OUT)][:_HELD_OUT]
-    training = [tokens[:_PREFIX_TOKENS] for tokens in chosen if not any(tokens is other for other in held)]
+    usable = _spread(usable, _TEXT_TOKENS // (_PREFIX_TOKENS // 2))
+    held = _spread(usable, _HELD_OUT)
+    length = max(_PREFIX_TOKENS, _TEXT_TOKENS // len(usable))
+    training = [tokens[:length] for tokens in usable if not any(tokens is other for other in held)]
     total = len(model.layers)
     statistics = [GroupStatistics(i, min(i + layers_per_group, total)) for i in range(0, total, layers_per_group)]
     energy = collect(model, training, statistics)
-    deviations = _deviations(model, statistics)
-    tests = [_split(model, tokens) for tokens in held]
-    probes = [_split(model, tokens) for tokens in training[:: max(1, len(training) // _PROBES)][:_PROBES]]
-    sensitive = sensitivities(model, energy, probes, deviations)
+    probes = [_split(model, tokens, _PROBE_TOKENS) for tokens in _spread(training, _PROBES)]
+    sensitive = sensitivities(model, energy, probes, _deviations(model, statistics))
     by_group = [
         torch.cat([part.flatten() for pair in sensitive[g.first_layer : g.last_layer] for part in pair])
         for g in statistics
@@ -217,14 +231,24 @@ def calibrate(
     progress = Progress("solving the groups", len(statistics))
     groups = []
     for group, sensitivity in zip(statistics, by_group, strict=True):
-        groups.append(solve_group(group, sensitivity, power, start / 2))
+        groups.append(solve_group(group, sensitivity, power, _LADDER[0] * start))
         progress.step()
-    return normalised(groups, measure_steps(model, groups, tests, start))
+    tests = []
+    for tokens in held:
+        cache, following = _split(model, tokens, _FOLLOWING_TOKENS)
+        tests.append(HeldOut(cache, following, model.logits_after(cache, following)))
+    return normalised(groups, measure_steps(model, groups, tests, [factor * start for factor in _LADDER]))
 
 
-def _split(model: LoadedModel, tokens: Sequence[int]) -> tuple[LayerCache, Sequence[int]]:
-    at = min(_PREFIX_TOKENS, len(tokens) - _FOLLOWING_TOKENS)
-    return model.prefill(tokens[:at]), tokens[at : at + _FOLLOWING_TOKENS]
+def _spread(items: Sequence, count: int) -> list:
+    """`count` items at even distances: neighbours in a file are often alike."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _split(model: LoadedModel, tokens: Sequence[int], following: int) -> tuple[LayerCache, Sequence[int]]:
+    at = min(_PREFIX_TOKENS, len(tokens) - following)
+    return model.prefill(tokens[:at]), tokens[at : at + following]
 
 
 def _deviations(model: LoadedModel, statistics: Sequence[GroupStatistics]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -265,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="folder of a transformers model")
     parser.add_argument("--text", type=Path, required=True, help='JSONL file, {"prefix": text} a line')
     parser.add_argument("--layers-per-group", type=int, default=5, help="layers that share a basis (%(default)s)")
-    parser.add_argument("--power", type=float, default=0.5, help="exponent of the sensitivities (%(default)s)")
+    parser.add_argument("--power", type=float, default=POWER, help="exponent of the sensitivities (%(default)s)")
     parser.add_argument("--device", help="torch device (an accelerator if there is one)")
     parser.add_argument("--out", type=Path, required=True, help="the basis file to write")
     options = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "deploy"))
 
-from damage import MAGIC, damage_payloads
+from damage import MAGIC, damage_payloads  # noqa: E402
 
 
 def frame(payload: bytes) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: run deploy/environment")
 pytest.importorskip("vllm", reason="vLLM is not installed: run deploy/environment")
 
-from latentkv.vllm.pages import as_tokens, check_layout, in_layer_order, page_layer
+from latentkv.vllm.pages import as_tokens, check_layout, in_layer_order, page_layer  # noqa: E402
 
 
 @pytest.mark.parametrize("page_tokens", [32, 64, 128])

@@ -33,6 +33,14 @@ def planner(stored: int, page_tokens: int = 64, asynchronous: bool = True) -> tu
     return Planner(daemon, page_tokens, asynchronous), daemon
 
 
+def step(plan: Planner, *scheduled: tuple[str, int, list[int]]) -> StepPlan:
+    """One engine step; `scheduled`: request, tokens computed when it ends, its pages."""
+    made = plan.loads(idle=not scheduled)
+    for request_id, computed, pages in scheduled:
+        plan.add_store(made, request_id, computed, pages)
+    return made
+
+
 def admitted(plan: Planner, tokens: int, name: str = "a") -> Request:
     request = Request(name, list(range(tokens)))
     plan.admit(request, None)
@@ -65,7 +73,7 @@ def test_a_request_that_was_not_admitted_is_left_alone():
     request = Request("image", list(range(700)))
     assert plan.matched_tokens(request, 0) == 0
     assert daemon.asked == []
-    assert plan.step([("image", 640, list(range(11)))], idle=False).stores == []
+    assert step(plan, ("image", 640, list(range(11)))).stores == []
 
 
 def test_loading_begins_where_the_engine_s_own_cache_ends():
@@ -73,7 +81,7 @@ def test_loading_begins_where_the_engine_s_own_cache_ends():
     request = admitted(plan, 700)
     assert plan.matched_tokens(request, 128) == 512
     plan.allocated(request, list(range(100, 111)), 512, 128)
-    (load,) = plan.step([], idle=True).loads
+    (load,) = step(plan).loads
     assert (load.first, load.count, len(load.tokens)) == (128, 512, 640)
     assert load.pages_from(load.first, 64) == list(range(102, 110))
 
@@ -91,30 +99,30 @@ def test_blocks_are_stored_when_they_close_and_once():
     request = admitted(plan, 200)
     plan.matched_tokens(request, 0)
     plan.allocated(request, [5, 6, 7, 8], 0, 0)
-    first = plan.step([("a", 100, [5, 6, 7, 8])], idle=False).stores  # a chunk of the prompt
+    first = step(plan, ("a", 100, [5, 6, 7, 8])).stores  # a chunk of the prompt
     assert [(t.first, t.count) for t in first] == [(0, 64)]
-    second = plan.step([("a", 200, [5, 6, 7, 8])], idle=False).stores
+    second = step(plan, ("a", 200, [5, 6, 7, 8])).stores
     assert [(t.first, t.count) for t in second] == [(64, 128)]
-    assert plan.step([("a", 201, [5, 6, 7, 8])], idle=False).stores == []
+    assert step(plan, ("a", 201, [5, 6, 7, 8])).stores == []
 
 
 def test_a_block_closed_while_decoding_is_stored():
     plan, _ = planner(0)
     request = admitted(plan, 120)
     plan.matched_tokens(request, 0)
-    plan.step([("a", 120, [5, 6])], idle=False)
+    step(plan, ("a", 120, [5, 6]))
     for computed in range(121, 128):
         request.all_token_ids.append(computed)
-        assert plan.step([("a", computed, [5, 6])], idle=False).stores == []
+        assert step(plan, ("a", computed, [5, 6])).stores == []
     request.all_token_ids.append(999)
-    (store,) = plan.step([("a", 128, [5, 6])], idle=False).stores
+    (store,) = step(plan, ("a", 128, [5, 6])).stores
     assert (store.first, store.count, store.tokens[-1]) == (64, 64, 999)
 
 
 def test_a_token_without_identity_closes_no_block():
     plan, _ = planner(0)
     admitted(plan, 127)
-    (store,) = plan.step([("a", 128, [5, 6])], idle=False).stores
+    (store,) = step(plan, ("a", 128, [5, 6])).stores
     assert (store.first, store.count) == (0, 64)
 
 
@@ -123,8 +131,8 @@ def test_what_was_restored_is_not_stored_again():
     request = admitted(plan, 200)
     assert plan.matched_tokens(request, 0) == 128
     plan.allocated(request, [5, 6, 7, 8], 128, 0)
-    plan.step([], idle=True)
-    (store,) = plan.step([("a", 200, [5, 6, 7, 8])], idle=False).stores
+    step(plan)
+    (store,) = step(plan, ("a", 200, [5, 6, 7, 8])).stores
     assert (store.first, store.count) == (128, 64)
 
 
@@ -133,12 +141,12 @@ def test_a_failed_load_is_not_tried_again_and_its_blocks_are_stored_afresh():
     request = admitted(plan, 200)
     plan.matched_tokens(request, 0)
     plan.allocated(request, [5, 6, 7, 8], 192, 0)
-    plan.step([], idle=True)
+    step(plan)
     plan.failed({6, 7})
     assert plan.matched_tokens(request, 64) == 0
-    step = plan.step([("a", 200, [5, 6, 7, 8])], idle=False)
-    assert step.recovered == {6, 7}
-    assert [(t.first, t.count) for t in step.stores] == [(64, 128)]
+    made = step(plan, ("a", 200, [5, 6, 7, 8]))
+    assert made.recovered == {6, 7}
+    assert [(t.first, t.count) for t in made.stores] == [(64, 128)]
 
 
 def test_a_preempted_request_may_restore_again():
@@ -155,15 +163,15 @@ def test_what_is_still_on_its_way_to_the_daemon_is_not_stored_twice():
     plan = Planner(Daemon(0), 64, True, clock=lambda: now[0])
     first = admitted(plan, 200)
     plan.matched_tokens(first, 0)
-    plan.step([("a", 200, [5, 6, 7, 8])], idle=False)
+    step(plan, ("a", 200, [5, 6, 7, 8]))
     second = admitted(plan, 260, "b")
     assert plan.matched_tokens(second, 192) == 0
-    (store,) = plan.step([("b", 260, [5, 6, 7, 8, 9])], idle=False).stores
+    (store,) = step(plan, ("b", 260, [5, 6, 7, 8, 9])).stores
     assert (store.first, store.count) == (192, 64)
     now[0] = 100.0  # never acknowledged: given up
     third = admitted(plan, 260, "c")
     plan.matched_tokens(third, 192)
-    (store,) = plan.step([("c", 260, [5, 6, 7, 8, 9])], idle=False).stores
+    (store,) = step(plan, ("c", 260, [5, 6, 7, 8, 9])).stores
     assert (store.first, store.count) == (0, 256)
 
 

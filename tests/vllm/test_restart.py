@@ -17,8 +17,8 @@ BUILD = Path(os.environ.get("LATENTKV_BUILD", ROOT / "build/release"))
 MODEL = ROOT / "build/models/smollm2-135m-instruct"
 sys.path.insert(0, str(ROOT / "deploy"))
 
-from damage import damage_payloads
-from processes import Process, free_port, start_daemon
+from damage import damage_payloads  # noqa: E402
+from processes import Process, free_port, start_daemon  # noqa: E402
 
 PROMPTS = 20
 

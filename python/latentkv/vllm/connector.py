@@ -49,6 +49,15 @@ def _nothing() -> None:
     return None
 
 
+def _folder(model: Any) -> str:
+    """Where the engine has the model's files: its folder, or the hub's snapshot of its name."""
+    if os.path.isdir(model.model):
+        return model.model
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model.model, revision=model.revision, local_files_only=True)
+
+
 class LatentkvConnector(KVConnectorBase_V1):
     """See README.md beside this file for kv_connector_extra_config."""
 
@@ -81,6 +90,10 @@ class LatentkvConnector(KVConnectorBase_V1):
         groups = self._kv_cache_config.kv_cache_groups
         if len(groups) != 1:
             raise ValueError(f"models with {len(groups)} kinds of KV cache are not supported yet")
+        # Other kinds let go of pages that the model no longer looks at, and would give us foreign ones in their place.
+        kind = type(groups[0].kv_cache_spec).__name__
+        if kind != "FullAttentionSpec":
+            raise ValueError(f"a KV cache of kind {kind} is not supported yet")
         if self._page_tokens % 16:
             raise ValueError(f"block_size {self._page_tokens} is not a multiple of 16")
         if config.cache_config.cache_dtype not in ("auto", "bfloat16"):
@@ -93,16 +106,22 @@ class LatentkvConnector(KVConnectorBase_V1):
         model = self._vllm_config.model_config
         digest = self._options("model_digest", None)
         named = f"quantization={model.quantization}" if model.quantization else ""
+        dtype = self._vllm_config.cache_config.cache_dtype
         return Client(
             str(self._options("address", os.environ.get("LATENTKV_ADDRESS", "127.0.0.1:7430"))),
-            geometry.layers_of(model.hf_config, str(model.dtype)),
-            bytes.fromhex(digest) if digest else geometry.model_digest(model.model, named),
+            geometry.layers_of(model.hf_config, str(model.dtype) if dtype == "auto" else dtype),
+            bytes.fromhex(digest) if digest else geometry.model_digest(_folder(model), named),
             tenant=str(self._options("tenant", "")),
             salt=str(self._options("salt", "")),
             basis_path=self._options("basis", None),
             profile=self._options("profile", None),
             step=float(self._options("step", 0.0) or 0.0),
         )
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """False: a store that is lost is a later miss, nothing to recompute for."""
+        return False
 
     # The scheduler's half.
 
@@ -145,21 +164,25 @@ class LatentkvConnector(KVConnectorBase_V1):
             local = self._local.get(request.request_id, 0)
             self._planner.allocated(request, blocks.get_block_ids()[0], num_external_tokens, local)
 
-    @_never_raises(StepMetadata)
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         if self._planner is None:
             return StepMetadata()
+        counts = scheduler_output.num_scheduled_tokens
+        # Apart from the stores, so that nothing can keep a load from its request, which would wait for ever.
+        plan = self._planner.loads(idle=not counts)
+        self._plan_stores(plan, scheduler_output)
+        return StepMetadata(plan)
+
+    @_never_raises(_nothing)
+    def _plan_stores(self, plan: StepPlan, scheduler_output: Any) -> None:
         before = {new.req_id: new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs}
         cached = scheduler_output.scheduled_cached_reqs
         before.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        counts = scheduler_output.num_scheduled_tokens
         blocks = scheduler_output.kv_connector_block_state
-        scheduled = []
-        for request_id, count in counts.items():
+        for request_id, count in scheduler_output.num_scheduled_tokens.items():
             pages = blocks.get_block_ids(request_id)
             if pages is not None and request_id in before:
-                scheduled.append((request_id, before[request_id] + count, pages[0]))
-        return StepMetadata(self._planner.step(scheduled, idle=not counts))
+                self._planner.add_store(plan, request_id, before[request_id] + count, pages[0])
 
     @_never_raises(_nothing)
     def update_connector_output(self, connector_output: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,6 @@ class _Request:
     matched: int = 0
     matched_at: float = -math.inf
     matched_tokens: int = -1
-    load: Transfer | None = None
     tried: int = -1  # Value of num_preemptions at the last load: one try for each admission, or damage would loop.
     pages: list[int] = field(default_factory=list)
 
@@ -115,35 +114,33 @@ class Planner:
             return
         state.tried = request.num_preemptions
         end = computed + external
-        state.load = Transfer(
-            request.request_id, list(request.all_token_ids[:end]), state.salt, computed, external, list(pages)
-        )
-        self._starting.append(state.load)
+        tokens = list(request.all_token_ids[:end])
+        self._starting.append(Transfer(request.request_id, tokens, state.salt, computed, external, list(pages)))
 
-    def step(self, scheduled: Iterable[tuple[str, int, Sequence[int]]], idle: bool) -> StepPlan:
-        """`scheduled`: request, tokens computed when this step ends, its pages."""
+    def loads(self, idle: bool) -> StepPlan:
+        """The plan of the next step with the loads whose pages were allocated since the last."""
         plan = StepPlan(loads=self._starting, asynchronous=self._asynchronous, idle=idle, recovered=self._recovered)
         self._starting, self._recovered = [], set()
-        for request_id, computed, pages in scheduled:
-            state = self._requests.get(request_id)
-            if state is None:
-                continue
-            state.pages = list(pages)
-            # Tokens still in flight (drafts, or samples that the scheduler has not seen) have no identity yet.
-            known = min(computed, len(state.request.all_token_ids))
-            end = known // BLOCK_TOKENS * BLOCK_TOKENS
-            if end <= state.stored:
-                continue
-            tokens = list(state.request.all_token_ids[:end])
-            plan.stores.append(
-                Transfer(request_id, tokens, state.salt, state.stored, end - state.stored, list(state.pages))
-            )
-            state.stored = end
-            now = self._clock()
-            for block in self._chain(tokens, state.salt)[-plan.stores[-1].count // BLOCK_TOKENS :]:
-                self._under_way[block] = now
-                self._under_way.move_to_end(block)
         return plan
+
+    def add_store(self, plan: StepPlan, request_id: str, computed: int, pages: Sequence[int]) -> None:
+        """Adds the blocks of a request that close in this step; `computed` is its tokens when the step ends."""
+        state = self._requests.get(request_id)
+        if state is None:
+            return
+        state.pages = list(pages)
+        # Tokens still in flight (drafts, or samples that the scheduler has not seen) have no identity yet.
+        end = min(computed, len(state.request.all_token_ids)) // BLOCK_TOKENS * BLOCK_TOKENS
+        if end <= state.stored:
+            return
+        tokens = list(state.request.all_token_ids[:end])
+        store = Transfer(request_id, tokens, state.salt, state.stored, end - state.stored, list(pages))
+        plan.stores.append(store)
+        state.stored = end
+        now = self._clock()
+        for block in self._chain(tokens, state.salt)[store.first // BLOCK_TOKENS :]:
+            self._under_way[block] = now
+            self._under_way.move_to_end(block)
 
     def _chain(self, tokens: Sequence[int], salt: str | None) -> list[int]:
         """Hashes that name the blocks of a prompt within this process; only storing twice depends on them."""

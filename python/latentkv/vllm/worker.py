@@ -61,14 +61,13 @@ class Worker:
     def wait_for_layer(self, layer: int) -> None:
         """Holds the forward pass until this step's synchronous loads have filled the layer, or failed."""
         for load in self._current:
-            if load.job is not None:
-                self._wait(load, layer, self._deadline_ms + 1000)
+            self._wait(load, layer, self._left_ms(load))
 
     def end_step(self, plan: StepPlan) -> None:
         """Settles synchronous loads, then stores what closed, except on pages whose load failed."""
         current, self._current = self._current, []
         for load in current:
-            self._settle(load, self._wait(load, -1, self._deadline_ms + 1000))
+            self._settle(load, self._wait(load, -1, self._left_ms(load)))
         for transfer in plan.stores:
             if self._bad_pages.intersection(transfer.pages_from(0, self._page_tokens)):
                 continue
@@ -85,9 +84,8 @@ class Worker:
         finished = set()
         for request_id, load in list(self._running.items()):
             wait_ms = IDLE_WAIT_MS if self._idle and not finished else 0
-            overdue = time.monotonic() - load.began > self._deadline_ms / 1000 + 5
             result = self._wait(load, -1, wait_ms)
-            if result is None and load.job is not None and not overdue:
+            if result is None and load.job is not None and self._left_ms(load) > 0:
                 continue
             self._settle(load, result)
             del self._running[request_id]
@@ -113,6 +111,10 @@ class Worker:
         self._current.clear()
         self._client.flush(2000)
         self._client.close()
+
+    def _left_ms(self, load: _Load) -> int:
+        """What is left of a load's deadline, which the client keeps too: a second more is for its last blocks."""
+        return max(0, int(1000 * (load.began - time.monotonic())) + self._deadline_ms + 1000)
 
     def _wait(self, load: _Load, layer: int, timeout_ms: int) -> Any:
         if load.job is None:
