@@ -17,7 +17,9 @@ namespace {
 
 constexpr uint32_t kBasisMagic = 0x424b764c;  // "LvKB"
 constexpr uint16_t kBasisVersion = 0;         // 0 until the formats are frozen.
-constexpr uint32_t kRankMax = 0xffff;         // A section counts its rows in 16 bits.
+// Of a group, with the latents that it inherits: a section counts rows in 16 bits, and sums of that many latents times
+// 128 stay below 2^31.
+constexpr uint32_t kRankMax = 0xffff;
 constexpr uint32_t kProfilesMax = 16;
 constexpr uint32_t kProfileNameBytesMax = 32;
 constexpr uint32_t kDescriptionBytesMax = 4096;
@@ -52,8 +54,10 @@ std::string GroupFault(const BasisParts& parts, size_t g, uint32_t first_layer) 
   uint64_t channels = 0;
   for (uint32_t l = group.first_layer; l < group.last_layer; ++l) channels += 2 * layers[l].KvChannels();
   if (group.channels != channels || channels > kChannelsMax) return absl::StrCat(group.channels, " channels");
-  if (group.rank == 0 || group.rank > channels || group.rank > kRankMax) return absl::StrCat("rank ", group.rank);
   const uint64_t features = parts.embedding.Features(), inherited = g * uint64_t{parts.inherited_rank};
+  if (group.rank == 0 || group.rank > channels || group.rank + inherited > kRankMax) {
+    return absl::StrCat("rank ", group.rank, " and inherits ", inherited);
+  }
   for (const std::string& fault :
        {RangeFault("mean", group.mean, channels, true),
         RangeFault("feature_scale", group.feature_scale, features > 0 ? channels : 0, false),

@@ -130,7 +130,7 @@ void GroupCodec::QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, 
     const absl::Span<int16_t> token = absl::MakeSpan(*latents).subspan(size_t{t} * stride_, stride_);
     Quantize(absl::MakeConstSpan(projected).subspan(size_t{t} * live, live), step, token.first(live));
     if (LatentsInBounds(token)) continue;
-    std::fill(token.begin(), token.begin() + live, 0);
+    std::fill(token.begin(), token.end(), 0);  // Inherited ones too: their sum may be what is out of bounds.
     section->exact_tokens.push_back(t);
     const Bytes values = TakeToken(raw, t);
     section->exact_values.insert(section->exact_values.end(), values.begin(), values.end());
@@ -194,9 +194,18 @@ absl::Status GroupCodec::Decode(ByteSpan payload, float step, BlockState* state,
   std::vector<int16_t> latents = Inherit(*state, section->predicted);
   for (uint32_t t = 0; t < kBlockTokens; ++t) {
     const absl::Span<int16_t> token = absl::MakeSpan(latents).subspan(size_t{t} * stride_, stride_);
-    std::copy_n(section->latents.begin() + size_t{t} * group_.rank, group_.rank, token.begin());
-    const bool coded = !std::binary_search(section->exact_tokens.begin(), section->exact_tokens.end(), t);
-    if (coded && !LatentsInBounds(token)) return absl::DataLossError("a section's latents are out of bounds");
+    const absl::Span<const int16_t> own =
+        absl::MakeConstSpan(section->latents).subspan(size_t{t} * group_.rank, group_.rank);
+    if (t < SinkTokens(state->first_token()) ||
+        std::binary_search(section->exact_tokens.begin(), section->exact_tokens.end(), t)) {
+      if (std::any_of(own.begin(), own.end(), [](int16_t latent) { return latent != 0; })) {
+        return absl::DataLossError("a section has latents where it stores values");
+      }
+      std::fill(token.begin(), token.end(), 0);
+      continue;
+    }
+    std::copy(own.begin(), own.end(), token.begin());
+    if (!LatentsInBounds(token)) return absl::DataLossError("a section's latents are out of bounds");
   }
   std::vector<float> channels = Base(*state, section->predicted);
   AddLatents(latents, step, &channels);

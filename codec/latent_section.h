@@ -41,7 +41,7 @@ struct SectionShape {
 absl::StatusOr<Bytes> WriteLatentSection(const BasisGroup& group, const LatentTables& tables, float step,
                                          const LatentSection& section);
 
-// DataLoss unless `payload` is what WriteLatentSection writes for a section of that shape.
+// DataLoss unless `payload` holds one section of that shape and nothing else.
 absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group, const LatentTables& tables, float step,
                                                 const SectionShape& shape, ByteSpan payload);
 

@@ -81,7 +81,8 @@ absl::StatusCode Decode(const std::vector<uint8_t>& classes, const Bytes& coded,
 TEST(LatentEntropy, EveryBackendReturnsTheSymbols) {
   uint32_t seed = 0;
   for (uint32_t rows : {0, 1, 2, 15, 16, 17, 31, 33, 48, 200, 1000}) {
-    for (const Sample& sample : {Draw(rows, 50, 8, 2, ++seed), Draw(rows, 63, 0, 0, ++seed), DrawAnything(rows, ++seed)}) {
+    ++seed;
+    for (const Sample& sample : {Draw(rows, 50, 8, 2, seed), Draw(rows, 63, 0, 0, seed), DrawAnything(rows, seed)}) {
       const auto coded = EncodeLatents(Tables(), sample.classes, sample.latents);
       ASSERT_TRUE(coded.ok()) << coded.status();
       for (Backend backend : AvailableBackends()) {
