@@ -1,6 +1,8 @@
 #include "codec/group_codec.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <memory>
 
 #include "codec/latent_model.h"
@@ -105,18 +107,19 @@ void GroupCodec::AddLatents(absl::Span<const int16_t> latents, float step, std::
 
 bool GroupCodec::PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
                                  absl::Span<const float> predicted) const {
-  double with = 0, without = 0;
+  // Logarithms, as bits are: one token of values far beyond all others, which will be stored exact, does not decide.
+  constexpr float kLeast = std::numeric_limits<float>::min();
+  float gain = 0;
   for (size_t i = size_t{SinkTokens(first_token)} * group_.channels; i < channels.size(); i += group_.channels) {
-    float row_with = 0, row_without = 0;
+    float with = kLeast, without = kLeast;
     for (size_t c = 0; c < group_.channels; ++c) {
       const float left = channels[i + c] - predicted[i + c], all = channels[i + c] - group_.mean[c];
-      row_with += group_.weight[c] * left * left;
-      row_without += group_.weight[c] * all * all;
+      with += group_.weight[c] * left * left;
+      without += group_.weight[c] * all * all;
     }
-    with += row_with;
-    without += row_without;
+    if (std::isfinite(with) && std::isfinite(without)) gain += std::log(without / with);
   }
-  return with < without;
+  return gain > 0;
 }
 
 void GroupCodec::QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, absl::Span<const float> predicted,

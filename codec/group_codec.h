@@ -52,7 +52,8 @@ class GroupCodec {
   std::vector<int16_t> Inherit(const BlockState& state, bool predicted) const;
   // Adds what latents, own and inherited, stand for.
   void AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* channels) const;
-  // Whether the prediction leaves less weighted energy than the means do; sinks do not count.
+  // Whether the prediction leaves tokens less weighted energy than the means do, on geometric average; sinks do not
+  // count.
   bool PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
                        absl::Span<const float> predicted) const;
   // Quantizes what `predicted` leaves of `channels` into `latents`; tokens out of bounds go to `section` as they are.

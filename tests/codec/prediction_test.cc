@@ -106,6 +106,22 @@ TEST(Prediction, IsSwitchedOffForASectionThatItDoesNotServe) {
   EXPECT_TRUE(std::equal(restored.begin(), restored.begin() + group_bytes, pages.raw().begin()));
 }
 
+TEST(Prediction, StaysOnForASectionWithOneTokenThatIsStoredExact) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  for (const uint8_t exponent : {0x44, 0x7f}) {  // Values above 500, and the largest there are.
+    Bytes raw = Model().Block(tokens, 64);
+    for (size_t at = 50 * 64; at < raw.size(); at += kBlockTokens * 64) {
+      raw[at + 1] = exponent;
+      raw[at] = 0x7f;
+    }
+    const Bytes frame = Encoded(Model().codec(), PlaceOf(tokens, 64), raw);
+    for (const uint32_t section : {0, 1}) {
+      EXPECT_TRUE(ReadSection(Model(), frame, section).predicted);
+      EXPECT_THAT(ReadSection(Model(), frame, section).exact_tokens, testing::ElementsAre(50));
+    }
+  }
+}
+
 TEST(Prediction, TokensBeyondTheVocabularyHaveNoFeatures) {
   std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
   tokens[64 + 10] = 100;
