@@ -1,4 +1,4 @@
-// One layer of a block without loss: what DecodeSection reads of an exact frame (docs/formats/payload.md).
+// One layer of a block without loss: a section of an exact frame (docs/formats/payload.md).
 #ifndef LATENTKV_CODEC_EXACT_SECTION_H_
 #define LATENTKV_CODEC_EXACT_SECTION_H_
 
