@@ -8,6 +8,7 @@
 #include <random>
 
 #include "codec/latent_model.h"
+#include "core/digest.h"
 #include "kernels/cpu/latent_context.h"
 #include "kernels/latents.h"
 
@@ -93,6 +94,22 @@ TEST(LatentEntropy, EveryBackendReturnsTheSymbols) {
       }
     }
   }
+}
+
+// Of latents drawn from integers, in tokens of very different activity, through many looks at it.
+TEST(LatentEntropy, BytesAreTheGoldenOnes) {
+  std::mt19937 random(14);
+  Sample sample;
+  for (uint32_t r = 0; r < 150; ++r) {
+    sample.classes.push_back(static_cast<uint8_t>(45 - r / 5));
+    for (uint32_t t = 0; t < kBlockTokens; ++t) {
+      const int bound = (200 - static_cast<int>(r)) * (1 + t % 7) / (t % 5 == 0 ? 2 : 60);
+      sample.latents.push_back(static_cast<int16_t>(static_cast<int>(random() % (2 * bound + 1)) - bound));
+    }
+  }
+  const CodedLatents coded = *EncodeLatents(Tables(), sample.classes, sample.latents);
+  EXPECT_GT(coded.escapes.size(), 100u);
+  EXPECT_EQ(Sha256({coded.bytes}).Hex(), "3d9e0b4f03a82520b76dc9710ee5d8f690452bef1b23f1073b09982ea6ca434b");
 }
 
 TEST(LatentEntropy, EscapesSayWhereAndWhat) {
