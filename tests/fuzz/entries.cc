@@ -6,6 +6,8 @@
 #include <memory>
 
 #include "codec/exact_section.h"
+#include "codec/latent_model.h"
+#include "codec/sinks.h"
 #include "core/checksum.h"
 #include "core/frame.h"
 #include "core/limits.h"
@@ -35,7 +37,7 @@ struct Blocks {
   SyntheticModel model;
   std::vector<uint32_t> tokens = model.Tokens(2 * kBlockTokens, 77);
   std::vector<Bytes> frames;  // [2][4]: at first token 0 and 64, at each step.
-  BlockPages pages{model.geometry()};
+  const LatentTables tables = MakeLatentTables();
 
   Blocks() {
     for (const uint32_t first_token : {0, 64}) {
@@ -53,6 +55,28 @@ struct Blocks {
 Blocks& SharedBlocks() {
   static Blocks blocks;
   return blocks;
+}
+
+// Of these three a choice is made.
+uint32_t GroupOf(uint8_t choice) { return choice & 1; }
+uint32_t FirstTokenOf(uint8_t choice) { return choice & 2 ? 64 : 0; }
+float StepOf(uint8_t choice) { return Blocks::kSteps[choice >> 2 & 3]; }
+
+// Reads `payload` as a section, behind a right checksum.
+void ReadForged(uint8_t choice, const Bytes& payload) {
+  Blocks& blocks = SharedBlocks();
+  const uint32_t group = GroupOf(choice), first_token = FirstTokenOf(choice);
+  const Bytes& frame = blocks.frames[(first_token / 64) * 4 + (choice >> 2 & 3)];
+  FrameHeader header = *VerifyFrame(frame);
+  header.sections[group] = {0, payload.size(), Crc32c(payload)};
+  const auto reader = *blocks.model.codec().Open(header, PlaceOf(blocks.tokens, first_token));
+  BlockPages pages(blocks.model.geometry());
+  if (group == 1) {
+    Require(reader->ReadSection(0, SectionsOf(frame)[0], pages.cache(), pages.slot()).ok(), "a sound section is read");
+  }
+  const absl::Status status = reader->ReadSection(group, payload, pages.cache(), pages.slot());
+  Require(status.ok() || status.code() == absl::StatusCode::kDataLoss, "a section is read or damaged");
+  Require(status.ok() || pages.Untouched(2 * group, 4), "a damaged section touches no page");
 }
 
 // A codec in `basis` encodes a plain block and restores it, or says why it cannot.
@@ -107,21 +131,29 @@ void FuzzFrame(ByteSpan input) {
 
 void FuzzLatentSection(ByteSpan input) {
   if (input.empty()) return;
-  Blocks& blocks = SharedBlocks();
-  const uint32_t group = input[0] & 1, first_token = input[0] & 2 ? 64 : 0, step = input[0] >> 2 & 3;
-  const Bytes& frame = blocks.frames[(first_token / 64) * 4 + step];
-  FrameHeader header = *VerifyFrame(frame);
   // A copy of the exact size on the heap: the address sanitizer sees a read beyond.
-  const Bytes payload(input.begin() + 1, input.end());
-  header.sections[group] = {0, payload.size(), Crc32c(payload)};
-  const auto reader = *blocks.model.codec().Open(header, PlaceOf(blocks.tokens, first_token));
-  BlockPages pages(blocks.model.geometry());
-  if (group == 1) {
-    Require(reader->ReadSection(0, SectionsOf(frame)[0], pages.cache(), pages.slot()).ok(), "a sound section is read");
+  ReadForged(input[0], Bytes(input.begin() + 1, input.end()));
+}
+
+void FuzzLatents(ByteSpan input) {
+  ByteReader reader(input);
+  const uint8_t choice = reader.Get<uint8_t>(), flags = reader.Get<uint8_t>();
+  const BasisGroup& group = SharedBlocks().model.basis()->groups()[GroupOf(choice)];
+  LatentSection section;
+  section.predicted = (flags & 1) != 0;
+  section.sink_source = static_cast<SinkSource>((flags >> 1 & 3) % 3);
+  const ByteSpan exact = reader.GetBytes(flags >> 3);
+  section.exact_tokens.assign(exact.begin(), exact.end());
+  section.exact_values.resize(exact.size() * group.channels * sizeof(uint16_t));
+  if (section.sink_source == SinkSource::kStored) {
+    section.sinks.resize(SinkBytes(SharedBlocks().model.geometry(), group.first_layer, group.last_layer));
   }
-  const absl::Status status = reader->ReadSection(group, payload, pages.cache(), pages.slot());
-  Require(status.ok() || status.code() == absl::StatusCode::kDataLoss, "a section is read or damaged");
-  Require(status.ok() || pages.Untouched(2 * group, 4), "a damaged section touches no page");
+  section.latents.resize(size_t{kBlockTokens} * group.rank);
+  while (reader.ok() && reader.remaining() >= 4) {
+    const uint16_t place = reader.Get<uint16_t>();
+    section.latents[place % section.latents.size()] = reader.Get<int16_t>();
+  }
+  ReadForged(choice, *WriteLatentSection(group, SharedBlocks().tables, StepOf(choice), section));
 }
 
 void FuzzExactSection(ByteSpan input) {

@@ -12,6 +12,9 @@ namespace latentkv {
 void FuzzFrame(ByteSpan input);
 // The first byte chooses group, block and step; the rest is a section's payload, read behind a right checksum.
 void FuzzLatentSection(ByteSpan input);
+// The same of a section that is well-formed: the second byte chooses flags and how many tokens are stored exact, bytes
+// say which, and then each four bytes where a latent is and what. What lies behind the entropy coder is reached so.
+void FuzzLatents(ByteSpan input);
 // The first byte chooses type and heads; the rest is a section's payload.
 void FuzzExactSection(ByteSpan input);
 // A basis: as it is, and with its checksum made right; one that is accepted must encode and restore a block.

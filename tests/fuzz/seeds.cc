@@ -56,6 +56,7 @@ const std::vector<FuzzEntry>& FuzzEntries() {
     const Bytes next = Golden("synthetic-next.frame");
     std::vector<FuzzEntry> made = {{"frame", FuzzFrame, {Golden("envelope.frame"), exact, first, next}},
                                    {"latent_section", FuzzLatentSection, {}},
+                                   {"latents", FuzzLatents, {{2, 9, 40, 7, 0, 3, 0}, {1, 17, 9, 60, 200, 1, 44, 1}}},
                                    {"exact_section", FuzzExactSection, {}},
                                    {"basis", FuzzBasis, {Golden("synthetic.basis"), SmallBasis()}}};
     // At step 0.75, as the golden frames are.
@@ -64,8 +65,8 @@ const std::vector<FuzzEntry>& FuzzEntries() {
       made[1].seeds.push_back(Chosen(group | 2, SectionsOf(next)[group]));
     }
     // Of two heads, in bf16; and as plain bytes.
-    made[2].seeds.push_back(Chosen(4, SectionsOf(exact)[0]));
-    made[2].seeds.push_back(Chosen(3, Bytes(1 + 2 * 16 * 64)));
+    made[3].seeds.push_back(Chosen(4, SectionsOf(exact)[0]));
+    made[3].seeds.push_back(Chosen(3, Bytes(1 + 2 * 16 * 64)));
     return made;
   }();
   return entries;
