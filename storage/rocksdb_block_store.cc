@@ -51,9 +51,9 @@ class Store : public BlockStore {
   static void Remove(const IndexedRecord& record, std::vector<Change>* changes);
 
   absl::Status PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent);
-  // Writes, and when the disk refuses asks for recovery. Every write of the store goes through here, under
-  // write_mutex_.
-  absl::Status Write(std::vector<Change> changes);
+  // Writes, and when the disk refuses asks for recovery, and refuses itself until then. Every write of the store goes
+  // through here, under write_mutex_. `added` is a record among the changes.
+  absl::Status Write(std::vector<Change> changes, const IndexedRecord* added = nullptr);
   absl::Status WriteOne(Change change);
   absl::Status WaitForSpace(uint64_t bytes);
   void Quarantine(const IndexedRecord& record);
@@ -134,12 +134,20 @@ void Store::Remove(const IndexedRecord& record, std::vector<Change>* changes) {
   changes->push_back({Family::kPayload, SequenceKey(record.sequence), {}, true});
 }
 
-absl::Status Store::Write(std::vector<Change> changes) {
+absl::Status Store::Write(std::vector<Change> changes, const IndexedRecord* added) {
+  {
+    std::lock_guard lock(mutex_);
+    if (refused_) return absl::ResourceExhaustedError("the disk refuses to store; it is tried again twice a second");
+  }
   std::vector<Change> all;
   for (const IndexedRecord& record : uncertain_) Remove(record, &all);
   all.insert(all.end(), std::make_move_iterator(changes.begin()), std::make_move_iterator(changes.end()));
   absl::Status status = database_->Write(all);
-  if (status.ok()) uncertain_.clear();
+  if (status.ok()) {
+    uncertain_.clear();
+    return status;
+  }
+  if (added != nullptr) uncertain_.push_back(*added);
   if (absl::IsResourceExhausted(status)) {
     std::lock_guard lock(mutex_);
     refused_ = true;
@@ -202,6 +210,8 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
       if (!found.has_value()) return absl::ResourceExhaustedError("the store is full and nothing can be evicted");
       victims = *std::move(found);
     }
+    // Before the write, so that nobody finds and leases what it takes away.
+    for (const IndexedRecord& victim : victims) index_.Erase(victim.entry.id);
     record.sequence = index_.NextSequence();
     record = index_.Place(record, parent);
   }
@@ -210,21 +220,18 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
   for (const IndexedRecord& victim : victims) Remove(victim, &changes);
   changes.push_back({Family::kIndex, SerializeRecordId(record.entry.id), entry});
   changes.push_back({Family::kPayload, SequenceKey(record.sequence), frame});
-  absl::Status status = Write(std::move(changes));
-  if (!status.ok()) {
-    uncertain_.push_back(record);
-    return status;
-  }
+  absl::Status status = Write(std::move(changes), &record);
   SharedBytes copy;
-  if (tier_.Takes(frame.size())) {
+  if (status.ok() && tier_.Takes(frame.size())) {
     auto bytes = std::make_shared<const Bytes>(frame.begin(), frame.end());
     copy = {*bytes, bytes};
   }
   std::lock_guard lock(mutex_);
-  for (const IndexedRecord& victim : victims) {
-    index_.Erase(victim.entry.id);
-    tier_.Erase(victim.sequence);
+  if (!status.ok()) {
+    for (const IndexedRecord& victim : victims) index_.Insert(victim);
+    return status;
   }
+  for (const IndexedRecord& victim : victims) tier_.Erase(victim.sequence);
   counts_.evicted_records += victims.size();
   index_.Insert(record);
   disk_bytes_ += frame.size();
