@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,14 @@ class Daemon:
         """kill -9."""
         if self._process is not None:
             self._process.kill()
+
+
+def fresh_folder(name: str) -> Path:
+    """build/bench/NAME, empty; its logs stay for whoever wonders about a figure."""
+    folder = ROOT / "build/bench" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def options_of(profile: str, address: str) -> dict[str, str]:
