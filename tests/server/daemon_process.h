@@ -64,12 +64,14 @@ class DaemonProcess {
   // Sends `signal` (0: none) and waits; the status of waitpid. Shows what the daemon says if that is not how it ends.
   int End(int signal) {
     int status = -1;
-    if (signal != 0) kill(pid_, signal);
-    waitpid(pid_, &status, 0);
+    const bool early = signal != 0 && waitpid(pid_, &status, WNOHANG) == pid_;
+    if (signal != 0 && !early) kill(pid_, signal);
+    if (!early) waitpid(pid_, &status, 0);
     pid_ = -1;
-    const bool killed = WIFSIGNALED(status) && WTERMSIG(status) == signal;
-    if (signal != 0 && !killed && status != 0)
-      std::fprintf(stderr, "latentkvd ended with %d: %s\n", status, ReadAll().c_str());
+    const bool killed = !early && WIFSIGNALED(status) && WTERMSIG(status) == signal;
+    if (signal != 0 && !killed && (early || status != 0)) {
+      std::fprintf(stderr, "latentkvd ended %s with %d: %s\n", early ? "early" : "", status, ReadAll().c_str());
+    }
     return status;
   }
 
