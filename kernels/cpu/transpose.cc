@@ -48,6 +48,7 @@ inline void TransposeTile(const uint8_t* from, int64_t from_stride, uint8_t* to,
 
 void Transpose16(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride, uint32_t rows,
                  uint32_t columns) {
+  if (rows == 0 || columns == 0) return;  // Pointers may be null then.
   const uint32_t whole_rows = rows / kTile * kTile, whole_columns = columns / kTile * kTile;
   // Columns outside: the rows of `to` are the far ones in an engine's pages, and are each finished before the next.
   for (uint32_t c = 0; c < whole_columns; c += kTile) {
