@@ -173,7 +173,8 @@ absl::StatusOr<std::shared_ptr<const Basis>> Basis::Parse(ByteSpan bytes) {
   ByteReader reader(bytes);
   if (reader.Get<uint32_t>() != kBasisMagic) return absl::DataLossError("not a basis");
   if (const uint16_t version = reader.Get<uint16_t>(); reader.ok() && version != kBasisVersion) {
-    return absl::UnimplementedError(absl::StrCat("a basis of version ", version, "; this reader knows ", kBasisVersion));
+    return absl::UnimplementedError(
+        absl::StrCat("a basis of version ", version, "; this reader knows ", kBasisVersion));
   }
   uint32_t checksum = 0;
   if (bytes.size() > sizeof(checksum)) {

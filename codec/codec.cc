@@ -125,6 +125,9 @@ class BlockCodec final : public Codec {
     if (!std::isfinite(options.step) || options.step <= 0) {
       return absl::InvalidArgumentError(absl::StrCat("a step of ", options.step));
     }
+    if (!(options.loss_own_max >= 0)) {
+      return absl::InvalidArgumentError(absl::StrCat("a loss_own_max of ", options.loss_own_max));
+    }
     std::vector<std::vector<float>> channels, latents;
     size_t offset = 0;
     for (const auto& group : groups_) {

@@ -19,8 +19,8 @@ constexpr uint64_t kLargestDecays[4] = {0x3ffc001fff555800, 0x3ffca302ad0d92bf, 
                                         0x3ffd9f2b8ee51bde};
 constexpr int kLargestExponent = 12;
 
-// Latents of one scale are Laplace with a few far out: offsets of the two scales in quarter octaves and their weights of
-// 64. On SmolLM2's latents (6 conversations) within a percent of the classes' own histograms; what is far out need not
+// Latents of one scale are Laplace with a few far out: offsets of the two scales in quarter octaves and their weights
+// of 64. On SmolLM2's latents (6 conversations) within a percent of the classes' own histograms; what is far out need not
 // escape.
 constexpr int kMixtureOffsets[] = {-1, 4};
 constexpr uint64_t kMixtureWeights[] = {62, 2};

@@ -18,8 +18,8 @@ inline constexpr uint32_t kLatentClasses = 64;
 // 2^9.75, to the nearest and clamped.
 uint32_t LatentClass(float scale, float step);
 
-// How many leading latents are worth coding at `step`: those of class 2^-3.5 and above (about one in twenty tokens has
-// them non-zero; below, the bits buy less than a finer step does). `scales` descend.
+// How many leading latents are worth coding at `step`: those of class 2^-3.5 and above (by the model about three tokens
+// in a thousand have them non-zero there). `scales` descend.
 uint32_t LiveRank(absl::Span<const float> scales, float step);
 
 class LatentModel {

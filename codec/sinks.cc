@@ -11,7 +11,7 @@
 namespace latentkv {
 namespace {
 
-// Calls visit(layer, byte offset of the head in the raw form) for each sink's heads in the order in which they are kept.
+// Calls visit(layer, byte offset of the head in the raw form) for each sink's heads in the order they are kept in.
 template <typename Visit>
 void ForEachHead(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, Visit visit) {
   size_t part = 0;

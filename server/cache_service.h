@@ -19,7 +19,7 @@
 
 namespace latentkv {
 
-inline constexpr char kVersion[] = "0.1.0";
+inline constexpr char kVersion[] = LATENTKV_VERSION;  // The project's: server/CMakeLists.txt.
 
 struct ServiceLimits {
   int fetches = 64;  // Running at once; one more is RESOURCE_EXHAUSTED.
