@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithLibrary(build_py):
-    """Takes LATENTKV_LIBRARY or build/release/lib/liblatentkv.so; without either, LATENTKV_LIBRARY must be set later."""
+    """Takes LATENTKV_LIBRARY or build/release/lib/liblatentkv.so; without either, set the former later."""
 
     def run(self) -> None:
         super().run()
