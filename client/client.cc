@@ -80,6 +80,7 @@ class ClientImpl final : public Client {
     if (!range.ok()) return range.status();
     LoadRequest request;
     request.keys.assign(range->keys.begin() + range->first_block, range->keys.end());
+    request.tokens = BlockTokens(prompt, request.keys.size() + range->first_block);
     request.first_token = first;
     request.pages = std::move(range->pages);
     request.slots = std::move(range->slots);
@@ -91,8 +92,9 @@ class ClientImpl final : public Client {
                                              absl::Span<const uint64_t> page_ids) override {
     absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids);
     if (!range.ok()) return range.status();
-    return stores_.Store(
-        {std::move(range->keys), range->first_block, std::move(range->pages), std::move(range->slots)});
+    std::vector<uint32_t> tokens = BlockTokens(prompt, range->keys.size());
+    return stores_.Store({std::move(range->keys), std::move(tokens), range->first_block, std::move(range->pages),
+                          std::move(range->slots)});
   }
 
   absl::Status Flush(absl::Duration timeout) override {
@@ -130,6 +132,10 @@ class ClientImpl final : public Client {
     std::shared_ptr<const PagedCache> pages;
     std::vector<std::vector<TokenRun>> slots;  // From first_block on.
   };
+
+  static std::vector<uint32_t> BlockTokens(const Prompt& prompt, size_t blocks) {
+    return {prompt.tokens.begin(), prompt.tokens.begin() + blocks * kBlockTokens};
+  }
 
   const Geometry& geometry() const { return config_.codec->geometry(); }
 

@@ -5,6 +5,8 @@
 #include <exception>
 #include <utility>
 
+#include "core/limits.h"
+
 namespace latentkv {
 namespace {
 
@@ -43,8 +45,9 @@ void EncodeWorker::Work() {
 absl::Status EncodeWorker::Encode(StagedBlock* block) const try {
   EncodeOptions options = options_;
   options.loss_inherited = block->loss_inherited;
+  const absl::Span<const uint32_t> tokens(block->chain_tokens->data(), block->first_token + kBlockTokens);
   absl::StatusOr<Bytes> frame =
-      codec_->Encode(block->key, block->first_token, ByteSpan(block->raw.get(), block->raw_bytes), options);
+      codec_->Encode({block->key, block->first_token, tokens}, ByteSpan(block->raw.get(), block->raw_bytes), options);
   if (!frame.ok()) return frame.status();
   block->raw.reset();
   block->share.Resize(frame->size());

@@ -31,6 +31,7 @@ struct ReadPolicy {
 
 struct LoadRequest {
   std::vector<Digest> keys;  // Of the blocks to load, in chain order.
+  std::vector<uint32_t> tokens;  // Of the whole chain up to the last block to load.
   uint64_t first_token = 0;
   std::shared_ptr<const PagedCache> pages;
   std::vector<std::vector<TokenRun>> slots;  // Where each block goes; checked.

@@ -65,8 +65,10 @@ absl::Status LoadTask::Receive() {
                                                         request_.keys.size(), " blocks of a load are not stored"));
   }
   if (answer->records.empty()) return absl::OkStatus();
-  blocks_.resize(answer->records.size());
-  for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i].record = answer->records[i];
+  for (const RemoteRecord& record : answer->records) {
+    blocks_.push_back(std::make_unique<Block>());
+    blocks_.back()->record = record;
+  }
   return parts_.channel->Fetch(answer->records, answer->lease_id, limits,
                                [this](const FetchedSection& section) { return Take(section); });
 }
@@ -79,13 +81,10 @@ bool LoadTask::Take(const FetchedSection& section) {
     if (!status.ok()) {
       Refuse(index, status);
     } else {
-      const uint64_t bytes = section.payload.size();
-      backlog_.Add(bytes);
-      parts_.pool->Add(
-          [this, index, number = section.section, payload = section.payload, owner = section.owner, bytes] {
-            Decode(index, number, payload);
-            backlog_.Remove(bytes);
-          });
+      backlog_.Add(section.payload.size());
+      if (blocks_[index]->received.Add({section.section, section.payload, section.owner})) {
+        parts_.pool->Add([this, index] { DecodeReceived(index); });
+      }
     }
   }
   return progress_.Wanted(0);
@@ -93,7 +92,7 @@ bool LoadTask::Take(const FetchedSection& section) {
 
 absl::Status LoadTask::Check(const FetchedSection& section) {
   if (section.missing) return absl::NotFoundError("the daemon has it no more");
-  Block& block = blocks_[section.record];
+  Block& block = *blocks_[section.record];
   if (section.section != block.next_section) return absl::InternalError("a section came out of order");
   ++block.next_section;
   if (section.section == 0) {
@@ -105,11 +104,14 @@ absl::Status LoadTask::Check(const FetchedSection& section) {
 }
 
 absl::Status LoadTask::CheckHeader(uint32_t index, ByteSpan bytes) {
-  Block& block = blocks_[index];
+  Block& block = *blocks_[index];
   absl::StatusOr<FrameHeader> header = ParseFrameHeader(bytes, block.record.frame_bytes);
   if (!header.ok()) return header.status();
-  absl::Status status = parts_.codec->Check(*header, request_.keys[index], FirstTokenOf(index));
-  if (!status.ok()) return status;
+  const uint32_t first_token = FirstTokenOf(index);
+  const absl::Span<const uint32_t> tokens(request_.tokens.data(), first_token + kBlockTokens);
+  absl::StatusOr<std::unique_ptr<BlockReader>> reader =
+      parts_.codec->Open(*header, {request_.keys[index], first_token, tokens});
+  if (!reader.ok()) return reader.status();
   if (!(header->encoding == block.record.encoding)) {
     return absl::FailedPreconditionError(absl::StrCat("its frame is of encoding ", header->encoding.ToString()));
   }
@@ -117,20 +119,33 @@ absl::Status LoadTask::CheckHeader(uint32_t index, ByteSpan bytes) {
     return absl::FailedPreconditionError(absl::StrCat("its loss of ", header->loss_chain, " is over the limit"));
   }
   block.header = *std::move(header);
+  block.reader = *std::move(reader);
   return absl::OkStatus();
 }
 
-void LoadTask::Decode(uint32_t index, uint32_t section, ByteSpan payload) {
+void LoadTask::DecodeReceived(uint32_t index) {
+  SectionQueue& received = blocks_[index]->received;
+  for (std::optional<ReceivedSection> section = received.Take(); section.has_value();) {
+    Decode(index, *section);
+    const uint64_t bytes = section->payload.size();
+    section = received.Take();
+    // Last: when nothing is left the task may be over, and gone.
+    backlog_.Remove(bytes);
+  }
+}
+
+void LoadTask::Decode(uint32_t index, const ReceivedSection& section) {
+  Block& block = *blocks_[index];
   if (cancel_.cancelled() || !progress_.Wanted(index) || absl::Now() >= request_.deadline) return;
-  const FrameHeader& header = blocks_[index].header;
   absl::Status status;
   try {
-    status = parts_.codec->DecodeSection(header, section, payload, *request_.pages, request_.slots[index]);
+    status = block.reader->ReadSection(section.number, section.payload, *request_.pages, request_.slots[index]);
   } catch (const std::exception& error) {
     status = absl::ResourceExhaustedError(error.what());
   }
   if (!status.ok()) return Refuse(index, status);
-  const auto [first, last] = parts_.codec->SectionLayers(header.encoding, section);
+  if (section.number + 1 == block.header.sections.size()) block.reader.reset();
+  const auto [first, last] = parts_.codec->SectionLayers(block.header.encoding, section.number);
   progress_.LayersDone(index, first, last);
 }
 
@@ -156,7 +171,7 @@ void LoadTask::ForgetDamaged() {
 }
 
 void LoadTask::Account(uint32_t good) {
-  for (uint32_t i = 0; i < good; ++i) parts_.losses->Restored(request_.keys[i], blocks_[i].header.loss_chain);
+  for (uint32_t i = 0; i < good; ++i) parts_.losses->Restored(request_.keys[i], blocks_[i]->header.loss_chain);
   const TransferResult result = ResultOf(good);
   parts_.counters->loaded_tokens += result.token_count;
   parts_.counters->loaded_bytes += result.frame_bytes;
@@ -176,10 +191,10 @@ TransferResult LoadTask::ResultOf(uint32_t good) const {
   TransferResult result;
   result.token_count = uint64_t{good} * kBlockTokens;
   for (uint32_t i = 0; i < good; ++i) {
-    result.frame_bytes += blocks_[i].record.frame_bytes;
-    result.exact_blocks += blocks_[i].record.encoding.IsExact();
+    result.frame_bytes += blocks_[i]->record.frame_bytes;
+    result.exact_blocks += blocks_[i]->record.encoding.IsExact();
   }
-  if (good > 0) result.loss_chain = blocks_[good - 1].header.loss_chain;
+  if (good > 0) result.loss_chain = blocks_[good - 1]->header.loss_chain;
   return result;
 }
 

@@ -3,12 +3,14 @@
 #define LATENTKV_CLIENT_LOAD_TASK_H_
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "client/backlog.h"
 #include "client/load_pipeline.h"
 #include "client/load_progress.h"
+#include "client/section_queue.h"
 
 namespace latentkv {
 
@@ -29,13 +31,16 @@ class LoadTask {
     RemoteRecord record;
     FrameHeader header;         // Once section 0 came.
     uint32_t next_section = 0;  // Sections come in order.
+    std::unique_ptr<BlockReader> reader;  // From then until the last section is decoded.
+    SectionQueue received;
   };
 
   absl::Status Receive();
   bool Take(const FetchedSection& section);
   absl::Status Check(const FetchedSection& section);
   absl::Status CheckHeader(uint32_t index, ByteSpan bytes);
-  void Decode(uint32_t index, uint32_t section, ByteSpan payload);
+  void DecodeReceived(uint32_t index);
+  void Decode(uint32_t index, const ReceivedSection& section);
   void Refuse(uint32_t index, const absl::Status& status);
   void ForgetDamaged();
   void Account(uint32_t good);
@@ -48,7 +53,8 @@ class LoadTask {
   CancelToken cancel_;
   LoadProgress progress_;
   Backlog backlog_;
-  std::vector<Block> blocks_;  // A block's is written by the receiver, before its first section is decoded.
+  // What is not `received` is written by the receiver before the first section is decoded, then by who decodes.
+  std::vector<std::unique_ptr<Block>> blocks_;
   std::mutex mutex_;
   std::vector<Digest> damaged_;  // Under mutex_.
 };

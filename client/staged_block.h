@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "client/staging_budget.h"
 #include "client/store_progress.h"
@@ -16,6 +17,7 @@ struct StagedBlock {
   uint64_t sequence = 0;  // Rising in the order of Store.
   Digest key, parent;     // Parent zero for the chain's first block.
   uint32_t first_token = 0;
+  std::shared_ptr<const std::vector<uint32_t>> chain_tokens;  // Up to this block's last, and maybe more.
   float loss_inherited = 0;
 
   std::unique_ptr<uint8_t[]> raw;  // Until it is encoded.

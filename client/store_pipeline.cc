@@ -14,10 +14,11 @@ StorePipeline::StorePipeline(const Parts& parts)
       sender_(parts.channel, &ledger_),
       encoder_(parts.codec, parts.options, &ledger_, [this](StagedBlock block) { sender_.Push(std::move(block)); }) {}
 
-std::unique_ptr<Job> StorePipeline::Store(const StoreRequest& request) {
+std::unique_ptr<Job> StorePipeline::Store(StoreRequest request) {
   const absl::Span<const Digest> keys = request.keys;
   const size_t count = request.slots.size();
   auto progress = std::make_shared<StoreProgress>(count);
+  const auto tokens = std::make_shared<const std::vector<uint32_t>>(std::move(request.tokens));
   const float inherited = parts_.losses->Inherited(keys.first(request.first_block));
   bool dropping = parts_.breaker->refuses();
   for (size_t i = 0; i < count; ++i) {
@@ -37,6 +38,7 @@ std::unique_ptr<Job> StorePipeline::Store(const StoreRequest& request) {
       continue;
     }
     block.first_token = at * kBlockTokens;
+    block.chain_tokens = tokens;
     block.loss_inherited = inherited;
     block.raw = std::make_unique_for_overwrite<uint8_t[]>(raw_bytes_);
     block.raw_bytes = raw_bytes_;

@@ -24,6 +24,7 @@ namespace latentkv {
 
 struct StoreRequest {
   std::vector<Digest> keys;  // Of the whole chain up to the last block to store.
+  std::vector<uint32_t> tokens;  // Of as many blocks.
   size_t first_block = 0;    // The first to store.
   std::shared_ptr<const PagedCache> pages;
   std::vector<std::vector<TokenRun>> slots;  // Of each block to store; checked.
@@ -46,7 +47,7 @@ class StorePipeline {
   explicit StorePipeline(const Parts& parts);
 
   // Pages are not read any more when it returns.
-  std::unique_ptr<Job> Store(const StoreRequest& request);
+  std::unique_ptr<Job> Store(StoreRequest request);
   // False if something is still under way at `deadline`.
   bool Flush(absl::Time deadline) const { return ledger_.Flush(deadline); }
 

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "codec/basis.h"
+#include "codec/block_state.h"
 #include "codec/exact_section.h"
 #include "codec/group_codec.h"
 #include "codec/latent_model.h"
@@ -18,46 +20,104 @@ namespace {
 
 constexpr int kGuardHalvings = 2;  // A block over its bound is tried at half and a quarter of the step, then exact.
 
+// What encoding and decoding in a basis need; null without one.
+struct BasisCodec {
+  explicit BasisCodec(std::shared_ptr<const Basis> from) : basis(std::move(from)), rotary_tables(basis->geometry()) {
+    for (uint32_t g = 0; g < basis->groups().size(); ++g) {
+      groups.push_back(std::make_unique<GroupCodec>(*basis, g, latent_tables, &rotary_tables));
+    }
+  }
+  const std::shared_ptr<const Basis> basis;
+  const LatentTables latent_tables = MakeLatentTables();
+  RotaryTables rotary_tables;
+  std::vector<std::unique_ptr<const GroupCodec>> groups;
+};
+
+size_t LayerBytes(const LayerGeometry& layer) {
+  return 2 * size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) * kBlockTokens;
+}
+
+class FrameReader final : public BlockReader {
+ public:
+  FrameReader(FrameHeader header, const Geometry& geometry, const BasisCodec* in_basis, const BlockPlace& place)
+      : header_(std::move(header)), geometry_(geometry), in_basis_(header_.encoding.IsExact() ? nullptr : in_basis) {
+    if (in_basis_ != nullptr) {
+      state_ = std::make_unique<BlockState>(*in_basis_->basis, place.first_token, place.tokens);
+    }
+  }
+
+  absl::Status ReadSection(uint32_t section, ByteSpan payload, const PagedCache& pages,
+                           absl::Span<const TokenRun> slot) override {
+    if (section != next_section_ || section >= header_.sections.size()) {
+      return absl::FailedPreconditionError(absl::StrCat("section ", section, " where ", next_section_, " comes next"));
+    }
+    if (payload.size() != header_.sections[section].bytes || Crc32c(payload) != header_.sections[section].crc32c) {
+      return absl::DataLossError(absl::StrCat("section ", section, " does not match its checksum"));
+    }
+    uint32_t first = section, last = section + 1;
+    if (in_basis_ != nullptr) {
+      first = in_basis_->groups[section]->group().first_layer;
+      last = in_basis_->groups[section]->group().last_layer;
+    }
+    size_t bytes = 0;
+    for (uint32_t l = first; l < last; ++l) bytes += LayerBytes(geometry_.layers[l]);
+    const auto raw = std::make_unique_for_overwrite<uint8_t[]>(bytes);
+    const absl::Span<uint8_t> span(raw.get(), bytes);
+    absl::Status status = in_basis_ == nullptr
+                              ? ReadExactSection(geometry_.layers[section], payload, span)
+                              : in_basis_->groups[section]->Decode(payload, header_.encoding.step, state_.get(), span);
+    if (!status.ok()) return status;
+    ScatterRaw(geometry_, first, last, span, pages, slot);
+    ++next_section_;
+    return absl::OkStatus();
+  }
+
+ private:
+  const FrameHeader header_;
+  const Geometry& geometry_;
+  const BasisCodec* const in_basis_;  // Null for exact.
+  std::unique_ptr<BlockState> state_;
+  uint32_t next_section_ = 0;
+};
+
 class BlockCodec final : public Codec {
  public:
   BlockCodec(Geometry geometry, std::shared_ptr<const Basis> basis)
       : geometry_(std::move(geometry)),
         geometry_digest_(geometry_.ComputeDigest()),
-        basis_(std::move(basis)),
-        tables_(geometry_) {
-    if (basis_ == nullptr) return;
-    for (const BasisGroup& group : basis_->groups()) {
-      groups_.push_back(std::make_unique<GroupCodec>(geometry_, group, model_, &tables_));
-    }
-  }
+        in_basis_(basis == nullptr ? nullptr : std::make_unique<BasisCodec>(std::move(basis))) {}
 
-  absl::StatusOr<Bytes> Encode(const Digest& key, uint32_t first_token, ByteSpan raw_block,
+  absl::StatusOr<Bytes> Encode(const BlockPlace& place, ByteSpan raw_block,
                                const EncodeOptions& options) const override {
+    if (absl::Status status = CheckPlace(place); !status.ok()) return status;
     if (raw_block.size() != RawBytes(geometry_, kBlockTokens)) {
       return absl::InvalidArgumentError(absl::StrCat("a raw block of ", raw_block.size(), " bytes, not ",
                                                      RawBytes(geometry_, kBlockTokens)));
     }
     FrameHeader header;
-    header.key = key;
+    header.key = place.key;
     header.geometry = geometry_digest_;
-    header.first_token = first_token;
+    header.first_token = place.first_token;
     header.token_count = kBlockTokens;
     std::vector<Bytes> sections;
     absl::Status status = options.exact ? EncodeExact(raw_block, &sections)
-                                        : EncodeInBasis(first_token, raw_block, options, &header, &sections);
+                                        : EncodeInBasis(place, raw_block, options, &header, &sections);
     if (!status.ok()) return status;
     header.loss_chain = header.loss_own + options.loss_inherited;
     return WriteFrame(std::move(header), sections);
   }
 
-  absl::Status Check(const FrameHeader& header, const Digest& key, uint32_t first_token) const override {
+  absl::StatusOr<std::unique_ptr<BlockReader>> Open(FrameHeader header, const BlockPlace& place) const override {
+    if (absl::Status status = CheckPlace(place); !status.ok()) return status;
     if (header.geometry != geometry_digest_) return absl::FailedPreconditionError("a frame of another geometry");
-    if (header.key != key) return absl::FailedPreconditionError("a frame of another key");
-    if (header.first_token != first_token) {
+    if (header.key != place.key) return absl::FailedPreconditionError("a frame of another key");
+    if (header.first_token != place.first_token) {
       return absl::FailedPreconditionError(absl::StrCat("a frame of tokens from ", header.first_token, " on, not from ",
-                                                        first_token));
+                                                        place.first_token));
     }
-    if (!header.encoding.IsExact() && (basis_ == nullptr || header.encoding.basis != basis_->digest())) {
+    const bool known = header.encoding.IsExact() ||
+                       (in_basis_ != nullptr && header.encoding.basis == in_basis_->basis->digest());
+    if (!known) {
       return absl::FailedPreconditionError(absl::StrCat("a frame encoded as ", header.encoding.ToString(),
                                                         ", a basis that is not here"));
     }
@@ -65,36 +125,16 @@ class BlockCodec final : public Codec {
       return absl::FailedPreconditionError(absl::StrCat("a frame of ", header.sections.size(), " sections, not ",
                                                         SectionCount(header.encoding)));
     }
-    return absl::OkStatus();
-  }
-
-  absl::Status DecodeSection(const FrameHeader& header, uint32_t section, ByteSpan payload, const PagedCache& pages,
-                             absl::Span<const TokenRun> slot) const override {
-    if (section >= header.sections.size() || payload.size() != header.sections[section].bytes ||
-        Crc32c(payload) != header.sections[section].crc32c) {
-      return absl::DataLossError(absl::StrCat("section ", section, " does not match its checksum"));
-    }
-    const auto [first, last] = SectionLayers(header.encoding, section);
-    size_t bytes = 0;
-    for (uint32_t l = first; l < last; ++l) bytes += LayerBytes(l);
-    const auto raw = std::make_unique_for_overwrite<uint8_t[]>(bytes);
-    const absl::Span<uint8_t> span(raw.get(), bytes);
-    absl::Status status =
-        header.encoding.IsExact()
-            ? ReadExactSection(geometry_.layers[first], payload, span)
-            : groups_[section]->Decode(header.first_token, payload, header.encoding.step, span);
-    if (!status.ok()) return status;
-    ScatterRaw(geometry_, first, last, span, pages, slot);
-    return absl::OkStatus();
+    return std::make_unique<FrameReader>(std::move(header), geometry_, in_basis_.get(), place);
   }
 
   uint32_t SectionCount(const Encoding& encoding) const override {
-    return encoding.IsExact() ? geometry_.layers.size() : groups_.size();
+    return encoding.IsExact() ? geometry_.layers.size() : in_basis_->groups.size();
   }
 
   std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding, uint32_t section) const override {
     if (encoding.IsExact()) return {section, section + 1};
-    const BasisGroup& group = groups_[section]->group();
+    const BasisGroup& group = in_basis_->groups[section]->group();
     return {group.first_layer, group.last_layer};
   }
 
@@ -102,58 +142,61 @@ class BlockCodec final : public Codec {
   const Digest& geometry_digest() const override { return geometry_digest_; }
 
  private:
-  size_t LayerBytes(uint32_t l) const {
-    return 2 * size_t{geometry_.layers[l].KvChannels()} * DTypeBytes(geometry_.layers[l].dtype) * kBlockTokens;
+  absl::Status CheckPlace(const BlockPlace& place) const {
+    if (place.first_token % kBlockTokens == 0 && place.tokens.size() == uint64_t{place.first_token} + kBlockTokens) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(absl::StrCat("a block from token ", place.first_token, " on with ",
+                                                   place.tokens.size(), " tokens of its chain"));
   }
 
   absl::Status EncodeExact(ByteSpan raw_block, std::vector<Bytes>* sections) const {
     size_t offset = 0;
-    for (uint32_t l = 0; l < geometry_.layers.size(); ++l) {
-      absl::StatusOr<Bytes> section =
-          WriteExactSection(geometry_.layers[l], raw_block.subspan(offset, LayerBytes(l)));
+    for (const LayerGeometry& layer : geometry_.layers) {
+      absl::StatusOr<Bytes> section = WriteExactSection(layer, raw_block.subspan(offset, LayerBytes(layer)));
       if (!section.ok()) return section.status();
       sections->push_back(*std::move(section));
-      offset += LayerBytes(l);
+      offset += LayerBytes(layer);
     }
     return absl::OkStatus();
   }
 
   // Sets the header's encoding and own loss: exact where the basis cannot hold the block within its bound.
-  absl::Status EncodeInBasis(uint32_t first_token, ByteSpan raw_block, const EncodeOptions& options,
+  absl::Status EncodeInBasis(const BlockPlace& place, ByteSpan raw_block, const EncodeOptions& options,
                              FrameHeader* header, std::vector<Bytes>* sections) const {
-    if (basis_ == nullptr) return absl::FailedPreconditionError("without a basis only exact can be written");
+    if (in_basis_ == nullptr) return absl::FailedPreconditionError("without a basis only exact can be written");
     if (!std::isfinite(options.step) || options.step <= 0) {
       return absl::InvalidArgumentError(absl::StrCat("a step of ", options.step));
     }
     if (!(options.loss_own_max >= 0)) {
       return absl::InvalidArgumentError(absl::StrCat("a loss_own_max of ", options.loss_own_max));
     }
-    std::vector<std::vector<float>> channels, latents;
+    std::vector<std::vector<float>> channels;
     size_t offset = 0;
-    for (const auto& group : groups_) {
-      channels.push_back(group->Channels(first_token, raw_block.subspan(offset, group->raw_bytes())));
+    for (const auto& group : in_basis_->groups) {
+      channels.push_back(group->Channels(place.first_token, raw_block.subspan(offset, group->raw_bytes())));
       offset += group->raw_bytes();
-      absl::StatusOr<std::vector<float>> projected = group->Project(channels.back());
-      if (!projected.ok()) return projected.status();
       const auto finite = [](float value) { return std::isfinite(value); };
-      if (!std::all_of(projected->begin(), projected->end(), finite)) return EncodeExact(raw_block, sections);
-      latents.push_back(*std::move(projected));
+      if (!std::all_of(channels.back().begin(), channels.back().end(), finite)) return EncodeExact(raw_block, sections);
     }
+    BlockState state(*in_basis_->basis, place.first_token, place.tokens);
     for (int halvings = 0; halvings <= kGuardHalvings; ++halvings) {
       const float step = std::ldexp(options.step, -halvings);
       double loss = 0;
       sections->clear();
+      state.Restart();
       offset = 0;
-      for (size_t g = 0; g < groups_.size(); ++g) {
-        const ByteSpan raw = raw_block.subspan(offset, groups_[g]->raw_bytes());
-        absl::StatusOr<EncodedSection> section = groups_[g]->Encode(first_token, raw, channels[g], latents[g], step);
+      for (size_t g = 0; g < channels.size(); ++g) {
+        const GroupCodec& group = *in_basis_->groups[g];
+        absl::StatusOr<EncodedSection> section =
+            group.Encode(raw_block.subspan(offset, group.raw_bytes()), channels[g], step, &state);
         if (!section.ok()) return section.status();
         sections->push_back(std::move(section->payload));
         loss += section->loss;
-        offset += groups_[g]->raw_bytes();
+        offset += group.raw_bytes();
       }
       if (!std::isfinite(loss) || (options.loss_own_max > 0 && loss > options.loss_own_max)) continue;
-      header->encoding = {basis_->digest(), step};
+      header->encoding = {in_basis_->basis->digest(), step};
       header->loss_own = static_cast<float>(loss);
       return absl::OkStatus();
     }
@@ -163,10 +206,7 @@ class BlockCodec final : public Codec {
 
   const Geometry geometry_;
   const Digest geometry_digest_;
-  const std::shared_ptr<const Basis> basis_;
-  const LatentModel model_;
-  mutable RotaryTables tables_;  // A cache, with a lock of its own.
-  std::vector<std::unique_ptr<GroupCodec>> groups_;
+  const std::unique_ptr<const BasisCodec> in_basis_;
 };
 
 }  // namespace

@@ -4,11 +4,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "core/bytes.h"
 #include "core/frame.h"
 #include "core/geometry.h"
@@ -26,7 +25,25 @@ struct EncodeOptions {
   float loss_inherited = 0;  // loss_chain of the restored block it was computed on, 0 if none.
 };
 
-// Encodes and decodes blocks of one geometry. Thread-safe: const, no shared scratch.
+// A block of kBlockTokens tokens in its chain.
+struct BlockPlace {
+  Digest key;
+  uint32_t first_token = 0;
+  absl::Span<const uint32_t> tokens;  // Of the chain up to the block's last: first_token + kBlockTokens of them.
+};
+
+// Decodes the sections of one frame, which must come in order. One thread at a time; the codec outlives it.
+class BlockReader {
+ public:
+  virtual ~BlockReader() = default;
+  // Verifies the checksum of section `section`, restores its layers and scatters them into `pages` at `slot`. DataLoss,
+  // and no page touched, if the bytes do not verify or do not decode; whole or not at all. FailedPrecondition for a
+  // section that is not the next, or behind one that failed.
+  virtual absl::Status ReadSection(uint32_t section, ByteSpan payload, const PagedCache& pages,
+                                   absl::Span<const TokenRun> slot) = 0;
+};
+
+// Encodes and decodes blocks of one geometry. Thread-safe.
 class Codec {
  public:
   // `basis` may be null: then only `exact` is written and read. InvalidArgument if the basis was made for another
@@ -34,23 +51,16 @@ class Codec {
   static absl::StatusOr<std::unique_ptr<Codec>> Create(Geometry geometry, std::shared_ptr<const Basis> basis);
   virtual ~Codec() = default;
 
-  // The frame of one block. `block` points at kBlockTokens tokens of every layer, K rotated as the engine holds it,
-  // in the block's raw form (kernels/pages.h, GatherBlock).
-  virtual absl::StatusOr<Bytes> Encode(const Digest& key, uint32_t first_token, ByteSpan raw_block,
+  // The frame of one block. `raw_block` is its raw form (kernels/pages.h, GatherRaw), K rotated as the engine holds it.
+  virtual absl::StatusOr<Bytes> Encode(const BlockPlace& place, ByteSpan raw_block,
                                        const EncodeOptions& options) const = 0;
 
-  // Checks that `header` is of this geometry, names `key` and `first_token`, and can be decoded here: OK, or
-  // FailedPrecondition that says what differs.
-  virtual absl::Status Check(const FrameHeader& header, const Digest& key, uint32_t first_token) const = 0;
+  // Checks that `header` is of this geometry and this block and can be decoded here; FailedPrecondition says what
+  // differs. `place.tokens` is copied as far as it is needed.
+  virtual absl::StatusOr<std::unique_ptr<BlockReader>> Open(FrameHeader header, const BlockPlace& place) const = 0;
 
-  // Decodes section `section` (a group) of a frame with a checked `header`: verifies its checksum, restores the
-  // group's layers and scatters them into `pages` at `slot`. DataLoss, and no page touched, if the bytes do not verify
-  // or do not decode; whole or not at all.
-  virtual absl::Status DecodeSection(const FrameHeader& header, uint32_t section, ByteSpan payload,
-                                     const PagedCache& pages, absl::Span<const TokenRun> slot) const = 0;
-
-  // Sections of a frame come in layer order: one a layer for `exact`, one a group of the basis otherwise. The layers
-  // [first, last) that section `section` of `encoding` restores.
+  // Sections of a frame are in layer order: one a layer for `exact`, one a group of the basis otherwise. The layers
+  // [first, last) that section `section` of `encoding` restores. `encoding` is one that Open accepts.
   virtual uint32_t SectionCount(const Encoding& encoding) const = 0;
   virtual std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding, uint32_t section) const = 0;
 

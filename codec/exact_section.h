@@ -1,4 +1,4 @@
-// One layer of a block without loss: what DecodeSection reads of an exact frame (docs/formats/payload.md).
+// One layer of a block without loss: a section of an exact frame (docs/formats/payload.md).
 #ifndef LATENTKV_CODEC_EXACT_SECTION_H_
 #define LATENTKV_CODEC_EXACT_SECTION_H_
 
@@ -16,8 +16,8 @@ namespace latentkv {
 // than one byte more than `raw`.
 absl::StatusOr<Bytes> WriteExactSection(const LayerGeometry& layer, ByteSpan raw);
 
-// Into `raw`, whose size is that of the raw form. DataLoss unless `payload` is what WriteExactSection writes; then
-// `raw` may be written in part.
+// Into `raw`, whose size is that of the raw form. DataLoss unless `payload` holds one layer of that size and nothing
+// else; then `raw` may be written in part.
 absl::Status ReadExactSection(const LayerGeometry& layer, ByteSpan payload, absl::Span<uint8_t> raw);
 
 }  // namespace latentkv

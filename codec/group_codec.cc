@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <memory>
 
-#include "codec/latent_section.h"
+#include "codec/latent_model.h"
 #include "codec/sinks.h"
 #include "core/limits.h"
 #include "kernels/latents.h"
@@ -27,19 +29,24 @@ void ForEachPart(const Geometry& geometry, const BasisGroup& group, Visit visit)
   }
 }
 
+size_t RowBytes(const LayerGeometry& layer) { return size_t{layer.KvChannels()} * DTypeBytes(layer.dtype); }
+
+uint32_t SinkTokens(uint32_t first_token) { return first_token == 0 ? kSinkTokens : 0; }
+
 }  // namespace
 
-GroupCodec::GroupCodec(const Geometry& geometry, const BasisGroup& group, const LatentModel& model,
-                       RotaryTables* tables)
-    : geometry_(geometry),
-      group_(group),
-      model_(model),
-      tables_(tables),
-      decoder_(PackDecoder(group.decoder, group.rank, group.channels)),
-      sink_bytes_(SinkBytes(geometry, group.first_layer, group.last_layer)) {
-  for (uint32_t l = group.first_layer; l < group.last_layer; ++l) {
-    token_bytes_ += 2 * size_t{geometry.layers[l].KvChannels()} * DTypeBytes(geometry.layers[l].dtype);
-  }
+GroupCodec::GroupCodec(const Basis& basis, uint32_t index, const LatentTables& latent_tables,
+                       RotaryTables* rotary_tables)
+    : geometry_(basis.geometry()),
+      group_(basis.groups()[index]),
+      latent_tables_(latent_tables),
+      rotary_tables_(rotary_tables),
+      stride_(group_.rank + index * basis.inherited_rank()),
+      decoder_(PackDecoder(group_.decoder, stride_, group_.channels)),
+      feature_decoder_(PackDecoder(group_.feature_rows, basis.embedding().Features(), group_.channels)),
+      sink_bytes_(SinkBytes(geometry_, group_.first_layer, group_.last_layer)),
+      sink_offset_(SinkBytes(geometry_, 0, group_.first_layer)) {
+  for (uint32_t l = group_.first_layer; l < group_.last_layer; ++l) token_bytes_ += 2 * RowBytes(geometry_.layers[l]);
   raw_bytes_ = token_bytes_ * kBlockTokens;
 }
 
@@ -47,50 +54,119 @@ std::vector<float> GroupCodec::Channels(uint32_t first_token, ByteSpan raw) cons
   std::vector<float> channels(size_t{kBlockTokens} * group_.channels);
   ForEachPart(geometry_, group_, [&](uint32_t l, size_t channel, size_t offset, bool keys) {
     const LayerGeometry& layer = geometry_.layers[l];
-    const size_t row_bytes = size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
     for (size_t t = 0; t < kBlockTokens; ++t) {
-      ToFloat(layer.dtype, raw.data() + offset + t * row_bytes, layer.KvChannels(),
+      ToFloat(layer.dtype, raw.data() + offset + t * RowBytes(layer), layer.KvChannels(),
               channels.data() + t * group_.channels + channel);
     }
-    if (keys) Unrotate(layer, *tables_->Get(l, first_token), channels.data() + channel, group_.channels);
+    if (keys) Unrotate(layer, *rotary_tables_->Get(l, first_token), channels.data() + channel, group_.channels);
   });
   return channels;
 }
 
-absl::StatusOr<std::vector<float>> GroupCodec::Project(absl::Span<const float> channels) const {
+absl::Status GroupCodec::MakeEncoderOnce() const {
   absl::call_once(encoder_once_, [this] {
-    std::vector<float> dense(group_.decoder.size());
+    std::vector<float> dense(size_t{group_.rank} * group_.channels);
     for (size_t i = 0; i < dense.size(); ++i) dense[i] = group_.decoder[i] * group_.row_scale[i % group_.channels];
     encoder_ = MakeEncoder(dense, group_.weight, group_.rank, group_.channels);
   });
-  if (!encoder_.ok()) return absl::FailedPreconditionError(encoder_.status().message());
-  std::vector<float> latents(size_t{kBlockTokens} * group_.rank);
-  latentkv::Project(channels, group_.mean, *encoder_, kBlockTokens, group_.rank, group_.channels,
-                    absl::MakeSpan(latents));
+  return encoder_.ok() ? absl::OkStatus() : absl::FailedPreconditionError(encoder_.status().message());
+}
+
+std::vector<float> GroupCodec::Base(const BlockState& state, bool predicted) const {
+  const size_t count = size_t{kBlockTokens} * group_.channels;
+  std::vector<float> base(count);
+  const std::vector<int16_t> features = predicted ? state.Features() : std::vector<int16_t>();
+  if (features.empty()) {
+    for (size_t t = 0; t < kBlockTokens; ++t) {
+      std::copy(group_.mean.begin(), group_.mean.end(), base.begin() + t * group_.channels);
+    }
+    return base;
+  }
+  const auto sums = std::make_unique_for_overwrite<int32_t[]>(count);
+  Reconstruct(feature_decoder_, features, kBlockTokens, absl::MakeSpan(sums.get(), count));
+  Dequantize(absl::MakeConstSpan(sums.get(), count), group_.mean, group_.feature_scale, 1.0f, absl::MakeSpan(base));
+  return base;
+}
+
+std::vector<int16_t> GroupCodec::Inherit(const BlockState& state, bool predicted) const {
+  std::vector<int16_t> latents(size_t{kBlockTokens} * stride_);
+  if (!predicted) return latents;
+  for (uint32_t t = 0; t < kBlockTokens; ++t) {
+    const absl::Span<const int16_t> inherited = state.inherited(t);
+    std::copy(inherited.begin(), inherited.end(), latents.begin() + size_t{t} * stride_ + group_.rank);
+  }
   return latents;
 }
 
-absl::StatusOr<EncodedSection> GroupCodec::Encode(uint32_t first_token, ByteSpan raw, absl::Span<const float> channels,
-                                                  absl::Span<const float> latents, float step) const {
-  const size_t rank = group_.rank, live = LiveRank(group_.latent_scale, step);
-  LatentSection section;
-  section.latents.resize(kBlockTokens * rank);
-  Quantize(latents, step, absl::MakeSpan(section.latents));
-  if (first_token == 0) section.sinks = WriteSinks(geometry_, group_.first_layer, group_.last_layer, raw);
-  const uint32_t sinks = first_token == 0 ? kSinkTokens : 0;
-  for (uint32_t t = 0; t < kBlockTokens; ++t) {
-    const absl::Span<int16_t> row = absl::MakeSpan(section.latents).subspan(t * rank, rank);
-    std::fill(row.begin() + live, row.end(), 0);
-    if (t >= sinks && LatentsInBounds(row)) continue;
-    std::fill(row.begin(), row.end(), 0);
-    if (t < sinks) continue;
-    section.exact_tokens.push_back(t);
-    const Bytes values = TakeToken(raw, t);
-    section.exact_values.insert(section.exact_values.end(), values.begin(), values.end());
+void GroupCodec::AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* channels) const {
+  const auto sums = std::make_unique_for_overwrite<int32_t[]>(channels->size());
+  const absl::Span<int32_t> span(sums.get(), channels->size());
+  Reconstruct(decoder_, latents, kBlockTokens, span);
+  DequantizeOnto(span, group_.row_scale, step, absl::MakeSpan(*channels));
+}
+
+bool GroupCodec::PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
+                                 absl::Span<const float> predicted) const {
+  // Logarithms, as bits are: one token of values far beyond all others, which will be stored exact, does not decide.
+  constexpr float kLeast = std::numeric_limits<float>::min();
+  float gain = 0;
+  for (size_t i = size_t{SinkTokens(first_token)} * group_.channels; i < channels.size(); i += group_.channels) {
+    float with = kLeast, without = kLeast;
+    for (size_t c = 0; c < group_.channels; ++c) {
+      const float left = channels[i + c] - predicted[i + c], all = channels[i + c] - group_.mean[c];
+      with += group_.weight[c] * left * left;
+      without += group_.weight[c] * all * all;
+    }
+    if (std::isfinite(with) && std::isfinite(without)) gain += std::log(without / with);
   }
+  return gain > 0;
+}
+
+void GroupCodec::QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, absl::Span<const float> predicted,
+                                float step, const BlockState& state, std::vector<int16_t>* latents,
+                                LatentSection* section) const {
+  const uint32_t live = LiveRank(group_.latent_scale, step);
+  std::vector<float> residual(channels.size()), projected(size_t{kBlockTokens} * live);
+  for (size_t i = 0; i < residual.size(); ++i) residual[i] = channels[i] - predicted[i];
+  Project(residual, *encoder_, kBlockTokens, live, group_.rank, group_.channels, absl::MakeSpan(projected));
+  for (uint32_t t = SinkTokens(state.first_token()); t < kBlockTokens; ++t) {
+    const absl::Span<int16_t> token = absl::MakeSpan(*latents).subspan(size_t{t} * stride_, stride_);
+    Quantize(absl::MakeConstSpan(projected).subspan(size_t{t} * live, live), step, token.first(live));
+    if (LatentsInBounds(token)) continue;
+    std::fill(token.begin(), token.end(), 0);  // Inherited ones too: their sum may be what is out of bounds.
+    section->exact_tokens.push_back(t);
+    const Bytes values = TakeToken(raw, t);
+    section->exact_values.insert(section->exact_values.end(), values.begin(), values.end());
+  }
+}
+
+absl::StatusOr<EncodedSection> GroupCodec::Encode(ByteSpan raw, absl::Span<const float> channels, float step,
+                                                  BlockState* state) const {
+  if (absl::Status status = MakeEncoderOnce(); !status.ok()) return status;
+  LatentSection section;
+  section.predicted = true;
+  std::vector<float> restored = Base(*state, true);
+  std::vector<int16_t> latents = Inherit(*state, true);
+  std::vector<float> predicted = restored;
+  AddLatents(latents, step, &predicted);
+  if (!PredictionHelps(state->first_token(), channels, predicted)) {
+    section.predicted = false;
+    predicted = restored = Base(*state, false);
+    latents = Inherit(*state, false);
+  }
+  QuantizeTokens(raw, channels, predicted, step, *state, &latents, &section);
+  if (SinkTokens(state->first_token()) > 0) {
+    const ByteSpan known = KnownSinksOf(*state);
+    if (!known.empty() && SinksMatch(geometry_, group_.first_layer, group_.last_layer, known, raw)) {
+      section.sink_source = SinkSource::kBasis;
+    } else {
+      section.sink_source = SinkSource::kStored;
+      section.sinks = WriteSinks(geometry_, group_.first_layer, group_.last_layer, raw);
+    }
+  }
+  AddLatents(latents, step, &restored);
   EncodedSection encoded;
-  const std::vector<float> restored = Restore(section.latents, step);
-  for (uint32_t t = sinks; t < kBlockTokens; ++t) {
+  for (uint32_t t = SinkTokens(state->first_token()); t < kBlockTokens; ++t) {
     if (std::binary_search(section.exact_tokens.begin(), section.exact_tokens.end(), t)) continue;
     float loss = 0;
     for (size_t c = 0; c < group_.channels; ++c) {
@@ -99,42 +175,62 @@ absl::StatusOr<EncodedSection> GroupCodec::Encode(uint32_t first_token, ByteSpan
     }
     encoded.loss += loss / kBlockTokens;
   }
-  absl::StatusOr<Bytes> payload = WriteLatentSection(group_, model_, step, section);
+  section.latents.resize(size_t{kBlockTokens} * group_.rank);
+  for (uint32_t t = 0; t < kBlockTokens; ++t) {
+    std::copy_n(latents.begin() + size_t{t} * stride_, group_.rank, section.latents.begin() + size_t{t} * group_.rank);
+  }
+  state->AddGroup(section.latents, group_.rank, group_.rank);
+  absl::StatusOr<Bytes> payload = WriteLatentSection(group_, latent_tables_, step, section);
   if (!payload.ok()) return payload.status();
   encoded.payload = *std::move(payload);
   return encoded;
 }
 
-absl::Status GroupCodec::Decode(uint32_t first_token, ByteSpan payload, float step, absl::Span<uint8_t> raw) const {
-  absl::StatusOr<LatentSection> section =
-      ReadLatentSection(group_, model_, step, token_bytes_, first_token == 0 ? sink_bytes_ : 0, payload);
+absl::Status GroupCodec::Decode(ByteSpan payload, float step, BlockState* state, absl::Span<uint8_t> raw) const {
+  const SectionShape shape = {token_bytes_, SinkTokens(state->first_token()) > 0 ? sink_bytes_ : 0};
+  absl::StatusOr<LatentSection> section = ReadLatentSection(group_, latent_tables_, step, shape, payload);
   if (!section.ok()) return section.status();
-  std::vector<float> channels = Restore(section->latents, step);
-  ToRaw(first_token, &channels, raw);
-  if (!section->sinks.empty()) ReadSinks(geometry_, group_.first_layer, group_.last_layer, section->sinks, raw);
+  const ByteSpan known = KnownSinksOf(*state);
+  if (section->sink_source == SinkSource::kBasis && known.empty()) {
+    return absl::DataLossError("a section takes its sinks from the basis, which does not know them");
+  }
+  std::vector<int16_t> latents = Inherit(*state, section->predicted);
+  for (uint32_t t = 0; t < kBlockTokens; ++t) {
+    const absl::Span<int16_t> token = absl::MakeSpan(latents).subspan(size_t{t} * stride_, stride_);
+    const absl::Span<const int16_t> own =
+        absl::MakeConstSpan(section->latents).subspan(size_t{t} * group_.rank, group_.rank);
+    if (t < SinkTokens(state->first_token()) ||
+        std::binary_search(section->exact_tokens.begin(), section->exact_tokens.end(), t)) {
+      if (std::any_of(own.begin(), own.end(), [](int16_t latent) { return latent != 0; })) {
+        return absl::DataLossError("a section has latents where it stores values");
+      }
+      std::fill(token.begin(), token.end(), 0);
+      continue;
+    }
+    std::copy(own.begin(), own.end(), token.begin());
+    if (!LatentsInBounds(token)) return absl::DataLossError("a section's latents are out of bounds");
+  }
+  std::vector<float> channels = Base(*state, section->predicted);
+  AddLatents(latents, step, &channels);
+  ToRaw(state->first_token(), &channels, raw);
+  if (section->sink_source != SinkSource::kNone) {
+    ReadSinks(geometry_, group_.first_layer, group_.last_layer,
+              section->sink_source == SinkSource::kBasis ? known : ByteSpan(section->sinks), raw);
+  }
   for (size_t i = 0; i < section->exact_tokens.size(); ++i) {
     PutToken(ByteSpan(section->exact_values).subspan(i * token_bytes_, token_bytes_), section->exact_tokens[i], raw);
   }
+  state->AddGroup(section->latents, group_.rank, group_.rank);
   return absl::OkStatus();
-}
-
-std::vector<float> GroupCodec::Restore(absl::Span<const int16_t> latents, float step) const {
-  const size_t count = size_t{kBlockTokens} * group_.channels;
-  const auto sums = std::make_unique_for_overwrite<int32_t[]>(count);
-  Reconstruct(decoder_, latents, kBlockTokens, absl::MakeSpan(sums.get(), count));
-  std::vector<float> channels(count);
-  Dequantize(absl::MakeConstSpan(sums.get(), count), group_.mean, group_.row_scale, step, absl::MakeSpan(channels));
-  return channels;
 }
 
 void GroupCodec::ToRaw(uint32_t first_token, std::vector<float>* channels, absl::Span<uint8_t> raw) const {
   ForEachPart(geometry_, group_, [&](uint32_t l, size_t channel, size_t offset, bool keys) {
     const LayerGeometry& layer = geometry_.layers[l];
-    if (keys) Rotate(layer, *tables_->Get(l, first_token), channels->data() + channel, group_.channels);
-    const size_t row_bytes = size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
+    if (keys) Rotate(layer, *rotary_tables_->Get(l, first_token), channels->data() + channel, group_.channels);
     for (size_t t = 0; t < kBlockTokens; ++t) {
       FromFloat(layer.dtype, channels->data() + t * group_.channels + channel, layer.KvChannels(),
-                raw.data() + offset + t * row_bytes);
+                raw.data() + offset + t * RowBytes(layer));
     }
   });
 }
@@ -142,7 +238,7 @@ void GroupCodec::ToRaw(uint32_t first_token, std::vector<float>* channels, absl:
 Bytes GroupCodec::TakeToken(ByteSpan raw, uint32_t token) const {
   Bytes values;
   ForEachPart(geometry_, group_, [&](uint32_t l, size_t, size_t offset, bool) {
-    const size_t row_bytes = size_t{geometry_.layers[l].KvChannels()} * DTypeBytes(geometry_.layers[l].dtype);
+    const size_t row_bytes = RowBytes(geometry_.layers[l]);
     const ByteSpan row = raw.subspan(offset + token * row_bytes, row_bytes);
     values.insert(values.end(), row.begin(), row.end());
   });
@@ -152,10 +248,15 @@ Bytes GroupCodec::TakeToken(ByteSpan raw, uint32_t token) const {
 void GroupCodec::PutToken(ByteSpan values, uint32_t token, absl::Span<uint8_t> raw) const {
   size_t at = 0;
   ForEachPart(geometry_, group_, [&](uint32_t l, size_t, size_t offset, bool) {
-    const size_t row_bytes = size_t{geometry_.layers[l].KvChannels()} * DTypeBytes(geometry_.layers[l].dtype);
+    const size_t row_bytes = RowBytes(geometry_.layers[l]);
     std::copy_n(values.begin() + at, row_bytes, raw.begin() + offset + token * row_bytes);
     at += row_bytes;
   });
+}
+
+ByteSpan GroupCodec::KnownSinksOf(const BlockState& state) const {
+  if (state.known_sinks() == nullptr) return {};
+  return ByteSpan(state.known_sinks()->values).subspan(sink_offset_, sink_bytes_);
 }
 
 }  // namespace latentkv

@@ -9,9 +9,11 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "codec/basis.h"
-#include "codec/latent_model.h"
+#include "codec/block_state.h"
+#include "codec/latent_section.h"
 #include "codec/rotary_tables.h"
 #include "core/bytes.h"
+#include "kernels/latent_entropy.h"
 #include "kernels/reconstruct.h"
 
 namespace latentkv {
@@ -25,40 +27,52 @@ struct EncodedSection {
 // Thread-safe. Everything it is given outlives it.
 class GroupCodec {
  public:
-  GroupCodec(const Geometry& geometry, const BasisGroup& group, const LatentModel& model, RotaryTables* tables);
+  // Group `index` of `basis`.
+  GroupCodec(const Basis& basis, uint32_t index, const LatentTables& latent_tables, RotaryTables* rotary_tables);
 
   // Un-rotated keys and values of the group, [kBlockTokens][channels], from the raw form of its layers.
   std::vector<float> Channels(uint32_t first_token, ByteSpan raw) const;
 
-  // Latents of `channels`, not yet divided by a step, [kBlockTokens][rank]. FailedPrecondition if the basis has no
-  // encoder (MakeEncoder).
-  absl::StatusOr<std::vector<float>> Project(absl::Span<const float> channels) const;
+  // The section of a block at `step`; `state` holds the groups before and takes this one. `raw` and `channels` are the
+  // group's, all finite. FailedPrecondition if the basis has no encoder (MakeEncoder).
+  absl::StatusOr<EncodedSection> Encode(ByteSpan raw, absl::Span<const float> channels, float step,
+                                        BlockState* state) const;
 
-  // The section of a block at `step`. `raw` and `channels` are the group's.
-  absl::StatusOr<EncodedSection> Encode(uint32_t first_token, ByteSpan raw, absl::Span<const float> channels,
-                                        absl::Span<const float> latents, float step) const;
-
-  // The raw form of the group's layers. DataLoss for bytes that Encode does not write; then `raw` is untouched.
-  absl::Status Decode(uint32_t first_token, ByteSpan payload, float step, absl::Span<uint8_t> raw) const;
+  // The raw form of the group's layers. DataLoss for bytes that Encode does not write; then nothing is changed.
+  absl::Status Decode(ByteSpan payload, float step, BlockState* state, absl::Span<uint8_t> raw) const;
 
   const BasisGroup& group() const { return group_; }
   size_t raw_bytes() const { return raw_bytes_; }
 
  private:
-  // [kBlockTokens][channels], un-rotated, of integer latents.
-  std::vector<float> Restore(absl::Span<const int16_t> latents, float step) const;
+  absl::Status MakeEncoderOnce() const;
+  // What is known before a latent is read: means, and features if `predicted`. [kBlockTokens][channels]
+  std::vector<float> Base(const BlockState& state, bool predicted) const;
+  // Latents with room for the inherited ones behind the group's own, which are set if `predicted`.
+  std::vector<int16_t> Inherit(const BlockState& state, bool predicted) const;
+  // Adds what latents, own and inherited, stand for.
+  void AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* channels) const;
+  // Whether the prediction leaves tokens less weighted energy than the means do, on geometric average; sinks do not
+  // count.
+  bool PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
+                       absl::Span<const float> predicted) const;
+  // Quantizes what `predicted` leaves of `channels` into `latents`; tokens out of bounds go to `section` as they are.
+  void QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, absl::Span<const float> predicted, float step,
+                      const BlockState& state, std::vector<int16_t>* latents, LatentSection* section) const;
   // Keys of `channels` rotated in place, then everything in the engine's types.
   void ToRaw(uint32_t first_token, std::vector<float>* channels, absl::Span<uint8_t> raw) const;
-  // Copies token `token` of the group between the raw form and a run of token_bytes_.
+  // One token of the group, between the raw form and a run of token_bytes_.
   Bytes TakeToken(ByteSpan raw, uint32_t token) const;
   void PutToken(ByteSpan values, uint32_t token, absl::Span<uint8_t> raw) const;
+  ByteSpan KnownSinksOf(const BlockState& state) const;
 
   const Geometry& geometry_;
   const BasisGroup& group_;
-  const LatentModel& model_;
-  RotaryTables* const tables_;
-  PackedDecoder decoder_;
-  size_t token_bytes_ = 0, raw_bytes_ = 0, sink_bytes_ = 0;
+  const LatentTables& latent_tables_;
+  RotaryTables* const rotary_tables_;
+  const uint32_t stride_;  // Of latents: own and inherited.
+  const PackedDecoder decoder_, feature_decoder_;
+  size_t token_bytes_ = 0, raw_bytes_ = 0, sink_bytes_ = 0, sink_offset_ = 0;
   mutable absl::once_flag encoder_once_;
   mutable absl::StatusOr<std::vector<float>> encoder_;
 };

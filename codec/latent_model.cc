@@ -19,44 +19,40 @@ constexpr uint64_t kLargestDecays[4] = {0x3ffc001fff555800, 0x3ffca302ad0d92bf, 
                                         0x3ffd9f2b8ee51bde};
 constexpr int kLargestExponent = 12;
 
-// Latents of one scale are Laplace with a few far out: offsets of the two scales in quarter octaves and their weights
-// of 64. On SmolLM2's latents (6 conversations) within a percent of the classes' own histograms; what is far out need not
-// escape.
-constexpr int kMixtureOffsets[] = {-1, 4};
-constexpr uint64_t kMixtureWeights[] = {62, 2};
+// A mean magnitude of 2^-3.5: about one token in three hundred has such a latent at all. On SmolLM2 coding what lies
+// below changed neither size nor divergence (docs/performance.md).
+constexpr uint32_t kLiveClass = 10;
 
 uint64_t Multiply(uint64_t a, uint64_t b) { return static_cast<uint64_t>(Wide{a} * b >> kFractionBits); }
 
-// exp(-1 / b) for b = 2^(kLowestExponent + quarters / 4).
-uint64_t Decay(int quarters) {
-  const int quarter = ((quarters % 4) + 4) % 4;
-  const int exponent = kLowestExponent + (quarters - quarter) / 4;
-  uint64_t decay = kLargestDecays[quarter];
+// exp(-1 / b) for b = 2^(kLowestExponent + quarters / 4), quarters not negative.
+uint64_t Decay(uint32_t quarters) {
+  uint64_t decay = kLargestDecays[quarters % 4];
+  const int exponent = kLowestExponent + static_cast<int>(quarters / 4);
   for (int e = kLargestExponent; e > exponent; --e) decay = Multiply(decay, decay);
   return decay;
 }
 
-struct Distribution {
-  std::array<uint64_t, kMagnitudeMax + 1> magnitude{};  // Of 2^62: 0, and each sign of 1, 2, ...
-  uint64_t beyond = 0;                                  // Both signs of everything larger.
-};
-
-Distribution Mix(uint32_t latent_class) {
-  Distribution mixed;
-  for (size_t i = 0; i < std::size(kMixtureOffsets); ++i) {
-    const int quarters = static_cast<int>(latent_class) + kMixtureOffsets[i];
-    const uint64_t decay = Decay(quarters);
-    uint64_t tail = Decay(quarters + 4);  // exp(-0.5 / b): what rounds away from 0.
-    const auto part = [&](uint64_t share) { return share / 64 * kMixtureWeights[i]; };
-    mixed.magnitude[0] += part(kOne - tail);
-    for (uint32_t k = 1; k <= kMagnitudeMax; ++k) {
-      const uint64_t next = Multiply(tail, decay);
-      mixed.magnitude[k] += part((tail - next) / 2);
-      tail = next;
-    }
-    mixed.beyond += part(tail);
+void MakeClass(uint32_t latent_class, LatentTables* tables) {
+  const uint64_t decay = Decay(latent_class);
+  uint64_t tail = Decay(latent_class + 4);  // exp(-0.5 / b): what rounds away from 0.
+  // The mean of the rounded magnitudes, up to what an escape counts as.
+  const uint64_t mean = static_cast<uint64_t>((Wide{tail} << kActivityBits) / (kOne - decay));
+  tables->expected[latent_class] = std::min<uint64_t>(mean, uint64_t{kMagnitudeMax + 1} << kActivityBits);
+  std::array<uint64_t, 256> counts{};
+  counts[0] = kOne - tail;
+  // A symbol takes at least one part of kProbabilityOne: worth it for what is at least half as frequent.
+  constexpr uint64_t kRarest = kOne / (2 * kProbabilityOne);
+  uint32_t magnitude = 0;
+  for (; magnitude < kMagnitudeMax; ++magnitude) {
+    const uint64_t next = Multiply(tail, decay), each = (tail - next) / 2;
+    if (each < kRarest) break;
+    counts[2 * magnitude + 1] = counts[2 * magnitude + 2] = each;
+    tail = next;
   }
-  return mixed;
+  counts[kEscapeSymbol] = std::max<uint64_t>(1, tail);
+  tables->magnitude_max[latent_class] = static_cast<uint8_t>(magnitude);
+  tables->tables.push_back(*MakeEntropyTable(NormalizeCounts(counts)));
 }
 
 }  // namespace
@@ -76,35 +72,19 @@ uint32_t LatentClass(float scale, float step) {
 }
 
 uint32_t LiveRank(absl::Span<const float> scales, float step) {
-  constexpr uint32_t kLiveClass = 10;  // 2^-3.5
   const auto dead = std::partition_point(scales.begin(), scales.end(),
                                          [&](float scale) { return LatentClass(scale, step) >= kLiveClass; });
   return dead - scales.begin();
 }
 
-LatentModel::LatentModel() {
-  tables_.reserve(kLatentClasses);
-  for (uint32_t c = 0; c < kLatentClasses; ++c) {
-    const Distribution mixed = Mix(c);
-    // A symbol takes at least one part of kProbabilityOne: worth it for what is at least half as frequent.
-    constexpr uint64_t kRarest = kOne / (2 * kProbabilityOne);
-    uint32_t last = 0;
-    while (last < kMagnitudeMax && mixed.magnitude[last + 1] >= kRarest) ++last;
-    std::array<uint64_t, 256> counts{};
-    counts[0] = mixed.magnitude[0];
-    uint64_t beyond = mixed.beyond;
-    for (uint32_t k = 1; k <= kMagnitudeMax; ++k) {
-      if (k <= last) {
-        counts[2 * k - 1] = counts[2 * k] = mixed.magnitude[k];
-      } else {
-        beyond += 2 * mixed.magnitude[k];
-      }
-    }
-    counts[kEscapeSymbol] = std::max<uint64_t>(1, beyond);
-    magnitude_max_[c] = last;
-    tables_.push_back(*MakeEntropyTable(NormalizeCounts(counts)));
+LatentTables MakeLatentTables() {
+  LatentTables tables;
+  tables.tables.reserve(kLatentClasses);
+  for (uint32_t c = 0; c < kLatentClasses; ++c) MakeClass(c, &tables);
+  for (const EntropyTable& table : tables.tables) {
+    tables.slots.insert(tables.slots.end(), table.slot.begin(), table.slot.end());
   }
-  for (const EntropyTable& table : tables_) pointers_.push_back(&table);
+  return tables;
 }
 
 }  // namespace latentkv

@@ -1,4 +1,4 @@
-// One group of a block in a basis, as bytes: what DecodeSection reads of a basis frame (docs/formats/payload.md).
+// One group of a block in a basis, as bytes: what a section of a basis frame holds (docs/formats/payload.md).
 #ifndef LATENTKV_CODEC_LATENT_SECTION_H_
 #define LATENTKV_CODEC_LATENT_SECTION_H_
 
@@ -8,36 +8,44 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "codec/basis.h"
-#include "codec/latent_model.h"
 #include "core/bytes.h"
-#include "core/limits.h"
+#include "kernels/latent_entropy.h"
 
 namespace latentkv {
 
-// A token is stored exactly, not as latents, where a latent is above kLatentMagnitudeMax or their magnitudes sum to
-// kLatentSumMax: below, every partial sum of the restore's product is a whole number that a float holds.
+// A token is stored exactly, not as latents, where a latent is above kLatentMagnitudeMax or the magnitudes of its own
+// and inherited ones sum to kLatentSumMax: below, every partial sum of the restore's product is a whole number that a
+// float holds.
 inline constexpr int32_t kLatentMagnitudeMax = 256;
 inline constexpr int32_t kLatentSumMax = (1 << 24) / 127;
 
-// The content of a section. `latents` is [kBlockTokens][rank of the group]; those of tokens that are exact, and of the
-// sinks, are 0.
+// Where the first kSinkTokens tokens of a chain come from.
+enum class SinkSource : uint8_t { kNone = 0, kStored = 1, kBasis = 2 };
+
 struct LatentSection {
-  std::vector<int16_t> latents;
+  bool predicted = false;             // From features and inherited latents.
+  SinkSource sink_source = SinkSource::kNone;
+  std::vector<int16_t> latents;       // [kBlockTokens][rank of the group]; 0 for exact tokens and sinks.
   std::vector<uint8_t> exact_tokens;  // Ascending.
   Bytes exact_values;                 // Of each: the group's layers in order, K then V, as the engine holds them.
-  Bytes sinks;                        // As WriteSinks in codec/sinks.h; empty but in a chain's first block.
+  Bytes sinks;                        // Of kStored: as WriteSinks of codec/sinks.h.
 };
 
-// The bytes of a section at `step`. Latents behind the live rank must be 0.
-absl::StatusOr<Bytes> WriteLatentSection(const BasisGroup& group, const LatentModel& model, float step,
+// Sizes that a section's content follows from.
+struct SectionShape {
+  size_t exact_token_bytes = 0;
+  size_t sink_bytes = 0;  // Above 0 in a chain's first block alone.
+};
+
+// The bytes of a section at `step`.
+absl::StatusOr<Bytes> WriteLatentSection(const BasisGroup& group, const LatentTables& tables, float step,
                                          const LatentSection& section);
 
-// DataLoss unless `payload` is what WriteLatentSection writes, with `exact_token_bytes` bytes for each exact token and
-// `sink_bytes` bytes of sinks, and every token keeps the two bounds above.
-absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group, const LatentModel& model, float step,
-                                                size_t exact_token_bytes, size_t sink_bytes, ByteSpan payload);
+// DataLoss unless `payload` holds one section of that shape and nothing else.
+absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group, const LatentTables& tables, float step,
+                                                const SectionShape& shape, ByteSpan payload);
 
-// Whether a token's latents keep the two bounds.
+// Whether one token's latents, own and inherited, keep the two bounds above.
 bool LatentsInBounds(absl::Span<const int16_t> latents);
 
 }  // namespace latentkv

@@ -25,6 +25,19 @@ void ForEachHead(const Geometry& geometry, uint32_t first_layer, uint32_t last_l
   }
 }
 
+void PutHead(absl::Span<const float> values, Bytes* sinks) {
+  ByteWriter writer(sinks);
+  float largest = 0;
+  for (float value : values) largest = std::max(largest, std::fabs(value));
+  const float scale = largest / 127;
+  writer.Put(scale);
+  for (float value : values) {
+    // A scale that underflows is that of a head of nothing.
+    const float q = scale > 0 ? std::nearbyintf(value / scale) : 0;
+    writer.Put(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
+  }
+}
+
 }  // namespace
 
 size_t SinkBytes(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer) {
@@ -36,22 +49,45 @@ size_t SinkBytes(const Geometry& geometry, uint32_t first_layer, uint32_t last_l
 
 Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan raw) {
   Bytes sinks;
-  ByteWriter writer(&sinks);
   std::vector<float> values;
   ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
     values.resize(layer.head_dim);
     ToFloat(layer.dtype, raw.data() + at, values.size(), values.data());
-    float largest = 0;
-    for (float value : values) largest = std::max(largest, std::fabs(value));
-    const float scale = largest / 127;
-    writer.Put(scale);
-    for (float value : values) {
-      // A scale that underflows is that of a head of nothing.
-      const float q = scale > 0 ? std::nearbyintf(value / scale) : 0;
-      writer.Put(static_cast<int8_t>(std::clamp(q, -127.0f, 127.0f)));
-    }
+    PutHead(values, &sinks);
   });
   return sinks;
+}
+
+Bytes WriteSinks(const Geometry& geometry, const float* values) {
+  Bytes sinks;
+  ForEachHead(geometry, 0, geometry.layers.size(), [&](const LayerGeometry& layer, size_t) {
+    PutHead({values, layer.head_dim}, &sinks);
+    values += layer.head_dim;
+  });
+  return sinks;
+}
+
+bool SinksMatch(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks, ByteSpan raw) {
+  constexpr double kEnergyMax = 1e-3;
+  ByteReader reader(sinks);
+  std::vector<float> values;
+  double energy = 0, difference = 0;
+  uint32_t heads = 0;
+  bool match = true;
+  ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
+    values.resize(layer.head_dim);
+    ToFloat(layer.dtype, raw.data() + at, values.size(), values.data());
+    const float scale = reader.Get<float>();
+    for (float value : values) {
+      const double error = value - scale * reader.Get<int8_t>();
+      energy += double{value} * value;
+      difference += error * error;
+    }
+    if (++heads < kSinkTokens * layer.kv_heads) return;
+    match = match && difference <= kEnergyMax * energy;
+    energy = difference = heads = 0;
+  });
+  return match;
 }
 
 void ReadSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks,

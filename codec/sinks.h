@@ -17,7 +17,14 @@ size_t SinkBytes(const Geometry& geometry, uint32_t first_layer, uint32_t last_l
 // values over it, rounded, as int8. Values must be finite.
 Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan raw);
 
-// The inverse, into `raw`. `sinks` has SinkBytes bytes.
+// The same of all layers from floats: for each layer K then V, [kSinkTokens][kv_heads][head_dim].
+Bytes WriteSinks(const Geometry& geometry, const float* values);
+
+// Whether `sinks` say what `raw` holds: in K and in V of each layer, their difference has at most a thousandth of the
+// energy. (8 bits a value leave a third of that at worst; another engine's rounding adds less.)
+bool SinksMatch(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks, ByteSpan raw);
+
+// The inverse of WriteSinks, into `raw`. `sinks` has SinkBytes bytes.
 void ReadSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks,
                absl::Span<uint8_t> raw);
 

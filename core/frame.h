@@ -15,7 +15,7 @@ namespace latentkv {
 inline constexpr uint32_t kFrameMagic = 0x464b764c;  // "LvKF"
 inline constexpr uint16_t kFrameVersion = 0;         // 0 until the formats are frozen.
 
-// Section g belongs to group g of the encoding: a run of layers that can be decoded apart from the others.
+// Section g belongs to group g of the encoding: a run of layers, restored at once, behind those before it.
 struct FrameSection {
   uint64_t offset = 0;  // From the frame's first byte.
   uint64_t bytes = 0;

@@ -1,16 +1,14 @@
 #include "kernels/entropy.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/entropy_backends.h"
+#include "kernels/cpu/rans.h"
 
 namespace latentkv {
 namespace {
 
-constexpr size_t kHeaderBytes = kEntropyLanes * sizeof(uint32_t);
-constexpr uint32_t kWordBits = 16;
 __extension__ typedef unsigned __int128 Wide;
 
 // `symbols` is the number that the caller holds.
@@ -90,58 +88,35 @@ std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
 
 absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const uint8_t> symbols) {
   if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
-  std::array<uint32_t, kEntropyLanes> state;
-  state.fill(kernels::kEntropyStart);
-  std::vector<uint16_t> words;  // Last first.
-  words.reserve(symbols.size() / 4);
+  kernels::RansEncoder encoder;
   for (uint32_t row = shape.rows; row-- > 0;) {
     const EntropyTable& table = *shape.tables[shape.table_of_row[row]];
     const uint8_t* in = symbols.data() + size_t{row} * shape.row_symbols;
     for (uint32_t i = shape.row_symbols; i-- > 0;) {
-      const uint32_t f = table.frequency[in[i]];
-      if (f == 0) {
+      const uint32_t frequency = table.frequency[in[i]];
+      if (frequency == 0) {
         return absl::InvalidArgumentError(absl::StrCat("symbol ", in[i], " of row ", row, " has frequency 0"));
       }
-      uint32_t& x = state[i % kEntropyLanes];
-      // Below f << 20 the step that follows cannot leave 32 bits.
-      if (x >= uint64_t{f} << (32 - kProbabilityBits)) {
-        words.push_back(static_cast<uint16_t>(x));
-        x >>= kWordBits;
-      }
-      x = ((x / f) << kProbabilityBits) + x % f + table.start[in[i]];
+      encoder.Put(i % kEntropyLanes, frequency, table.start[in[i]]);
     }
   }
-  Bytes coded(kHeaderBytes + words.size() * sizeof(uint16_t));
-  std::memcpy(coded.data(), state.data(), kHeaderBytes);
-  std::reverse(words.begin(), words.end());
-  if (!words.empty()) std::memcpy(coded.data() + kHeaderBytes, words.data(), words.size() * sizeof(uint16_t));
-  return coded;
+  return encoder.Finish();
 }
 
 absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols, Backend backend) {
   if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
-  if (coded.size() < kHeaderBytes || coded.size() % sizeof(uint16_t) != 0) {
-    return absl::DataLossError(absl::StrCat(coded.size(), " bytes cannot be entropy-coded symbols"));
-  }
-  std::array<uint32_t, kEntropyLanes> state;
-  std::memcpy(state.data(), coded.data(), kHeaderBytes);
-  for (uint32_t x : state) {
-    if (x < kernels::kEntropyStart) return absl::DataLossError("entropy state out of range");
-  }
-  const ByteSpan words = coded.subspan(kHeaderBytes);
+  kernels::RansStates states;
+  absl::StatusOr<ByteSpan> words = kernels::OpenStream(coded, &states);
+  if (!words.ok()) return words.status();
   bool exact = false;
   switch (backend) {
 #if defined(__x86_64__)
-    case Backend::kAvx512: exact = kernels::DecodeAvx512(shape, words, state.data(), symbols.data()); break;
-    case Backend::kAvx2: exact = kernels::DecodeAvx2(shape, words, state.data(), symbols.data()); break;
+    case Backend::kAvx512: exact = kernels::DecodeAvx512(shape, *words, states.data(), symbols.data()); break;
+    case Backend::kAvx2: exact = kernels::DecodeAvx2(shape, *words, states.data(), symbols.data()); break;
 #endif
-    default: exact = kernels::DecodePortable(shape, words, state.data(), symbols.data());
+    default: exact = kernels::DecodePortable(shape, *words, states.data(), symbols.data());
   }
-  if (!exact) return absl::DataLossError("entropy-coded bytes end early or late");
-  for (uint32_t x : state) {
-    if (x != kernels::kEntropyStart) return absl::DataLossError("entropy-coded symbols do not end in the start state");
-  }
-  return absl::OkStatus();
+  return kernels::CheckStreamEnd(exact, states);
 }
 
 }  // namespace latentkv

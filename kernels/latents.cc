@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <memory>
 
 #include "kernels/cpu/transpose.h"
@@ -16,15 +15,10 @@ void Quantize(absl::Span<const float> latents, float step, absl::Span<int16_t> q
   }
 }
 
-void SymbolsFromLatents(absl::Span<const int16_t> latents, uint32_t tokens, uint32_t stride, uint32_t rank,
-                        absl::Span<const uint8_t> magnitude_max, absl::Span<uint8_t> symbols) {
-  for (uint32_t r = 0; r < rank; ++r) {
-    for (uint32_t t = 0; t < tokens; ++t) {
-      const int32_t q = latents[size_t{t} * stride + r];
-      const bool escaped = std::abs(q) > magnitude_max[r];
-      symbols[size_t{r} * tokens + t] = escaped ? kEscapeSymbol : static_cast<uint8_t>(q < 0 ? -2 * q - 1 : 2 * q);
-    }
-  }
+void RowsFromLatents(absl::Span<const int16_t> latents, uint32_t tokens, uint32_t stride, uint32_t rank,
+                     absl::Span<int16_t> rows) {
+  kernels::Transpose16(reinterpret_cast<const uint8_t*>(latents.data()), int64_t{2} * stride,
+                       reinterpret_cast<uint8_t*>(rows.data()), int64_t{2} * tokens, tokens, rank);
 }
 
 void LatentsFromSymbols(absl::Span<const uint8_t> symbols, uint32_t tokens, uint32_t stride, uint32_t rank,

@@ -1,4 +1,4 @@
-// Latents as integers, and as symbols for the entropy coder.
+// Latents as integers, and as symbols of the entropy coder.
 #ifndef LATENTKV_KERNELS_LATENTS_H_
 #define LATENTKV_KERNELS_LATENTS_H_
 
@@ -8,18 +8,18 @@
 
 namespace latentkv {
 
+// A latent's symbol is its zigzag (0, -1, 1, -2, ...: 0, 1, 2, 3, ...), or kEscapeSymbol.
 inline constexpr uint8_t kEscapeSymbol = 255;
 inline constexpr uint8_t kMagnitudeMax = 127;  // The largest that a symbol can hold: zigzag 254.
 
 // quantized[i] = latents[i] / step to nearest, ties to even, saturated to int16. Latents are finite, step above 0.
 void Quantize(absl::Span<const float> latents, float step, absl::Span<int16_t> quantized);
 
-// symbols[r][t] is the zigzag (0, -1, 1, -2, ...: 0, 1, 2, 3, ...) of latents[t][r], for r below `rank`; kEscapeSymbol
-// where its magnitude is above magnitude_max[r]. `latents` is [tokens][stride].
-void SymbolsFromLatents(absl::Span<const int16_t> latents, uint32_t tokens, uint32_t stride, uint32_t rank,
-                        absl::Span<const uint8_t> magnitude_max, absl::Span<uint8_t> symbols);
+// rows[r][t] = latents[t][r] for r below `rank`. `latents` is [tokens][stride].
+void RowsFromLatents(absl::Span<const int16_t> latents, uint32_t tokens, uint32_t stride, uint32_t rank,
+                     absl::Span<int16_t> rows);
 
-// The inverse, but for escapes, whose latents are left at 0; those at and behind `rank` become 0.
+// latents[t][r] of symbols[r][t], for r below `rank`; those of escapes become 0, and those at and behind `rank`.
 void LatentsFromSymbols(absl::Span<const uint8_t> symbols, uint32_t tokens, uint32_t stride, uint32_t rank,
                         absl::Span<int16_t> latents);
 

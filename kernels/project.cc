@@ -71,15 +71,12 @@ absl::StatusOr<std::vector<float>> MakeEncoder(absl::Span<const float> decoder, 
   return encoder;
 }
 
-void Project(absl::Span<const float> values, absl::Span<const float> mean, absl::Span<const float> encoder,
-             uint32_t tokens, uint32_t rank, uint32_t channels, absl::Span<float> latents) {
+void Project(absl::Span<const float> values, absl::Span<const float> encoder, uint32_t tokens, uint32_t live,
+             uint32_t rank, uint32_t channels, absl::Span<float> latents) {
+  if (live == 0) return;
   UseOneThread();
-  std::vector<float> centred(values.begin(), values.end());
-  for (size_t t = 0; t < tokens; ++t) {
-    for (size_t c = 0; c < channels; ++c) centred[t * channels + c] -= mean[c];
-  }
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, tokens, rank, channels, 1.0f, centred.data(), channels,
-              encoder.data(), rank, 0.0f, latents.data(), rank);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, tokens, live, channels, 1.0f, values.data(), channels,
+              encoder.data(), rank, 0.0f, latents.data(), live);
 }
 
 }  // namespace latentkv

@@ -16,9 +16,9 @@ namespace latentkv {
 absl::StatusOr<std::vector<float>> MakeEncoder(absl::Span<const float> decoder, absl::Span<const float> weight,
                                                uint32_t rank, uint32_t channels);
 
-// latents [tokens][rank] = (values - mean) [tokens][channels] * encoder [channels][rank]. One thread.
-void Project(absl::Span<const float> values, absl::Span<const float> mean, absl::Span<const float> encoder,
-             uint32_t tokens, uint32_t rank, uint32_t channels, absl::Span<float> latents);
+// latents [tokens][live] = values [tokens][channels] * the first `live` columns of encoder [channels][rank]. One thread.
+void Project(absl::Span<const float> values, absl::Span<const float> encoder, uint32_t tokens, uint32_t live,
+             uint32_t rank, uint32_t channels, absl::Span<float> latents);
 
 }  // namespace latentkv
 

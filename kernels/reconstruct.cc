@@ -119,13 +119,30 @@ void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents
   }
 }
 
-void Dequantize(absl::Span<const int32_t> sums, absl::Span<const float> mean, absl::Span<const float> row_scale,
-                float step, absl::Span<float> values, Backend backend) {
+namespace {
+
+auto DequantizeRow(Backend backend) {
   auto* row = &kernels::DequantizePortable;
 #if defined(__x86_64__)
   if (backend != Backend::kPortable) row = &kernels::DequantizeAvx2;
 #endif
   (void)backend;
+  return row;
+}
+
+}  // namespace
+
+void DequantizeOnto(absl::Span<const int32_t> sums, absl::Span<const float> row_scale, float step,
+                    absl::Span<float> values, Backend backend) {
+  auto* row = DequantizeRow(backend);
+  for (size_t i = 0; i < sums.size(); i += row_scale.size()) {
+    row(sums.data() + i, values.data() + i, row_scale.data(), step, row_scale.size(), values.data() + i);
+  }
+}
+
+void Dequantize(absl::Span<const int32_t> sums, absl::Span<const float> mean, absl::Span<const float> row_scale,
+                float step, absl::Span<float> values, Backend backend) {
+  auto* row = DequantizeRow(backend);
   for (size_t i = 0; i < sums.size(); i += mean.size()) {
     row(sums.data() + i, mean.data(), row_scale.data(), step, mean.size(), values.data() + i);
   }

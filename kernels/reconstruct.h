@@ -31,8 +31,12 @@ PackedDecoder PackDecoder(absl::Span<const int8_t> decoder, uint32_t rank, uint3
 void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t tokens,
                  absl::Span<int32_t> sums, Backend backend = BestBackend());
 
-// values[t][c] = fma(row_scale[c] * step, float(sums[t][c]), mean[c]), all in float. `mean` and `row_scale` have one
-// entry a channel, `sums` and `values` are [tokens][channels].
+// values[t][c] = fma(row_scale[c] * step, float(sums[t][c]), values[t][c]), all in float. `row_scale` has one entry a
+// channel, `sums` and `values` are [tokens][channels].
+void DequantizeOnto(absl::Span<const int32_t> sums, absl::Span<const float> row_scale, float step,
+                    absl::Span<float> values, Backend backend = BestBackend());
+
+// The same onto a row of means: values[t][c] = fma(row_scale[c] * step, float(sums[t][c]), mean[c]).
 void Dequantize(absl::Span<const int32_t> sums, absl::Span<const float> mean, absl::Span<const float> row_scale,
                 float step, absl::Span<float> values, Backend backend = BestBackend());
 

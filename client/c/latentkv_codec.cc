@@ -1,6 +1,7 @@
 #include "client/c/latentkv_codec.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "client/c/whole_file.h"
 #include "codec/basis.h"
 #include "codec/codec.h"
+#include "codec/sinks.h"
 #include "core/limits.h"
 
 struct latentkv_codec {
@@ -23,44 +25,76 @@ namespace {
 // A frame that no daemon sees has no chain: its key is zero.
 constexpr Digest kNoKey;
 
-absl::StatusOr<std::vector<BasisGroup>> GroupsOf(const latentkv_basis_group* groups, uint32_t group_count) {
-  if (group_count > kGroupsMax) return absl::InvalidArgumentError(absl::StrCat(group_count, " groups"));
-  std::vector<BasisGroup> result;
-  for (uint32_t g = 0; g < group_count; ++g) {
-    const latentkv_basis_group& from = groups[g];
-    if (from.channels > kChannelsMax || from.rank > from.channels) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("group ", g, " has ", from.channels, " channels and rank ", from.rank));
-    }
-    for (const void* array : {static_cast<const void*>(from.mean), static_cast<const void*>(from.row_scale),
-                              static_cast<const void*>(from.weight), static_cast<const void*>(from.sensitivity),
-                              static_cast<const void*>(from.latent_scale), static_cast<const void*>(from.decoder)}) {
-      absl::Status status = NotNull(array, "an array of a group");
-      if (!status.ok()) return status;
-    }
-    BasisGroup& group = result.emplace_back();
-    group.first_layer = from.first_layer;
-    group.last_layer = from.last_layer;
-    group.channels = from.channels;
-    group.rank = from.rank;
-    group.mean.assign(from.mean, from.mean + from.channels);
-    group.row_scale.assign(from.row_scale, from.row_scale + from.channels);
-    group.weight.assign(from.weight, from.weight + from.channels);
-    group.sensitivity.assign(from.sensitivity, from.sensitivity + from.channels);
-    group.latent_scale.assign(from.latent_scale, from.latent_scale + from.rank);
-    group.decoder.assign(from.decoder, from.decoder + uint64_t{from.rank} * from.channels);
-  }
-  return result;
+template <typename T>
+absl::Status Copy(const T* from, uint64_t count, const char* name, std::vector<T>* to) {
+  absl::Status status = count == 0 ? absl::OkStatus() : NotNull(from, name);
+  if (status.ok() && count > 0) to->assign(from, from + count);
+  return status;
 }
 
-absl::StatusOr<std::vector<Profile>> ProfilesOf(const latentkv_basis_profile* profiles, uint32_t profile_count) {
-  std::vector<Profile> result;
-  for (uint32_t i = 0; i < profile_count; ++i) {
-    absl::Status status = NotNull(profiles[i].name, "a profile's name");
-    if (!status.ok()) return status;
-    result.push_back({profiles[i].name, profiles[i].step, profiles[i].loss_own_max});
+absl::Status CopyGroup(const latentkv_basis_group& from, uint64_t features, uint64_t inherited, BasisGroup* to) {
+  // Before anything is read by them; Basis::Create checks the rest.
+  if (from.channels > kChannelsMax || from.rank > from.channels) {
+    return absl::InvalidArgumentError(absl::StrCat("a group of ", from.channels, " channels and rank ", from.rank));
   }
-  return result;
+  to->first_layer = from.first_layer;
+  to->last_layer = from.last_layer;
+  to->channels = from.channels;
+  to->rank = from.rank;
+  const uint64_t channels = from.channels;
+  absl::Status status = Copy(from.mean, channels, "mean", &to->mean);
+  status.Update(Copy(from.feature_scale, features > 0 ? channels : 0, "feature_scale", &to->feature_scale));
+  status.Update(Copy(from.row_scale, channels, "row_scale", &to->row_scale));
+  status.Update(Copy(from.weight, channels, "weight", &to->weight));
+  status.Update(Copy(from.sensitivity, channels, "sensitivity", &to->sensitivity));
+  status.Update(Copy(from.latent_scale, from.rank, "latent_scale", &to->latent_scale));
+  status.Update(Copy(from.decoder, (from.rank + inherited) * channels, "decoder", &to->decoder));
+  status.Update(Copy(from.feature_rows, features * channels, "feature_rows", &to->feature_rows));
+  return status;
+}
+
+// The sinks as a basis keeps them, of values in float.
+absl::Status CopySinks(const latentkv_basis_sinks& from, const Geometry& geometry, KnownSinks* to) {
+  absl::Status status = NotNull(from.values, "sinks");
+  if (!status.ok()) return status;
+  std::copy(std::begin(from.tokens), std::end(from.tokens), to->tokens.begin());
+  to->values = WriteSinks(geometry, from.values);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<BasisParts> PartsOf(const latentkv_basis& from) {
+  BasisParts parts;
+  absl::StatusOr<Geometry> geometry = GeometryOf(from.layers, from.layer_count);
+  if (!geometry.ok()) return geometry.status();
+  parts.geometry = *std::move(geometry);
+  parts.description = TextOr(from.description, "");
+  const uint64_t features = uint64_t{from.history} * from.dims;
+  if (from.group_count > kGroupsMax || features > kChannelsMax || from.inherited_rank > kChannelsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("a basis of ", from.group_count, " groups, ", features,
+                                                   " features and inherited_rank ", from.inherited_rank));
+  }
+  parts.embedding.vocabulary = from.vocabulary;
+  parts.embedding.dims = from.dims;
+  parts.embedding.history = from.history;
+  parts.inherited_rank = from.inherited_rank;
+  absl::Status status =
+      Copy(from.embedding, uint64_t{from.vocabulary} * from.dims, "embedding", &parts.embedding.rows);
+  if (from.profile_count > 0) status.Update(NotNull(from.profiles, "profiles"));
+  if (from.sink_count > 0) status.Update(NotNull(from.sinks, "sinks"));
+  status.Update(NotNull(from.groups, "groups"));
+  for (uint32_t i = 0; i < from.profile_count && status.ok(); ++i) {
+    const latentkv_basis_profile& profile = from.profiles[i];
+    status = NotNull(profile.name, "a profile's name");
+    if (status.ok()) parts.profiles.push_back({profile.name, profile.step, profile.loss_own_max});
+  }
+  for (uint32_t i = 0; i < from.sink_count && status.ok(); ++i) {
+    status = CopySinks(from.sinks[i], parts.geometry, &parts.sinks.emplace_back());
+  }
+  for (uint32_t g = 0; g < from.group_count && status.ok(); ++g) {
+    status = CopyGroup(from.groups[g], features, uint64_t{g} * from.inherited_rank, &parts.groups.emplace_back());
+  }
+  if (!status.ok()) return status;
+  return parts;
 }
 
 // The raw form of one block, described as a cache of one page.
@@ -85,15 +119,23 @@ absl::Status CheckRaw(const Codec& codec, const uint8_t* raw, size_t raw_bytes) 
   return absl::InvalidArgumentError(absl::StrCat("raw_bytes is ", raw_bytes, "; a block has ", expected));
 }
 
-absl::Status DecodeInto(const Codec& codec, uint32_t first_token, ByteSpan frame, uint8_t* raw) {
+absl::StatusOr<BlockPlace> PlaceOf(const uint32_t* tokens, uint32_t first_token) {
+  absl::Status status = NotNull(tokens, "tokens");
+  if (!status.ok()) return status;
+  return BlockPlace{kNoKey, first_token, {tokens, size_t{first_token} + kBlockTokens}};
+}
+
+absl::Status DecodeInto(const Codec& codec, const BlockPlace& place, ByteSpan frame, uint8_t* raw) {
   absl::StatusOr<FrameHeader> header = VerifyFrame(frame);
   if (!header.ok()) return header.status();
-  absl::Status status = codec.Check(*header, kNoKey, first_token);
+  absl::StatusOr<std::unique_ptr<BlockReader>> reader = codec.Open(*header, place);
+  if (!reader.ok()) return reader.status();
   const PagedCache pages = PageOver(codec.geometry(), raw);
   const TokenRun whole{0, 0, kBlockTokens};
+  absl::Status status;
   for (uint32_t s = 0; s < header->sections.size() && status.ok(); ++s) {
     const FrameSection& section = header->sections[s];
-    status = codec.DecodeSection(*header, s, frame.subspan(section.offset, section.bytes), pages, {&whole, 1});
+    status = (*reader)->ReadSection(s, frame.subspan(section.offset, section.bytes), pages, {&whole, 1});
   }
   return status;
 }
@@ -105,27 +147,21 @@ using latentkv::ByteSpan;
 using latentkv::c_api::Guarded;
 using latentkv::c_api::NotNull;
 
-latentkv_code latentkv_basis_write(const char* path, const latentkv_layer* layers, uint32_t layer_count,
-                                   const latentkv_basis_group* groups, uint32_t group_count,
-                                   const latentkv_basis_profile* profiles, uint32_t profile_count,
-                                   const char* description, uint8_t* digest) {
+latentkv_code latentkv_basis_write(const char* path, const latentkv_basis* basis, uint8_t* digest) {
   return Guarded([&]() -> absl::Status {
     absl::Status status = NotNull(path, "path");
-    if (status.ok()) status = NotNull(groups, "groups");
-    if (status.ok() && profile_count > 0) status = NotNull(profiles, "profiles");
+    if (status.ok()) status = NotNull(basis, "basis");
     if (status.ok()) status = NotNull(digest, "digest");
     if (!status.ok()) return status;
-    absl::StatusOr<latentkv::Geometry> geometry = latentkv::c_api::GeometryOf(layers, layer_count);
-    if (!geometry.ok()) return geometry.status();
-    auto read_groups = latentkv::c_api::GroupsOf(groups, group_count);
-    if (!read_groups.ok()) return read_groups.status();
-    auto read_profiles = latentkv::c_api::ProfilesOf(profiles, profile_count);
-    if (!read_profiles.ok()) return read_profiles.status();
-    auto basis = latentkv::Basis::Create(*std::move(geometry), *std::move(read_groups), *std::move(read_profiles),
-                                         latentkv::c_api::TextOr(description, ""));
-    if (!basis.ok()) return basis.status();
-    status = latentkv::WriteWholeFile(path, (*basis)->serialized());
-    if (status.ok()) std::copy((*basis)->digest().bytes.begin(), (*basis)->digest().bytes.end(), digest);
+    if (basis->struct_bytes != sizeof(*basis)) {
+      return absl::InvalidArgumentError(absl::StrCat("struct_bytes is ", basis->struct_bytes, ", not ", sizeof(*basis)));
+    }
+    absl::StatusOr<latentkv::BasisParts> parts = latentkv::c_api::PartsOf(*basis);
+    if (!parts.ok()) return parts.status();
+    auto made = latentkv::Basis::Create(*std::move(parts));
+    if (!made.ok()) return made.status();
+    status = latentkv::WriteWholeFile(path, (*made)->serialized());
+    if (status.ok()) std::copy((*made)->digest().bytes.begin(), (*made)->digest().bytes.end(), digest);
     return status;
   });
 }
@@ -170,8 +206,9 @@ latentkv_code latentkv_codec_profile(latentkv_codec* codec, const char* name, fl
   });
 }
 
-latentkv_code latentkv_encode(latentkv_codec* codec, uint32_t first_token, const uint8_t* raw, size_t raw_bytes,
-                              float step, float loss_own_max, uint8_t** frame, size_t* frame_bytes, float* loss_own) {
+latentkv_code latentkv_encode(latentkv_codec* codec, const uint32_t* tokens, uint32_t first_token, const uint8_t* raw,
+                              size_t raw_bytes, float step, float loss_own_max, uint8_t** frame, size_t* frame_bytes,
+                              float* loss_own) {
   return Guarded([&]() -> absl::Status {
     absl::Status status = NotNull(codec, "codec");
     if (status.ok()) status = NotNull(frame, "frame");
@@ -179,8 +216,9 @@ latentkv_code latentkv_encode(latentkv_codec* codec, uint32_t first_token, const
     if (status.ok()) status = latentkv::c_api::CheckRaw(*codec->codec, raw, raw_bytes);
     if (!status.ok()) return status;
     const latentkv::EncodeOptions options{step == 0, step, loss_own_max, 0};
-    absl::StatusOr<latentkv::Bytes> encoded =
-        codec->codec->Encode(latentkv::c_api::kNoKey, first_token, ByteSpan(raw, raw_bytes), options);
+    absl::StatusOr<latentkv::BlockPlace> place = latentkv::c_api::PlaceOf(tokens, first_token);
+    if (!place.ok()) return place.status();
+    absl::StatusOr<latentkv::Bytes> encoded = codec->codec->Encode(*place, ByteSpan(raw, raw_bytes), options);
     if (!encoded.ok()) return encoded.status();
     if (loss_own != nullptr) {
       absl::StatusOr<latentkv::FrameHeader> header = latentkv::ParseFrameHeader(*encoded, encoded->size());
@@ -191,13 +229,15 @@ latentkv_code latentkv_encode(latentkv_codec* codec, uint32_t first_token, const
   });
 }
 
-latentkv_code latentkv_decode(latentkv_codec* codec, uint32_t first_token, const uint8_t* frame, size_t frame_bytes,
-                              uint8_t* raw, size_t raw_bytes) {
+latentkv_code latentkv_decode(latentkv_codec* codec, const uint32_t* tokens, uint32_t first_token, const uint8_t* frame,
+                              size_t frame_bytes, uint8_t* raw, size_t raw_bytes) {
   return Guarded([&]() -> absl::Status {
     absl::Status status = NotNull(codec, "codec");
     if (status.ok()) status = NotNull(frame, "frame");
     if (status.ok()) status = latentkv::c_api::CheckRaw(*codec->codec, raw, raw_bytes);
     if (!status.ok()) return status;
-    return latentkv::c_api::DecodeInto(*codec->codec, first_token, ByteSpan(frame, frame_bytes), raw);
+    absl::StatusOr<latentkv::BlockPlace> place = latentkv::c_api::PlaceOf(tokens, first_token);
+    if (!place.ok()) return place.status();
+    return latentkv::c_api::DecodeInto(*codec->codec, *place, ByteSpan(frame, frame_bytes), raw);
   });
 }

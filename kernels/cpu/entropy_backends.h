@@ -7,11 +7,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cpu/rans.h"
 #include "kernels/entropy.h"
 
 namespace latentkv::kernels {
 
-inline constexpr uint32_t kEntropyStart = 1u << 16;  // Every state lies in [2^16, 2^32).
 inline constexpr size_t kGroupBytesMax = kEntropyLanes * sizeof(uint16_t);  // One word a lane.
 
 bool DecodePortable(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);

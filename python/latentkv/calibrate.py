@@ -2,9 +2,9 @@
 
 `python -m latentkv.calibrate --model DIR --text FILE.jsonl --layers-per-group N --out FILE.basis`
 
-Each group's un-rotated keys and values are scaled by the square root of their weight (sensitivity to a power); the
-basis is the eigenvectors of their covariance. Steps are measured on conversations that the basis has not seen, and the
-weights are scaled so that step 1 is the profile `balanced`.
+Reads the text once, probes how sensitive the model is to errors in each layer, and solves the groups in order
+(latentkv/solve.py). Steps are measured on conversations that the basis has not seen, and everything is scaled so that
+step 1 is the profile `balanced`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,84 +21,25 @@ from pathlib import Path
 import torch
 
 from . import native
-from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, divergence, from_channels, load_model
+from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, load_model
+from .features import Embedding, make_embedding
+from .geometry import bytes_per_token
 from .progress import Progress
-from .statistics import GroupStatistics, collect, sensitivities
+from .solve import INHERITED, Corpus, Group, restore_cache, solve_group
+from .statistics import QueryEnergy, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
-POWER = 0.7  # Of the sensitivities; between the square root, which favours recall, and the whole, which favours loss.
-_TEXT_TOKENS = 1 << 16  # Read altogether: the moments of a model's cache move by less than a percent beyond it.
+_TEXT_TOKENS = 40000  # Read altogether: some forty for each regressor of a group.
 _PREFIX_TOKENS = 768
 _FOLLOWING_TOKENS = 128
 _HELD_OUT = 8
 _PROBES = 3
 _PROBE_TOKENS = 64
 _LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `high` to above that of `small`.
-_SMALLEST = 0.081  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.h, LiveRank).
 _GUARD = 1.5  # The guard's bound over the worst block of the held-out conversations.
-
-
-@dataclass
-class Group:
-    """One group's matrices; latents in descending scale."""
-
-    first_layer: int
-    last_layer: int
-    mean: torch.Tensor
-    weight: torch.Tensor
-    sensitivity: torch.Tensor
-    row_scale: torch.Tensor
-    latent_scale: torch.Tensor
-    decoder: torch.Tensor  # [rank, channels], whole numbers of at most 127
-    encoder: torch.Tensor  # [channels, rank]
-
-    def restore(self, rows: torch.Tensor, step: float) -> torch.Tensor:
-        """Rows after a trip through the latents at `step`."""
-        live = int((self.latent_scale >= _SMALLEST * step).sum())
-        latents = torch.round((rows - self.mean) @ self.encoder[:, :live] / step)
-        return self.mean + self.row_scale * step * (latents @ self.decoder[:live])
-
-
-def solve_group(statistics: GroupStatistics, sensitivity: torch.Tensor, power: float, finest: float) -> Group:
-    """The basis of one group whose weights make `finest` the smallest step in use."""
-    mean = statistics.mean().float()
-    weight = sensitivity.double().clamp_min(1e-12).pow(power)
-    root = weight.sqrt()
-    vectors = torch.linalg.eigh(statistics.covariance() * root[:, None] * root[None]).eigenvectors
-    rows = (torch.cat(statistics.rows).double() - mean.double()) * root
-    scale = (rows @ vectors).abs().mean(0)
-    order = scale.argsort(descending=True)
-    by_scale = order[: max(8, int((scale > _SMALLEST * finest).sum()))]
-    exact = vectors[:, by_scale].T / root[None]  # [rank, channels]
-    row_scale = exact.abs().amax(0).clamp_min(1e-30) / 127
-    decoder = (exact / row_scale).round().clamp(-127, 127)
-    dense = (decoder * row_scale).T  # [channels, rank]
-    # The weighted least-squares inverse, so that the rounding of the decoder costs nothing it need not.
-    encoder = torch.linalg.solve((dense * weight[:, None]).T @ dense, (dense * weight[:, None]).T).T
-    sample = torch.cat(statistics.rows).double() - mean.double()
-    scale = (sample @ encoder).abs().mean(0)
-    order = scale.argsort(descending=True)
-    scale, decoder, encoder = scale[order], decoder[order], encoder[:, order]
-    return Group(
-        statistics.first_layer, statistics.last_layer, mean, weight.float(), sensitivity.float(),
-        row_scale.float(), scale.float(), decoder.float(), encoder.float(),
-    )  # fmt: skip
-
-
-def restore_cache(
-    model: LoadedModel, groups: Sequence[Group], cache: LayerCache, step: float
-) -> tuple[LayerCache, list]:
-    """The cache through the groups' latents, the sinks kept, and the expected loss of each token."""
-    result: LayerCache = []
-    loss = torch.zeros(cache[0][0].shape[0] - SINK_TOKENS, device=model.device)
-    for group in groups:
-        rows = channels(cache, model.layers, group.first_layer, group.last_layer)
-        restored = group.restore(rows, step)
-        restored[:SINK_TOKENS] = rows[:SINK_TOKENS]
-        loss += ((rows - restored).square() @ group.sensitivity)[SINK_TOKENS:]
-        result += from_channels(restored, model.layers, group.first_layer, group.last_layer)
-    return result, loss.tolist()
+_SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
+_SINKS_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -114,21 +56,22 @@ class Measured:
 class HeldOut:
     """A conversation that no statistics have seen: its cache, what follows, and the model's logits there."""
 
+    tokens: Sequence[int]
     cache: LayerCache
     following: Sequence[int]
     reference: torch.Tensor
 
 
 def measure_steps(
-    model: LoadedModel, groups: Sequence[Group], tests: Sequence[HeldOut], steps: Sequence[float]
+    model: LoadedModel, groups: Sequence[Group], embedding: Embedding, tests: Sequence[HeldOut], steps: Sequence[float]
 ) -> list[Measured]:
-    """Measures every step; the groups' latents below the codec's bound at a step are left out, as there."""
+    """Measures every step."""
     measured = []
     progress = Progress("measuring the steps", len(steps) * len(tests))
     for step in steps:
         divergences, expected, worst = [], [], 0.0
         for test in tests:
-            restored, loss = restore_cache(model, groups, test.cache, step)
+            restored, loss = restore_cache(model, groups, embedding, test.tokens, test.cache, step)
             got = model.logits_after(restored, test.following)
             divergences.append(divergence(test.reference, got).mean().item())
             expected.append(sum(loss) / len(loss))
@@ -163,19 +106,19 @@ def _at(values: Sequence[float], position: float) -> float:
     return math.exp(low + (position - index) * (high - low))
 
 
-def starting_step(statistics: Sequence[GroupStatistics], sensitivity: Sequence[torch.Tensor], power: float) -> float:
+def starting_step(sample: torch.Tensor, sensitivity: Sequence[torch.Tensor]) -> float:
     """The step at which the expected loss is the profile balanced's, by the variances that a step leaves behind."""
-    spectra = []
-    for group, sensitive in zip(statistics, sensitivity, strict=True):
-        root = sensitive.double().clamp_min(1e-12).pow(power / 2)
-        values, vectors = torch.linalg.eigh(group.covariance() * root[:, None] * root[None])
-        spectra.append((values.clamp_min(0), (sensitive.double() / root.square()) @ vectors.square()))
+    spectra, column = [], 0
+    centred = sample - sample.mean(0)
+    for sensitive in sensitivity:
+        rows = centred[:, column : column + len(sensitive)] * sensitive.float().clamp_min(1e-12).sqrt()
+        spectra.append(torch.linalg.eigvalsh(rows.T @ rows / len(rows)).clamp_min(0).double().cpu())
+        column += len(sensitive)
+    values = torch.cat(spectra)
     low, high = 1e-9, 1e6
     for _ in range(100):
         step = math.sqrt(low * high)
-        loss = sum(
-            (torch.minimum(values, torch.tensor(step * step / 12)) * cost).sum().item() for values, cost in spectra
-        )
+        loss = torch.minimum(values, torch.tensor(step * step / 12, dtype=torch.float64)).sum().item()
         low, high = (step, high) if loss < TARGETS["balanced"] else (low, step)
     return low
 
@@ -185,11 +128,16 @@ class Calibration:
     """What a basis file is written from."""
 
     groups: list[Group]
+    embedding: Embedding
+    sinks: dict[tuple[int, ...], torch.Tensor]
     profiles: dict[str, tuple[float, float]]  # name: (step, loss_own_max)
 
 
-def normalised(groups: Sequence[Group], measured: Sequence[Measured]) -> Calibration:
-    """The same code in units of the balanced profile's step, its expected loss in units of the measured divergence."""
+def normalise(groups: Sequence[Group], measured: Sequence[Measured]) -> dict[str, tuple[float, float]]:
+    """Brings the groups to units of the balanced profile's step, and their expected loss to the measured divergence.
+
+    Returns the profiles.
+    """
     # The probes' noise is larger than a code's error and more even over channels, so their sum of losses is off by a
     # factor; the held-out conversations know it.
     factor = sum(m.divergence for m in measured) / sum(m.expected for m in measured)
@@ -202,42 +150,82 @@ def normalised(groups: Sequence[Group], measured: Sequence[Measured]) -> Calibra
         group.row_scale = group.row_scale * unit
         group.latent_scale = group.latent_scale / unit
         group.encoder = group.encoder / unit
-    return Calibration(list(groups), {name: (step / unit, loss) for name, (step, loss) in profiles.items()})
+    return {name: (step / unit, loss) for name, (step, loss) in profiles.items()}
 
 
-def calibrate(
-    model: LoadedModel, documents: Sequence[Sequence[int]], layers_per_group: int, power: float
-) -> Calibration:
+def known_sinks(model: LoadedModel, documents: Sequence[Sequence[int]]) -> dict[tuple[int, ...], torch.Tensor]:
+    """For the beginnings that many texts share: for each layer K then V of their sinks, as one row of values."""
+    counts = Counter(tuple(tokens[:SINK_TOKENS]) for tokens in documents)
+    common = [tokens for tokens, count in counts.most_common(_SINKS_MAX) if count >= _SINKS_SHARE * len(documents)]
+    return {
+        tokens: torch.cat([part.flatten() for pair in model.prefill(tokens) for part in pair]) for tokens in common
+    }
+
+
+def calibrate(model: LoadedModel, documents: Sequence[Sequence[int]], layers_per_group: int) -> Calibration:
     """Calibrates on token sequences; ValueError if there is too little text."""
     usable = [tokens for tokens in documents if len(tokens) >= _PREFIX_TOKENS // 2]
     if len(usable) < 2 * _HELD_OUT:
         raise ValueError(
             f"{len(usable)} texts of {_PREFIX_TOKENS // 2} tokens or more: at least {2 * _HELD_OUT} are needed"
         )
-    usable = _spread(usable, _TEXT_TOKENS // (_PREFIX_TOKENS // 2))
     held = _spread(usable, _HELD_OUT)
-    length = max(_PREFIX_TOKENS, _TEXT_TOKENS // len(usable))
-    training = [tokens[:length] for tokens in usable if not any(tokens is other for other in held)]
-    total = len(model.layers)
-    statistics = [GroupStatistics(i, min(i + layers_per_group, total)) for i in range(0, total, layers_per_group)]
-    energy = collect(model, training, statistics)
+    training = [tokens for tokens in usable if not any(tokens is other for other in held)]
+    training = _spread(training, _TEXT_TOKENS // (_PREFIX_TOKENS // 2))
+    training = [tokens[: max(_PREFIX_TOKENS, _TEXT_TOKENS // len(training))] for tokens in training]
+    embedding = make_embedding(model, training)
+    corpus, energy = _collect(model, embedding, training)
+    sample = corpus.sample()
     probes = [_split(model, tokens, _PROBE_TOKENS) for tokens in _spread(training, _PROBES)]
-    sensitive = sensitivities(model, energy, probes, _deviations(model, statistics))
-    by_group = [
-        torch.cat([part.flatten() for pair in sensitive[g.first_layer : g.last_layer] for part in pair])
-        for g in statistics
+    sensitive = sensitivities(model, energy, [(p.cache, p.following) for p in probes], _deviations(model, sample))
+    ranges = [
+        (first, min(first + layers_per_group, len(model.layers)))
+        for first in range(0, len(model.layers), layers_per_group)
     ]
-    start = starting_step(statistics, by_group, power)
-    progress = Progress("solving the groups", len(statistics))
-    groups = []
-    for group, sensitivity in zip(statistics, by_group, strict=True):
-        groups.append(solve_group(group, sensitivity, power, _LADDER[0] * start))
+    by_group = [torch.cat([part.flatten() for pair in sensitive[slice(*one)] for part in pair]) for one in ranges]
+    start = starting_step(sample, by_group)
+    groups = _solve(model, corpus, ranges, by_group, start)
+    tests = [_split(model, tokens, _FOLLOWING_TOKENS) for tokens in held]
+    measured = measure_steps(model, groups, embedding, tests, [factor * start for factor in _LADDER])
+    return Calibration(groups, embedding, known_sinks(model, documents), normalise(groups, measured))
+
+
+def _collect(
+    model: LoadedModel, embedding: Embedding, documents: Sequence[Sequence[int]]
+) -> tuple[Corpus, QueryEnergy]:
+    tokens = sum(map(len, documents))
+    print(f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache", file=sys.stderr)
+    corpus, energy = Corpus(model, embedding), QueryEnergy(model)
+    progress = Progress("reading the calibration text", len(documents))
+    for document in documents:
+        corpus.add(document, model.prefill(document))
         progress.step()
-    tests = []
-    for tokens in held:
-        cache, following = _split(model, tokens, _FOLLOWING_TOKENS)
-        tests.append(HeldOut(cache, following, model.logits_after(cache, following)))
-    return normalised(groups, measure_steps(model, groups, tests, [factor * start for factor in _LADDER]))
+    energy.detach()
+    corpus.join()
+    return corpus, energy
+
+
+def _solve(
+    model: LoadedModel,
+    corpus: Corpus,
+    ranges: Sequence[tuple[int, int]],
+    sensitivity: Sequence[torch.Tensor],
+    start: float,
+) -> list[Group]:
+    progress = Progress("solving the groups", len(ranges))
+    groups: list[Group] = []
+    column = 0
+    inherited = torch.zeros(len(corpus), 0, dtype=torch.int16)
+    for layers, sensitive in zip(ranges, sensitivity, strict=True):
+        columns = slice(column, column + len(sensitive))
+        group, leading = solve_group(
+            corpus, layers, columns, sensitive, inherited, start * _LADDER[1], start * _LADDER[0]
+        )
+        groups.append(group)
+        inherited = torch.cat([inherited, leading], dim=1)
+        column += len(sensitive)
+        progress.step()
+    return groups
 
 
 def _spread(items: Sequence, count: int) -> list:
@@ -246,41 +234,45 @@ def _spread(items: Sequence, count: int) -> list:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _split(model: LoadedModel, tokens: Sequence[int], following: int) -> tuple[LayerCache, Sequence[int]]:
+def _split(model: LoadedModel, tokens: Sequence[int], following: int) -> HeldOut:
     at = min(_PREFIX_TOKENS, len(tokens) - following)
-    return model.prefill(tokens[:at]), tokens[at : at + following]
+    cache, rest = model.prefill(tokens[:at]), tokens[at : at + following]
+    return HeldOut(tokens[:at], cache, rest, model.logits_after(cache, rest))
 
 
-def _deviations(model: LoadedModel, statistics: Sequence[GroupStatistics]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    result = []
-    for group in statistics:
-        spread = group.covariance().diagonal().clamp_min(0).sqrt().float()
-        offset = 0
-        for layer in model.layers[group.first_layer : group.last_layer]:
-            width, shape = layer.kv_heads * layer.head_dim, (layer.kv_heads, layer.head_dim)
-            pair = (spread[offset : offset + width], spread[offset + width : offset + 2 * width])
-            result.append(tuple(part.reshape(shape) for part in pair))
-            offset += 2 * width
+def _deviations(model: LoadedModel, sample: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    spread, offset, result = sample.std(0), 0, []
+    for layer in model.layers:
+        width, shape = layer.kv_heads * layer.head_dim, (layer.kv_heads, layer.head_dim)
+        pair = (spread[offset : offset + width], spread[offset + width : offset + 2 * width])
+        result.append((pair[0].reshape(shape), pair[1].reshape(shape)))
+        offset += 2 * width
     return result
 
 
 def write(calibration: Calibration, model: LoadedModel, path: Path, description: str) -> bytes:
     """Writes the basis file and returns its digest."""
+    names = ("mean", "feature_scale", "row_scale", "weight", "sensitivity", "latent_scale", "decoder", "feature_rows")
     groups = [
         native.BasisGroup(
             group.first_layer,
             group.last_layer,
-            *(
-                getattr(group, name).float().cpu().numpy()
-                for name in ("mean", "row_scale", "weight", "sensitivity", "latent_scale")
-            ),
-            group.decoder.to(torch.int8).cpu().numpy(),
+            group.rank,
+            **{name: getattr(group, name).float().cpu().numpy() for name in names},
         )
         for group in calibration.groups
     ]
-    profiles = [native.Profile(name, step, loss) for name, (step, loss) in calibration.profiles.items()]
+    basis = native.Basis(
+        description=description,
+        embedding=calibration.embedding.rows.cpu().numpy(),
+        history=calibration.embedding.history,
+        inherited_rank=INHERITED,
+        sinks={tokens: values.float().cpu().numpy() for tokens, values in calibration.sinks.items()},
+        profiles=[native.Profile(name, step, loss) for name, (step, loss) in calibration.profiles.items()],
+        groups=groups,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    return native.write_basis(path, model.layers, groups, profiles, description)
+    return native.write_basis(path, model.layers, basis)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -289,7 +281,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="folder of a transformers model")
     parser.add_argument("--text", type=Path, required=True, help='JSONL file, {"prefix": text} a line')
     parser.add_argument("--layers-per-group", type=int, default=5, help="layers that share a basis (%(default)s)")
-    parser.add_argument("--power", type=float, default=POWER, help="exponent of the sensitivities (%(default)s)")
     parser.add_argument("--device", help="torch device (an accelerator if there is one)")
     parser.add_argument("--out", type=Path, required=True, help="the basis file to write")
     options = parser.parse_args(arguments)
@@ -302,13 +293,13 @@ def main(arguments: list[str] | None = None) -> int:
         texts = read_conversations(options.text)
         model = load_model(options.model, options.device)
         documents = [encoder.prefix(text.prefix) for text in texts]
-        calibration = calibrate(model, documents, options.layers_per_group, options.power)
-        description = f"{options.model.resolve().name}, calibrated on {options.text.name}, power {options.power:g}"
+        calibration = calibrate(model, documents, options.layers_per_group)
+        description = f"{options.model.resolve().name}, calibrated on {options.text.name}"
         digest = write(calibration, model, options.out, description)
     except (OSError, ValueError, native.NativeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    ranks = ", ".join(str(group.decoder.shape[0]) for group in calibration.groups)
+    ranks = ", ".join(str(group.rank) for group in calibration.groups)
     took = time.monotonic() - begun
     print(f"{options.out}: {digest.hex()[:16]}, {options.out.stat().st_size} bytes, ranks {ranks}, {took:.0f} s")
     for name, (step, loss) in calibration.profiles.items():

@@ -53,15 +53,15 @@ class Scores:
 
 
 def restore(
-    codec: native.Codec, model: LoadedModel, cache: LayerCache, setting: Setting
+    codec: native.Codec, model: LoadedModel, tokens: Sequence[int], cache: LayerCache, setting: Setting
 ) -> tuple[LayerCache, int, float, bool]:
     """The whole blocks of a cache through frames: restored cache, frame bytes, mean expected loss, every bit equal?"""
     blocks, total, expected, equal = [], 0, 0.0, True
     count = cache[0][0].shape[0] // BLOCK_TOKENS
     for block in range(count):
         raw = raw_block(cache, model.layers, block)
-        frame, loss = codec.encode(block * BLOCK_TOKENS, raw, setting.step, setting.loss_own_max)
-        back = codec.decode(block * BLOCK_TOKENS, frame)
+        frame, loss = codec.encode(tokens, block * BLOCK_TOKENS, raw, setting.step, setting.loss_own_max)
+        back = codec.decode(tokens, block * BLOCK_TOKENS, frame)
         if setting.zeroed:
             back = bytes(len(back))
         equal = equal and back == raw
@@ -115,7 +115,7 @@ def score(
     if stored == 0 or len(following) < 2:
         return None
     cache = model.prefill(prefix[:stored])
-    restored, frame_bytes, expected, equal = restore(codec, model, cache, setting)
+    restored, frame_bytes, expected, equal = restore(codec, model, prefix, cache, setting)
     tokens = [*tail, *following]
     begin = max(len(tail) - 1, 0)
     reference, got = (model.logits_after(one, tokens)[begin:] for one in (cache, restored))

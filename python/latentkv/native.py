@@ -104,8 +104,9 @@ class CBasisGroup(c.Structure):
 
     _fields_ = [
         ("first_layer", c.c_uint32), ("last_layer", c.c_uint32), ("channels", c.c_uint32), ("rank", c.c_uint32),
-        ("mean", c.c_void_p), ("row_scale", c.c_void_p), ("weight", c.c_void_p), ("sensitivity", c.c_void_p),
-        ("latent_scale", c.c_void_p), ("decoder", c.c_void_p),
+        ("mean", c.c_void_p), ("feature_scale", c.c_void_p), ("row_scale", c.c_void_p), ("weight", c.c_void_p),
+        ("sensitivity", c.c_void_p), ("latent_scale", c.c_void_p), ("decoder", c.c_void_p),
+        ("feature_rows", c.c_void_p),
     ]  # fmt: skip
 
 
@@ -113,6 +114,24 @@ class CBasisProfile(c.Structure):
     """latentkv_basis_profile."""
 
     _fields_ = [("name", c.c_char_p), ("step", c.c_float), ("loss_own_max", c.c_float)]
+
+
+class CBasisSinks(c.Structure):
+    """latentkv_basis_sinks."""
+
+    _fields_ = [("tokens", c.c_uint32 * 4), ("values", c.c_void_p)]
+
+
+class CBasis(c.Structure):
+    """latentkv_basis."""
+
+    _fields_ = [
+        ("struct_bytes", c.c_size_t), ("description", c.c_char_p), ("layers", c.POINTER(CLayer)),
+        ("layer_count", c.c_uint32), ("vocabulary", c.c_uint32), ("dims", c.c_uint32), ("history", c.c_uint32),
+        ("embedding", c.c_void_p), ("inherited_rank", c.c_uint32), ("sink_count", c.c_uint32),
+        ("profile_count", c.c_uint32), ("group_count", c.c_uint32), ("sinks", c.POINTER(CBasisSinks)),
+        ("profiles", c.POINTER(CBasisProfile)), ("groups", c.POINTER(CBasisGroup)),
+    ]  # fmt: skip
 
 
 _U64, _U32, _SIZE, _TEXT, _HANDLE = c.c_uint64, c.c_uint32, c.c_size_t, c.c_char_p, c.c_void_p
@@ -136,19 +155,16 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "latentkv_session_get": (c.c_int, [_HANDLE, _TEXT, c.POINTER(_HANDLE), c.POINTER(_SIZE), _U32]),
     "latentkv_session_delete": (c.c_int, [_HANDLE, _TEXT, _U32]),
     "latentkv_free": (None, [_HANDLE]),
-    "latentkv_basis_write": (
-        c.c_int,
-        [_TEXT, c.POINTER(CLayer), _U32, c.POINTER(CBasisGroup), _U32, c.POINTER(CBasisProfile), _U32, _TEXT, _HANDLE],
-    ),
+    "latentkv_basis_write": (c.c_int, [_TEXT, c.POINTER(CBasis), _HANDLE]),
     "latentkv_codec_open": (c.c_int, [_TEXT, c.POINTER(CLayer), _U32, c.POINTER(_HANDLE)]),
     "latentkv_codec_close": (None, [_HANDLE]),
     "latentkv_codec_profile": (c.c_int, [_HANDLE, _TEXT, c.POINTER(c.c_float), c.POINTER(c.c_float)]),
     "latentkv_encode": (
         c.c_int,
-        [_HANDLE, _U32, c.c_char_p, _SIZE, c.c_float, c.c_float, c.POINTER(_HANDLE), c.POINTER(_SIZE),
+        [_HANDLE, _HANDLE, _U32, c.c_char_p, _SIZE, c.c_float, c.c_float, c.POINTER(_HANDLE), c.POINTER(_SIZE),
          c.POINTER(c.c_float)],
     ),
-    "latentkv_decode": (c.c_int, [_HANDLE, _U32, c.c_char_p, _SIZE, _HANDLE, _SIZE]),
+    "latentkv_decode": (c.c_int, [_HANDLE, _HANDLE, _U32, c.c_char_p, _SIZE, _HANDLE, _SIZE]),
 }  # fmt: skip
 
 
@@ -210,16 +226,19 @@ def layer_array(layers: Sequence[Layer]) -> c.Array[CLayer]:
 
 @dataclass(frozen=True)
 class BasisGroup:
-    """latentkv_basis_group; numpy arrays, float32 but for the int8 decoder [rank, channels]."""
+    """latentkv_basis_group; numpy arrays, float32 but for the int8 matrices."""
 
     first_layer: int
     last_layer: int
+    rank: int
     mean: Any
+    feature_scale: Any
     row_scale: Any
     weight: Any
     sensitivity: Any
     latent_scale: Any
-    decoder: Any
+    decoder: Any  # [rank + inherited, channels]
+    feature_rows: Any  # [features, channels]
 
 
 @dataclass(frozen=True)
@@ -231,36 +250,51 @@ class Profile:
     loss_own_max: float
 
 
-def write_basis(
-    path: Path, layers: Sequence[Layer], groups: Sequence[BasisGroup], profiles: Sequence[Profile], description: str
-) -> bytes:
+@dataclass(frozen=True)
+class Basis:
+    """latentkv_basis without its layers; `sinks` maps the first tokens of a chain to float32 values."""
+
+    description: str
+    embedding: Any  # int8 [vocabulary, dims]
+    history: int
+    inherited_rank: int
+    sinks: dict[tuple[int, ...], Any]
+    profiles: Sequence[Profile]
+    groups: Sequence[BasisGroup]
+
+
+def write_basis(path: Path, layers: Sequence[Layer], basis: Basis) -> bytes:
     """Writes a basis file, whole or not at all, and returns its digest."""
     import numpy
 
     kept = []
 
-    def pointer(array: Any, shape: tuple[int, ...], dtype: str) -> int:
-        whole = numpy.ascontiguousarray(array, dtype=dtype)
-        if whole.shape != shape:
-            raise ValueError(f"an array of a basis has shape {whole.shape}, not {shape}")
-        kept.append(whole)
-        return whole.ctypes.data
+    def pointer(array: Any, dtype: str) -> int:
+        kept.append(numpy.ascontiguousarray(array, dtype=dtype))
+        return kept[-1].ctypes.data
 
-    slots = (CBasisGroup * len(groups))()
-    for slot, group in zip(slots, groups, strict=True):
-        rank, width = group.decoder.shape
-        slot.first_layer, slot.last_layer, slot.channels, slot.rank = group.first_layer, group.last_layer, width, rank
-        for name in ("mean", "row_scale", "weight", "sensitivity"):
-            setattr(slot, name, pointer(getattr(group, name), (width,), "float32"))
-        slot.latent_scale = pointer(group.latent_scale, (rank,), "float32")
-        slot.decoder = pointer(group.decoder, (rank, width), "int8")
-    steps = (CBasisProfile * len(profiles))(*[CBasisProfile(p.name.encode(), p.step, p.loss_own_max) for p in profiles])
-    digest = c.create_string_buffer(32)
-    shapes = layer_array(layers)
-    code = library().latentkv_basis_write(
-        os.fsencode(path), shapes, len(layers), slots, len(groups), steps, len(profiles), description.encode(), digest
+    groups = (CBasisGroup * len(basis.groups))()
+    for slot, group in zip(groups, basis.groups, strict=True):
+        slot.first_layer, slot.last_layer = group.first_layer, group.last_layer
+        slot.rank, slot.channels = group.rank, group.decoder.shape[1]
+        for name in ("mean", "feature_scale", "row_scale", "weight", "sensitivity", "latent_scale"):
+            setattr(slot, name, pointer(getattr(group, name), "float32"))
+        slot.decoder, slot.feature_rows = pointer(group.decoder, "int8"), pointer(group.feature_rows, "int8")
+    profiles = (CBasisProfile * len(basis.profiles))(
+        *[CBasisProfile(p.name.encode(), p.step, p.loss_own_max) for p in basis.profiles]
     )
-    check(code)
+    sinks = (CBasisSinks * len(basis.sinks))()
+    for slot, (tokens, values) in zip(sinks, basis.sinks.items(), strict=True):
+        slot.tokens[:] = tokens
+        slot.values = pointer(values, "float32")
+    vocabulary, dims = basis.embedding.shape
+    made = CBasis(
+        c.sizeof(CBasis), basis.description.encode(), layer_array(layers), len(layers), vocabulary, dims,
+        basis.history, pointer(basis.embedding, "int8"), basis.inherited_rank, len(sinks), len(profiles), len(groups),
+        sinks, profiles, groups,
+    )  # fmt: skip
+    digest = c.create_string_buffer(32)
+    check(library().latentkv_basis_write(os.fsencode(path), c.byref(made), digest))
     return digest.raw
 
 
@@ -293,20 +327,34 @@ class Codec:
         check(library().latentkv_codec_profile(self._handle, name.encode(), c.byref(step), c.byref(loss)))
         return Profile(name, step.value, loss.value)
 
-    def encode(self, first_token: int, raw: bytes, step: float = 0, loss_own_max: float = 0) -> tuple[bytes, float]:
-        """The frame of a raw block and the loss it is expected to cost; step 0 is exact."""
+    def encode(
+        self, tokens: Sequence[int], first_token: int, raw: bytes, step: float = 0, loss_own_max: float = 0
+    ) -> tuple[bytes, float]:
+        """The frame of a raw block and the loss it is expected to cost; step 0 is exact.
+
+        `tokens` are the chain's up to the block's last, or more.
+        """
         frame, size, loss = _HANDLE(), _SIZE(), c.c_float()
         code = library().latentkv_encode(
-            self._handle, first_token, raw, len(raw), step, loss_own_max, c.byref(frame), c.byref(size), c.byref(loss)
-        )
+            self._handle, _chain(tokens, first_token), first_token, raw, len(raw), step, loss_own_max, c.byref(frame),
+            c.byref(size), c.byref(loss),
+        )  # fmt: skip
         check(code)
         try:
             return c.string_at(frame, size.value), loss.value
         finally:
             library().latentkv_free(frame)
 
-    def decode(self, first_token: int, frame: bytes) -> bytes:
-        """The raw block of a frame."""
+    def decode(self, tokens: Sequence[int], first_token: int, frame: bytes) -> bytes:
+        """The raw block of a frame; `tokens` as for encode."""
         raw = c.create_string_buffer(self._raw_bytes)
-        check(library().latentkv_decode(self._handle, first_token, frame, len(frame), raw, self._raw_bytes))
+        chain = _chain(tokens, first_token)
+        check(library().latentkv_decode(self._handle, chain, first_token, frame, len(frame), raw, self._raw_bytes))
         return raw.raw
+
+
+def _chain(tokens: Sequence[int], first_token: int) -> c.Array[c.c_uint32]:
+    count = first_token + 64
+    if len(tokens) < count:
+        raise ValueError(f"a block from token {first_token} on needs {count} tokens of its chain, not {len(tokens)}")
+    return (c.c_uint32 * count)(*tokens[:count])

@@ -1,50 +1,18 @@
-"""What a calibration measures of a model: covariances of its cache, energies of its queries, and how much noise in each
-layer's keys and values costs. Forward passes only."""
+"""What a calibration measures of a model besides its cache: energies of its queries, and how much noise in each layer's
+keys and values costs. Forward passes only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
-from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, divergence, rotate
+from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, rotate
 from .geometry import PAIRING_NONE, Layer
 from .progress import Progress
 
 _NOISE = 0.3  # Standard deviations of a channel.
 _PROBE_BATCH = 6
-
-
-@dataclass
-class GroupStatistics:
-    """Moments of one group's channels over all tokens but the sinks, and some of the rows themselves."""
-
-    first_layer: int
-    last_layer: int
-    count: int = 0
-    total: torch.Tensor | None = None
-    products: torch.Tensor | None = None
-    rows: list[torch.Tensor] = field(default_factory=list)
-
-    def add(self, rows: torch.Tensor, sample: int) -> None:
-        """Takes [tokens, channels] in, and keeps `sample` rows."""
-        if self.total is None:
-            self.total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-            self.products = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-        self.count += rows.shape[0]
-        self.total += rows.sum(0, dtype=torch.float64)
-        self.products += (rows.T @ rows).double()
-        self.rows.append(rows[torch.linspace(0, rows.shape[0] - 1, min(sample, rows.shape[0])).long()].clone())
-
-    def mean(self) -> torch.Tensor:
-        """[channels]."""
-        return self.total / self.count
-
-    def covariance(self) -> torch.Tensor:
-        """[channels, channels]."""
-        mean = self.mean()
-        return self.products / self.count - torch.outer(mean, mean)
 
 
 class QueryEnergy:
@@ -100,20 +68,6 @@ def value_energy(attention: torch.nn.Module, layer: Layer) -> torch.Tensor:
     """[kv_heads, head_dim]: squared column norms of the output projection, summed over the query heads."""
     columns = attention.o_proj.weight.double().square().sum(0)
     return columns.reshape(layer.kv_heads, -1, layer.head_dim).sum(1)
-
-
-def collect(model: LoadedModel, documents: Sequence[Sequence[int]], groups: Sequence[GroupStatistics]) -> QueryEnergy:
-    """Streams prefills of the documents into `groups`."""
-    energy = QueryEnergy(model)
-    progress = Progress("reading the calibration text", len(documents))
-    sample = max(16, 3000 // len(documents))
-    for tokens in documents:
-        cache = model.prefill(tokens)
-        for group in groups:
-            group.add(channels(cache, model.layers, group.first_layer, group.last_layer)[SINK_TOKENS:], sample)
-        progress.step()
-    energy.detach()
-    return energy
 
 
 def sensitivities(

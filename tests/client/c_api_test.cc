@@ -68,6 +68,17 @@ class CApiTest : public ::testing::Test {
     prompt.token_count = tokens_.size();
     return prompt;
   }
+  latentkv_basis BasisOf(const latentkv_basis_group* group, const latentkv_basis_profile* profile) const {
+    latentkv_basis basis{};
+    basis.struct_bytes = sizeof(basis);
+    basis.description = "test";
+    basis.layers = layers_.data();
+    basis.layer_count = kLayers;
+    basis.profile_count = basis.group_count = 1;
+    basis.profiles = profile;
+    basis.groups = group;
+    return basis;
+  }
   latentkv_client* Open(const char* address) {
     const latentkv_options options = Options(address);
     latentkv_client* client = nullptr;
@@ -263,11 +274,13 @@ Group PlainGroup() {
              n,
              n,
              group.mean.data(),
+             nullptr,
              group.row_scale.data(),
              group.weight.data(),
              group.sensitivity.data(),
              group.latent_scale.data(),
-             group.decoder.data()};
+             group.decoder.data(),
+             nullptr};
   return group;
 }
 
@@ -276,9 +289,8 @@ TEST_F(CApiTest, CodecRestoresExactBitsAndBasisValues) {
   const Group group = PlainGroup();
   const latentkv_basis_profile profile{"balanced", 0.0625f, 1};
   uint8_t digest[32] = {};
-  ASSERT_EQ(latentkv_basis_write(path.c_str(), layers_.data(), kLayers, &group.c, 1, &profile, 1, "test", digest),
-            LATENTKV_OK)
-      << latentkv_error();
+  const latentkv_basis basis = BasisOf(&group.c, &profile);
+  ASSERT_EQ(latentkv_basis_write(path.c_str(), &basis, digest), LATENTKV_OK) << latentkv_error();
   latentkv_codec* codec = nullptr;
   ASSERT_EQ(latentkv_codec_open(path.c_str(), layers_.data(), kLayers, &codec), LATENTKV_OK) << latentkv_error();
   float step = 0, bound = 0;
@@ -292,11 +304,11 @@ TEST_F(CApiTest, CodecRestoresExactBitsAndBasisValues) {
     uint8_t* frame = nullptr;
     size_t frame_bytes = 0;
     float loss = -1;
-    ASSERT_EQ(latentkv_encode(codec, 128, raw.data(), raw.size(), with, 0, &frame, &frame_bytes, &loss), LATENTKV_OK)
+    ASSERT_EQ(latentkv_encode(codec, tokens_.data(), 128, raw.data(), raw.size(), with, 0, &frame, &frame_bytes, &loss), LATENTKV_OK)
         << latentkv_error();
     EXPECT_EQ(loss > 0, with > 0);
     std::vector<uint8_t> restored(kRawBytes, 0xa5);
-    ASSERT_EQ(latentkv_decode(codec, 128, frame, frame_bytes, restored.data(), restored.size()), LATENTKV_OK);
+    ASSERT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes, restored.data(), restored.size()), LATENTKV_OK);
     EXPECT_EQ(restored == raw, with == 0);
     for (size_t i = 0; i < raw.size(); i += 2) {
       float a = 0, b = 0;
@@ -304,12 +316,12 @@ TEST_F(CApiTest, CodecRestoresExactBitsAndBasisValues) {
       std::memcpy(reinterpret_cast<uint8_t*>(&b) + 2, &restored[i], 2);
       ASSERT_LT(std::abs(a - b), 0.06f) << i;
     }
-    EXPECT_EQ(latentkv_decode(codec, 192, frame, frame_bytes, restored.data(), restored.size()),
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 192, frame, frame_bytes, restored.data(), restored.size()),
               LATENTKV_FAILED_PRECONDITION);
     frame[frame_bytes - 1] ^= 1;
-    EXPECT_EQ(latentkv_decode(codec, 128, frame, frame_bytes, restored.data(), restored.size()), LATENTKV_DATA_LOSS);
-    EXPECT_EQ(latentkv_decode(codec, 128, frame, 20, restored.data(), restored.size()), LATENTKV_DATA_LOSS);
-    EXPECT_EQ(latentkv_decode(codec, 128, frame, frame_bytes, restored.data(), 20), LATENTKV_INVALID_ARGUMENT);
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes, restored.data(), restored.size()), LATENTKV_DATA_LOSS);
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, 20, restored.data(), restored.size()), LATENTKV_DATA_LOSS);
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes, restored.data(), 20), LATENTKV_INVALID_ARGUMENT);
     latentkv_free(frame);
   }
   latentkv_codec_close(codec);
@@ -322,7 +334,8 @@ TEST_F(CApiTest, BasisIsWrittenWholeOrNotAtAll) {
   const latentkv_basis_profile profile{"balanced", 0.0625f, 1};
   uint8_t digest[32] = {};
   const auto write = [&](const std::string& path) {
-    return latentkv_basis_write(path.c_str(), layers_.data(), kLayers, &group.c, 1, &profile, 1, nullptr, digest);
+    const latentkv_basis basis = BasisOf(&group.c, &profile);
+    return latentkv_basis_write(path.c_str(), &basis, digest);
   };
   EXPECT_EQ(write(folder + "/a.basis"), LATENTKV_NOT_FOUND);
   EXPECT_THAT(std::string(latentkv_error()), HasSubstr(folder));

@@ -32,7 +32,12 @@ std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean, fl
   group.latent_scale.assign(n, 1);
   group.decoder.assign(size_t{n} * n, 0);
   for (uint32_t i = 0; i < n; ++i) group.decoder[size_t{i} * n + i] = 64;
-  return *Basis::Create(geometry, {group}, {{"balanced", step, 1}}, "a basis of the tests");
+  BasisParts parts;
+  parts.geometry = geometry;
+  parts.groups = {std::move(group)};
+  parts.profiles = {{"balanced", step, 1}};
+  parts.description = "a basis of the tests";
+  return *Basis::Create(std::move(parts));
 }
 
 std::unique_ptr<Client> ClientTest::Open(ClientConfig config, TestPages* pages) const {

@@ -1,177 +1,263 @@
+// What a frame in a basis holds and restores: loss, steps, the guard, tokens that latents cannot hold.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "codec/basis.h"
-#include "codec/codec.h"
-#include "core/checksum.h"
-#include "tests/codec/blocks.h"
+#include "core/limits.h"
+#include "tests/codec/synthetic.h"
 
 namespace latentkv {
 namespace {
 
-constexpr uint32_t kFirst = 64;  // Not a chain's first block: no sinks.
+const SyntheticModel& Model() {
+  static const SyntheticModel model;
+  return model;
+}
 
-// Two layers of one head of 8; every channel is a latent of its own, of 1/64 a unit of the decoder.
-class BasisFrame : public ::testing::Test {
- protected:
-  BasisFrame() {
-    BasisGroup group;
-    group.last_layer = 2;
-    const uint32_t n = group.channels = group.rank = 32;
-    group.mean.assign(n, 0);
-    group.row_scale.assign(n, 1.0f / 64);
-    group.weight.assign(n, 1);
-    group.sensitivity.assign(n, 1e-3f);
-    group.latent_scale.assign(n, 1);
-    group.decoder.assign(n * n, 0);
-    for (uint32_t i = 0; i < n; ++i) group.decoder[i * n + i] = 64;
-    basis_ = *Basis::Create(geometry_, {group}, {{"balanced", 0.125f, 1}}, "a test");
-    codec_ = *Codec::Create(geometry_, basis_);
-  }
-  absl::StatusOr<Bytes> Encode(const Bytes& raw, float step, float loss_own_max = 0, uint32_t first = kFirst) const {
-    return codec_->Encode(TestKey(), first, raw, {false, step, loss_own_max, 0});
-  }
-  Bytes Restored(const Bytes& frame, uint32_t first = kFirst) const {
-    Bytes raw(RawBytes(geometry_, kBlockTokens), 0xa5);
-    const absl::Status status = RestoreInto(*codec_, frame, first, &raw);
-    EXPECT_TRUE(status.ok()) << status;
-    return raw;
-  }
-  // Largest and mean square difference.
-  static std::pair<float, float> Difference(const Bytes& a, const Bytes& b) {
-    std::vector<float> x(a.size() / 4), y(b.size() / 4);
-    std::memcpy(x.data(), a.data(), a.size());
-    std::memcpy(y.data(), b.data(), b.size());
-    float largest = 0, squares = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-      largest = std::max(largest, std::fabs(x[i] - y[i]));
-      squares += (x[i] - y[i]) * (x[i] - y[i]);
+EncodeOptions AtStep(float step, float loss_own_max = 0) {
+  EncodeOptions options;
+  options.exact = false;
+  options.step = step;
+  options.loss_own_max = loss_own_max;
+  return options;
+}
+
+Bytes Encoded(const SyntheticModel& model, const BlockPlace& place, const Bytes& raw, const EncodeOptions& options) {
+  const auto frame = model.codec().Encode(place, raw, options);
+  EXPECT_TRUE(frame.ok()) << frame.status();
+  return frame.ok() ? *frame : Bytes();
+}
+
+// The divergence that the sensitivities expect of what `restored` differs from `raw` by, nats a token.
+double LossOf(const SyntheticModel& model, uint32_t first_token, const Bytes& raw, const Bytes& restored) {
+  double loss = 0;
+  for (const BasisGroup& group : model.basis()->groups()) {
+    const std::vector<float> before = ChannelsOf(model.geometry(), group, first_token, raw);
+    const std::vector<float> after = ChannelsOf(model.geometry(), group, first_token, restored);
+    for (size_t i = first_token == 0 ? kSinkTokens * group.channels : 0; i < before.size(); ++i) {
+      const double error = before[i] - after[i];
+      loss += group.sensitivity[i % group.channels] * error * error / kBlockTokens;
     }
-    return {largest, squares / x.size()};
   }
-  void Set(Bytes* raw, size_t at, float value) const { std::memcpy(raw->data() + 4 * at, &value, 4); }
-
-  const Geometry geometry_ = Plain(2, 1, 8, DType::kFp32);
-  const Bytes raw_ = GaussianBlock(geometry_, 1);
-  std::shared_ptr<const Basis> basis_;
-  std::unique_ptr<Codec> codec_;
-};
-
-TEST_F(BasisFrame, RestoresWithinHalfAStepAndStatesItsLoss) {
-  const Bytes frame = *Encode(raw_, 0.125f);
-  const auto [largest, square] = Difference(raw_, Restored(frame));
-  EXPECT_LE(largest, 0.0625f * 1.001f);
-  EXPECT_GT(largest, 0.05f);
-  const FrameHeader header = *VerifyFrame(frame);
-  EXPECT_EQ(header.encoding, (Encoding{basis_->digest(), 0.125f}));
-  EXPECT_NEAR(header.loss_own, 32 * 1e-3f * square, 0.01f * header.loss_own);
+  return loss;
 }
 
-TEST_F(BasisFrame, AFinerStepIsCloserAndLarger) {
-  const Bytes coarse = *Encode(raw_, 0.25f), fine = *Encode(raw_, 0.0625f);
-  EXPECT_LT(coarse.size(), fine.size());
-  EXPECT_GT(Difference(raw_, Restored(coarse)).second, 4 * Difference(raw_, Restored(fine)).second);
+// The bytes of one token in the raw form, all layers.
+Bytes TokenOf(const Geometry& geometry, const Bytes& raw, uint32_t token) {
+  Bytes values;
+  size_t part = 0;
+  for (const LayerGeometry& layer : geometry.layers) {
+    const size_t row = size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
+    for (int key_or_value = 0; key_or_value < 2; ++key_or_value, part += row * kBlockTokens) {
+      values.insert(values.end(), raw.begin() + part + token * row, raw.begin() + part + (token + 1) * row);
+    }
+  }
+  return values;
 }
 
-TEST_F(BasisFrame, TheGuardHalvesTheStepTwiceAndThenIsExact) {
-  const float loss = VerifyFrame(*Encode(raw_, 0.125f))->loss_own;
-  // Half the step leaves a quarter of the loss.
-  const float bounds[] = {1.1f, 0.5f, 0.1f, 0.01f};
-  const float steps[] = {0.125f, 0.0625f, 0.03125f, 0};
-  for (int i = 0; i < 4; ++i) {
-    const Bytes frame = *Encode(raw_, 0.125f, bounds[i] * loss);
-    EXPECT_EQ(VerifyFrame(frame)->encoding.step, steps[i]);
-    if (steps[i] == 0) {
-      EXPECT_EQ(Restored(frame), raw_);
+TEST(BasisFrame, RestoresAsCloseAsItsHeaderSays) {
+  const std::vector<uint32_t> tokens = Model().Tokens(3 * kBlockTokens);
+  for (uint32_t first_token : {0, 64, 128}) {
+    const Bytes raw = Model().Block(tokens, first_token);
+    for (float step : {0.5f, 1.0f, 3.0f, 9.0f}) {
+      const Bytes frame = Encoded(Model(), PlaceOf(tokens, first_token), raw, AtStep(step));
+      const FrameHeader header = *VerifyFrame(frame);
+      EXPECT_EQ(header.encoding, (Encoding{Model().basis()->digest(), step}));
+      const Bytes restored = Restored(Model().codec(), frame, PlaceOf(tokens, first_token));
+      ASSERT_EQ(restored.size(), raw.size());
+      // The engine's type rounds once more than the header knows.
+      EXPECT_NEAR(LossOf(Model(), first_token, raw, restored) / header.loss_own, 1, 0.02) << "step " << step;
     }
   }
 }
 
-TEST_F(BasisFrame, ATokenBeyondTheBoundsComesBackToTheBit) {
-  Bytes raw = raw_;
-  Set(&raw, 8 * 5 + 3, 1000);  // Layer 0, K, token 5.
-  const Bytes restored = Restored(*Encode(raw, 0.125f));
-  float value;
-  std::memcpy(&value, restored.data() + 4 * (8 * 5 + 3), 4);
-  EXPECT_EQ(value, 1000);
-  for (size_t part = 0; part < 4; ++part) {
-    const size_t at = (part * kBlockTokens + 5) * 8 * 4;
-    EXPECT_EQ(std::memcmp(restored.data() + at, raw.data() + at, 32), 0) << part;
+TEST(BasisFrame, AFinerStepIsCloserAndLarger) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  const Bytes raw = Model().Block(tokens, 64);
+  float loss_before = std::numeric_limits<float>::infinity();
+  size_t bytes_before = 0;
+  for (float step : {8.0f, 4.0f, 2.0f, 1.0f, 0.5f}) {
+    const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
+    const float loss = VerifyFrame(frame)->loss_own;
+    EXPECT_LT(loss, 0.5f * loss_before) << "step " << step;
+    EXPECT_GT(frame.size(), bytes_before) << "step " << step;
+    loss_before = loss;
+    bytes_before = frame.size();
   }
-  EXPECT_NE(restored, raw);
+  EXPECT_LT(8 * bytes_before, 3 * raw.size());  // Far below exact even at the finest.
 }
 
-TEST_F(BasisFrame, ABlockThatIsNotFiniteBecomesExact) {
-  for (float value : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
-    Bytes raw = raw_;
-    Set(&raw, 100, value);
-    const Bytes frame = *Encode(raw, 0.125f);
-    EXPECT_TRUE(VerifyFrame(frame)->encoding.IsExact());
-    EXPECT_EQ(Restored(frame), raw);
+TEST(BasisFrame, EveryTypeOfTheEngineIsRestored) {
+  for (DType dtype : {DType::kFp16, DType::kFp32, DType::kFp8E4M3}) {
+    const SyntheticModel model({dtype});
+    const std::vector<uint32_t> tokens = model.Tokens(kBlockTokens);
+    const Bytes raw = model.Block(tokens, 0);
+    const Bytes frame = Encoded(model, PlaceOf(tokens), raw, AtStep(1));
+    const Bytes restored = Restored(model.codec(), frame, PlaceOf(tokens));
+    ASSERT_EQ(restored.size(), raw.size());
+    // A value of fp8 is off by a thirty-second part of itself at worst: more than the step's error here.
+    const double factor = dtype == DType::kFp8E4M3 ? 3 : 1.02;
+    EXPECT_LT(LossOf(model, 0, raw, restored), factor * VerifyFrame(frame)->loss_own) << static_cast<int>(dtype);
   }
 }
 
-TEST_F(BasisFrame, SinksKeepEightBits) {
-  Bytes raw = raw_;
-  for (size_t token = 0; token < kSinkTokens; ++token) Set(&raw, token * 8, 500);
-  const Bytes restored = Restored(*Encode(raw, 0.125f, 0, 0), 0);
-  for (size_t token = 0; token < kSinkTokens; ++token) {
-    for (size_t dim = 0; dim < 8; ++dim) {
-      float a, b;
-      std::memcpy(&a, raw.data() + 4 * (token * 8 + dim), 4);
-      std::memcpy(&b, restored.data() + 4 * (token * 8 + dim), 4);
-      EXPECT_NEAR(a, b, 500.0f / 127 / 2 * 1.001f);
+TEST(BasisFrame, TheSameBlockGivesTheSameFrame) {
+  const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
+  const Bytes raw = Model().Block(tokens, 0);
+  EXPECT_EQ(Encoded(Model(), PlaceOf(tokens), raw, AtStep(1)), Encoded(Model(), PlaceOf(tokens), raw, AtStep(1)));
+}
+
+TEST(BasisFrame, TokensThatLatentsCannotHoldComeBackToTheBit) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  Bytes raw = Model().Block(tokens, 64);
+  // Two tokens with values 200 times as large, and those around them as they were.
+  for (uint32_t token : {0, 40}) {
+    for (size_t part = 0; part < raw.size(); part += 64 * kBlockTokens) {
+      for (size_t at = part + token * 64; at < part + (token + 1) * 64; at += 2) {
+        uint32_t bits = 0;
+        std::memcpy(reinterpret_cast<uint8_t*>(&bits) + 2, raw.data() + at, 2);
+        float value;
+        std::memcpy(&value, &bits, sizeof(value));
+        value *= 200;
+        std::memcpy(raw.data() + at, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
+      }
+    }
+  }
+  const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(1));
+  for (uint32_t section : {0, 1}) {
+    EXPECT_EQ(ReadSection(Model(), frame, section).exact_tokens, (std::vector<uint8_t>{0, 40}));
+  }
+  const Bytes restored = Restored(Model().codec(), frame, PlaceOf(tokens, 64));
+  for (uint32_t token : {0, 40}) {
+    EXPECT_EQ(TokenOf(Model().geometry(), restored, token), TokenOf(Model().geometry(), raw, token));
+  }
+  EXPECT_NEAR(LossOf(Model(), 64, raw, restored) / VerifyFrame(frame)->loss_own, 1, 0.02);
+}
+
+TEST(BasisFrame, AStepFarTooFineStoresEveryTokenExact) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  const Bytes raw = Model().Block(tokens, 64);
+  for (float step : {1e-4f, std::numeric_limits<float>::denorm_min()}) {
+    const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
+    EXPECT_EQ(Restored(Model().codec(), frame, PlaceOf(tokens, 64)), raw) << step;
+    EXPECT_EQ(VerifyFrame(frame)->loss_own, 0);
+  }
+}
+
+TEST(BasisFrame, AStepFarTooCoarseLeavesThePrediction) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  const Bytes raw = Model().Block(tokens, 64);
+  for (float step : {1e4f, std::numeric_limits<float>::max()}) {
+    const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
+    for (uint32_t section : {0, 1}) {
+      EXPECT_THAT(ReadSection(Model(), frame, section).latents, testing::Each(0));
+    }
+    EXPECT_NEAR(LossOf(Model(), 64, raw, Restored(Model().codec(), frame, PlaceOf(tokens, 64))) /
+                    VerifyFrame(frame)->loss_own,
+                1, 0.02);
+  }
+}
+
+TEST(BasisFrame, ABlockThatIsNotFiniteBecomesExact) {
+  const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
+  for (uint16_t bits : {0x7f80, 0xff80, 0x7fc1}) {
+    for (size_t at : {size_t{0}, Model().Block(tokens, 0).size() - 2}) {
+      Bytes raw = Model().Block(tokens, 0);
+      std::memcpy(raw.data() + at, &bits, sizeof(bits));
+      const Bytes frame = Encoded(Model(), PlaceOf(tokens), raw, AtStep(1));
+      EXPECT_TRUE(VerifyFrame(frame)->encoding.IsExact());
+      EXPECT_EQ(VerifyFrame(frame)->loss_own, 0);
+      EXPECT_EQ(Restored(Model().codec(), frame, PlaceOf(tokens)), raw);
     }
   }
 }
 
-TEST_F(BasisFrame, RefusesStepsAndBoundsThatAreNone) {
-  for (float bad : {-1.0f, std::nanf("")}) {
-    EXPECT_EQ(Encode(raw_, bad).status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(Encode(raw_, 0.125f, bad).status().code(), absl::StatusCode::kInvalidArgument);
-  }
-  EXPECT_EQ(Encode(raw_, 0).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(Encode(raw_, INFINITY).status().code(), absl::StatusCode::kInvalidArgument);
+TEST(BasisFrame, TheLargestFiniteValueMakesItsTokenExactAndNoOther) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  Bytes raw = Model().Block(tokens, 64);
+  const size_t token_bytes = 64, part_bytes = token_bytes * kBlockTokens;
+  const size_t at = 5 * part_bytes + 20 * token_bytes + 6;  // In V of layer 2, which is of the second group.
+  const uint16_t largest = 0x7f7f;
+  std::memcpy(raw.data() + at, &largest, sizeof(largest));
+  const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(1));
+  EXPECT_THAT(ReadSection(Model(), frame, 0).exact_tokens, testing::IsEmpty());
+  EXPECT_THAT(ReadSection(Model(), frame, 1).exact_tokens, testing::ElementsAre(20));
+  const Bytes restored = Restored(Model().codec(), frame, PlaceOf(tokens, 64));
+  ASSERT_EQ(restored.size(), raw.size());
+  EXPECT_EQ(std::memcmp(restored.data() + at, &largest, sizeof(largest)), 0);
 }
 
-TEST_F(BasisFrame, RefusesAnotherKeyPositionGeometryOrBasis) {
-  const FrameHeader header = *VerifyFrame(*Encode(raw_, 0.125f));
-  EXPECT_TRUE(codec_->Check(header, TestKey(), kFirst).ok());
-  const auto refused = [&](const Codec& codec, const Digest& key, uint32_t first) {
-    return absl::IsFailedPrecondition(codec.Check(header, key, first));
+TEST(Guard, ABlockOverItsBoundClimbsToHalfTheStepThenAQuarterThenExact) {
+  const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
+  const BlockPlace place = PlaceOf(tokens);
+  const Bytes raw = Model().Block(tokens, 0);
+  float loss[3];
+  for (int i = 0; i < 3; ++i) {
+    loss[i] = VerifyFrame(Encoded(Model(), place, raw, AtStep(std::ldexp(4.0f, -i))))->loss_own;
+  }
+  const auto at_bound = [&](float loss_own_max) {
+    EncodeOptions options = AtStep(4, loss_own_max);
+    options.loss_inherited = 0.5f;
+    return *VerifyFrame(Encoded(Model(), place, raw, options));
   };
-  EXPECT_TRUE(refused(*codec_, Digest{}, kFirst));
-  EXPECT_TRUE(refused(*codec_, TestKey(), 0));
-  EXPECT_TRUE(refused(**Codec::Create(geometry_, nullptr), TestKey(), kFirst));
-  EXPECT_TRUE(refused(**Codec::Create(Plain(2, 1, 8, DType::kBf16), nullptr), TestKey(), kFirst));
-  EXPECT_EQ(Codec::Create(Plain(2, 1, 8, DType::kBf16), basis_).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(at_bound(1.001f * loss[0]).encoding.step, 4);
+  EXPECT_EQ(at_bound(0.999f * loss[0]).encoding.step, 2);
+  EXPECT_EQ(at_bound(0.999f * loss[0]).loss_own, loss[1]);
+  EXPECT_EQ(at_bound(0.999f * loss[0]).loss_chain, loss[1] + 0.5f);
+  EXPECT_EQ(at_bound(0.999f * loss[1]).encoding.step, 1);
+  EXPECT_EQ(at_bound(0.999f * loss[1]).loss_own, loss[2]);
+  const FrameHeader exact = at_bound(0.999f * loss[2]);
+  EXPECT_TRUE(exact.encoding.IsExact());
+  EXPECT_EQ(exact.sections.size(), 4u);
+  EXPECT_EQ(exact.loss_own, 0);
+  EXPECT_EQ(exact.loss_chain, 0.5f);
+  // What was tried at coarser steps leaves no trace.
+  EXPECT_EQ(SectionsOf(Encoded(Model(), place, raw, AtStep(4, 0.999f * loss[0]))),
+            SectionsOf(Encoded(Model(), place, raw, AtStep(2))));
 }
 
-// A changed payload under right checksums: decoded or refused, and then no page is touched.
-TEST_F(BasisFrame, ForgedPayloadsNeverTouchAPageWhenRefused) {
-  const Bytes frame = *Encode(raw_, 0.125f);
-  const FrameHeader header = *VerifyFrame(frame);
-  Random random(9);
-  int refused = 0;
-  for (int round = 0; round < 2000; ++round) {
-    Bytes section(frame.begin() + header.sections[0].offset, frame.end());
-    for (uint32_t changes = 1 + random.Below(3); changes > 0; --changes) {
-      section[random.Below(round % 2 == 0 ? 16 : section.size())] = static_cast<uint8_t>(random.Bits());
-    }
-    if (round % 5 == 0) section.resize(random.Below(section.size()));
-    const Bytes forged = *WriteFrame(header, {section});
-    const Bytes poison(RawBytes(geometry_, kBlockTokens), 0xa5);
-    Bytes raw = poison;
-    const absl::Status status = RestoreInto(*codec_, forged, kFirst, &raw);
-    if (status.ok()) continue;
-    ++refused;
-    EXPECT_TRUE(absl::IsDataLoss(status)) << status;
-    ASSERT_EQ(raw, poison);
+TEST(Encode, RefusesWhatItCannotWrite) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  const Bytes raw = Model().Block(tokens, 64);
+  const auto code = [&](const Codec& codec, const BlockPlace& place, const EncodeOptions& options) {
+    return codec.Encode(place, raw, options).status().code();
+  };
+  const BlockPlace place = PlaceOf(tokens, 64);
+  ASSERT_EQ(code(Model().codec(), place, AtStep(1)), absl::StatusCode::kOk);
+  for (float step : {0.0f, -1.0f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    EXPECT_EQ(code(Model().codec(), place, AtStep(step)), absl::StatusCode::kInvalidArgument) << step;
   }
-  EXPECT_GT(refused, 1000);
+  EncodeOptions options = AtStep(1);
+  options.loss_inherited = -1;
+  EXPECT_EQ(code(Model().codec(), place, options), absl::StatusCode::kInvalidArgument);
+  const auto without_basis = *Codec::Create(Model().geometry(), nullptr);
+  EXPECT_EQ(code(*without_basis, place, AtStep(1)), absl::StatusCode::kFailedPrecondition);
+  BlockPlace short_of_tokens = place;
+  short_of_tokens.tokens.remove_suffix(1);
+  EXPECT_EQ(code(Model().codec(), short_of_tokens, AtStep(1)), absl::StatusCode::kInvalidArgument);
+  BlockPlace between_blocks = place;
+  between_blocks.first_token = 63;
+  between_blocks.tokens.remove_suffix(1);
+  EXPECT_EQ(code(Model().codec(), between_blocks, AtStep(1)), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(CodecCreate, RefusesABasisOfAnotherGeometryAndNamesIt) {
+  const absl::Status status = Codec::Create(SyntheticGeometry(DType::kFp16), Model().basis()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("a synthetic model"));
+  EXPECT_EQ(Codec::Create(Geometry(), nullptr).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(CodecCreate, SectionsAreLayersOfExactFramesAndGroupsOfOthers) {
+  const Codec& codec = Model().codec();
+  const Encoding encoding = {Model().basis()->digest(), 1};
+  ASSERT_EQ(codec.SectionCount(Encoding::Exact()), 4u);
+  ASSERT_EQ(codec.SectionCount(encoding), 2u);
+  EXPECT_EQ(codec.SectionLayers(Encoding::Exact(), 3), std::make_pair(3u, 4u));
+  EXPECT_EQ(codec.SectionLayers(encoding, 1), std::make_pair(2u, 4u));
 }
 
 }  // namespace

@@ -4,23 +4,40 @@
 
 #include "codec/codec.h"
 #include "core/limits.h"
-#include "tests/codec/blocks.h"
+#include "kernels/rotary.h"
+#include "tests/codec/synthetic.h"
 
 namespace latentkv {
 namespace {
 
 constexpr DType kDTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3};
 
+Geometry Plain(uint32_t layers, uint32_t heads, uint32_t dims, DType dtype) {
+  LayerGeometry layer;
+  layer.kv_heads = heads;
+  layer.head_dim = dims;
+  layer.dtype = dtype;
+  Geometry geometry;
+  geometry.layers.assign(layers, layer);
+  return geometry;
+}
+
+const std::vector<uint32_t> kTokens(2 * kBlockTokens, 7);
+
 Bytes Encoded(const Codec& codec, const Bytes& raw) {
-  const absl::StatusOr<Bytes> frame = codec.Encode(TestKey(), 0, raw, {});
+  const auto frame = codec.Encode(PlaceOf(kTokens), raw, {});
   EXPECT_TRUE(frame.ok()) << frame.status();
   return frame.ok() ? *frame : Bytes();
 }
 
-Bytes Restored(const Codec& codec, const Bytes& frame) {
-  Bytes raw(RawBytes(codec.geometry(), kBlockTokens), 0xa5);
-  const absl::Status status = RestoreInto(codec, frame, 0, &raw);
-  EXPECT_TRUE(status.ok()) << status;
+Bytes GaussianBlock(const Geometry& geometry, uint64_t seed) {
+  Random random(seed);
+  Bytes raw(RawBytes(geometry, kBlockTokens));
+  const DType dtype = geometry.layers[0].dtype;
+  for (size_t at = 0; at < raw.size(); at += DTypeBytes(dtype)) {
+    const float value = random.Normal();
+    FromFloat(dtype, &value, 1, raw.data() + at);
+  }
   return raw;
 }
 
@@ -32,7 +49,7 @@ TEST(Exact, EveryPatternOfTwoBytesComesBack) {
     ByteWriter writer(&raw);
     for (uint32_t bits = 0; bits < 1u << 16; ++bits) writer.Put<uint16_t>(bits);
     ASSERT_EQ(raw.size(), RawBytes(geometry, kBlockTokens));
-    EXPECT_EQ(Restored(*codec, Encoded(*codec, raw)), raw);
+    EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw);
   }
 }
 
@@ -40,7 +57,7 @@ TEST(Exact, EveryPatternOfOneByteComesBack) {
   const auto codec = *Codec::Create(Plain(1, 1, 16, DType::kFp8E4M3), nullptr);
   Bytes raw(RawBytes(codec->geometry(), kBlockTokens));
   for (size_t i = 0; i < raw.size(); ++i) raw[i] = static_cast<uint8_t>(i);
-  EXPECT_EQ(Restored(*codec, Encoded(*codec, raw)), raw);
+  EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw);
 }
 
 TEST(Exact, FourBytesOfEverySignExponentAndNanPayloadComeBack) {
@@ -52,7 +69,7 @@ TEST(Exact, FourBytesOfEverySignExponentAndNanPayloadComeBack) {
     const uint32_t fraction = i % 3 == 0 ? i & 1 : static_cast<uint32_t>(random.Bits()) & 0x7fffff;
     writer.Put<uint32_t>(i << 31 | (i / 2 & 0xff) << 23 | fraction);
   }
-  EXPECT_EQ(Restored(*codec, Encoded(*codec, raw)), raw);
+  EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw);
 }
 
 TEST(Exact, NansAndInfinitiesAmongOrdinaryValuesComeBack) {
@@ -68,7 +85,7 @@ TEST(Exact, NansAndInfinitiesAmongOrdinaryValuesComeBack) {
       value[element - 1] |= 0x7f;
       if (element > 1) value[element - 2] |= 0x80;
     }
-    EXPECT_EQ(Restored(*codec, Encoded(*codec, raw)), raw) << static_cast<int>(dtype);
+    EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw) << static_cast<int>(dtype);
   }
 }
 
@@ -81,7 +98,7 @@ TEST(Exact, LayersOfDifferentShapesAndTypesComeBack) {
   Random random(6);
   Bytes raw(RawBytes(geometry, kBlockTokens));
   for (uint8_t& byte : raw) byte = static_cast<uint8_t>(random.Below(20));
-  EXPECT_EQ(Restored(*codec, Encoded(*codec, raw)), raw);
+  EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw);
 }
 
 TEST(Exact, GaussianValuesBecomeSmaller) {
@@ -91,7 +108,7 @@ TEST(Exact, GaussianValuesBecomeSmaller) {
     const auto codec = *Codec::Create(Plain(2, 4, 64, kDTypes[i]), nullptr);
     const Bytes raw = GaussianBlock(codec->geometry(), 7), frame = Encoded(*codec, raw);
     EXPECT_LT(frame.size(), share_max[i] * raw.size()) << static_cast<int>(kDTypes[i]);
-    EXPECT_EQ(Restored(*codec, frame), raw);
+    EXPECT_EQ(Restored(*codec, frame, PlaceOf(kTokens)), raw);
   }
 }
 
@@ -113,7 +130,7 @@ TEST(Exact, NothingGrowsByMoreThanAByteASection) {
         for (uint8_t& byte : raw) byte = static_cast<uint8_t>(random.Bits());
         const Bytes frame = Encoded(*codec, raw);
         EXPECT_LE(frame.size(), FrameHeaderBytes(3) + raw.size() + 3);
-        EXPECT_EQ(Restored(*codec, frame), raw);
+        EXPECT_EQ(Restored(*codec, frame, PlaceOf(kTokens)), raw);
       }
     }
   }
@@ -124,19 +141,19 @@ TEST(Exact, CostsNothingAndInheritsWhatItWasComputedOn) {
   EncodeOptions options;
   options.loss_inherited = 0.25f;
   const Bytes raw(RawBytes(codec->geometry(), kBlockTokens));
-  const FrameHeader header = *VerifyFrame(*codec->Encode(TestKey(), 64, raw, options));
+  const FrameHeader header = *VerifyFrame(*codec->Encode(PlaceOf(kTokens, 64), raw, options));
   EXPECT_TRUE(header.encoding.IsExact());
   EXPECT_EQ(header.loss_own, 0);
   EXPECT_EQ(header.loss_chain, 0.25f);
   EXPECT_EQ(header.first_token, 64u);
-  EXPECT_EQ(header.key, TestKey());
+  EXPECT_EQ(header.key, PlaceOf(kTokens).key);
   EXPECT_EQ(header.geometry, codec->geometry().ComputeDigest());
 }
 
 TEST(Exact, RefusesABlockOfTheWrongSize) {
   const auto codec = *Codec::Create(Plain(1, 1, 8, DType::kBf16), nullptr);
   Bytes raw(RawBytes(codec->geometry(), kBlockTokens) - 1);
-  EXPECT_EQ(codec->Encode(TestKey(), 0, raw, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(codec->Encode(PlaceOf(kTokens), raw, {}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -25,12 +25,12 @@ std::vector<float> Weights() {
 }
 
 TEST(MakeEncoder, FindsTheLatentsThatADecoderWasGiven) {
-  const std::vector<float> decoder = Noise(kRank * kChannels, 1), mean = Noise(kChannels, 3);
+  const std::vector<float> decoder = Noise(kRank * kChannels, 1);
   const std::vector<float> latents = Noise(kTokens * kRank, 4);
   std::vector<float> values;
   for (uint32_t t = 0; t < kTokens; ++t) {
     for (uint32_t c = 0; c < kChannels; ++c) {
-      double value = mean[c];
+      double value = 0;
       for (uint32_t r = 0; r < kRank; ++r) value += double{latents[t * kRank + r]} * decoder[r * kChannels + c];
       values.push_back(static_cast<float>(value));
     }
@@ -38,17 +38,22 @@ TEST(MakeEncoder, FindsTheLatentsThatADecoderWasGiven) {
   const auto encoder = MakeEncoder(decoder, Weights(), kRank, kChannels);
   ASSERT_TRUE(encoder.ok()) << encoder.status();
   std::vector<float> found(latents.size());
-  Project(values, mean, *encoder, kTokens, kRank, kChannels, absl::MakeSpan(found));
+  Project(values, *encoder, kTokens, kRank, kRank, kChannels, absl::MakeSpan(found));
   for (size_t i = 0; i < latents.size(); ++i) ASSERT_NEAR(found[i], latents[i], 2e-5);
+  constexpr uint32_t kLive = 7;
+  Project(values, *encoder, kTokens, kLive, kRank, kChannels, absl::MakeSpan(found));
+  for (size_t i = 0; i < kTokens * kLive; ++i) {
+    ASSERT_NEAR(found[i], latents[i / kLive * kRank + i % kLive], 2e-5);
+  }
 }
 
 TEST(MakeEncoder, LeavesAResidualWithNothingMoreToGain) {
-  const std::vector<float> decoder = Noise(kRank * kChannels, 1), mean(kChannels), weight = Weights();
+  const std::vector<float> decoder = Noise(kRank * kChannels, 1), weight = Weights();
   const std::vector<float> values = Noise(kTokens * kChannels, 6);
   const auto encoder = MakeEncoder(decoder, weight, kRank, kChannels);
   ASSERT_TRUE(encoder.ok()) << encoder.status();
   std::vector<float> latents(kTokens * kRank);
-  Project(values, mean, *encoder, kTokens, kRank, kChannels, absl::MakeSpan(latents));
+  Project(values, *encoder, kTokens, kRank, kRank, kChannels, absl::MakeSpan(latents));
   // At the minimum of the weighted error its gradient, D W (y - D' z), is zero.
   for (uint32_t t = 0; t < kTokens; ++t) {
     std::vector<double> gradient(kRank);

@@ -81,5 +81,28 @@ TEST(Dequantize, EveryBackendRoundsAsOneFusedMultiplyAdd) {
   }
 }
 
+TEST(DequantizeOnto, EveryBackendAddsToWhatIsThereWithOneRounding) {
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal;
+  for (uint32_t channels : {1, 7, 8, 64, 131}) {
+    std::vector<float> scale, before;
+    std::vector<int32_t> sums;
+    for (uint32_t c = 0; c < channels; ++c) scale.push_back(normal(random));
+    for (uint32_t i = 0; i < 6 * channels; ++i) {
+      sums.push_back(static_cast<int32_t>(random()) >> random() % 31);
+      before.push_back(normal(random));
+    }
+    const float step = 0.0371f;
+    for (Backend backend : AvailableBackends()) {
+      std::vector<float> values = before;
+      DequantizeOnto(sums, scale, step, absl::MakeSpan(values), backend);
+      for (size_t i = 0; i < sums.size(); ++i) {
+        const volatile float factor = scale[i % channels] * step;
+        ASSERT_EQ(values[i], std::fma(factor, static_cast<float>(sums[i]), before[i])) << BackendName(backend);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace latentkv

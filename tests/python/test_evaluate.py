@@ -70,11 +70,11 @@ def test_a_damaged_frame_is_refused(model, golden) -> None:
 
     raw = raw_block(model.prefill(golden["token_ids"][:64]), model.layers, 0)
     with native.Codec(model.layers) as codec:
-        frame, loss = codec.encode(0, raw)
+        frame, loss = codec.encode(golden["token_ids"], 0, raw)
         assert loss == 0
-        assert codec.decode(0, frame) == raw
+        assert codec.decode(golden["token_ids"], 0, frame) == raw
         for at in (0, len(frame) // 3, len(frame) - 1):
             damaged = bytearray(frame)
             damaged[at] ^= 4
             with pytest.raises(native.NativeError):
-                codec.decode(0, bytes(damaged))
+                codec.decode(golden["token_ids"], 0, bytes(damaged))

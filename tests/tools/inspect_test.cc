@@ -42,7 +42,12 @@ std::shared_ptr<const Basis> TestBasis() {
   group.sensitivity.assign(group.channels, 1e-6F);
   for (uint32_t r = 0; r < group.rank; ++r) group.latent_scale.push_back(std::ldexp(16.0F, -static_cast<int>(r)));
   group.decoder.assign(size_t{group.rank} * group.channels, 3);
-  auto basis = Basis::Create(Geometry{{layer, layer}}, {group}, {{"balanced", 4, 0.01F}}, "a test");
+  BasisParts parts;
+  parts.geometry = Geometry{{layer, layer}};
+  parts.groups = {group};
+  parts.profiles = {{"balanced", 4, 0.01F}};
+  parts.description = "a test";
+  auto basis = Basis::Create(std::move(parts));
   EXPECT_TRUE(basis.ok()) << basis.status();
   return basis.ok() ? *basis : nullptr;
 }

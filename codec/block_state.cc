@@ -1,0 +1,56 @@
+#include "codec/block_state.h"
+
+#include <algorithm>
+
+#include "core/limits.h"
+
+namespace latentkv {
+
+BlockState::BlockState(const Basis& basis, uint32_t first_token, absl::Span<const uint32_t> tokens)
+    : embedding_(basis.embedding()),
+      first_token_(first_token),
+      inherited_rank_(basis.inherited_rank()),
+      inherited_stride_(basis.inherited_rank() * (basis.groups().size() - 1)),
+      inherited_(size_t{kBlockTokens} * inherited_stride_) {
+  if (embedding_.history > 0) {
+    const uint32_t before = std::min(first_token, embedding_.history - 1);
+    tokens_.assign(tokens.begin() + (first_token - before), tokens.end());
+  }
+  if (first_token != 0) return;
+  for (const KnownSinks& sinks : basis.sinks()) {
+    if (std::equal(sinks.tokens.begin(), sinks.tokens.end(), tokens.begin())) known_sinks_ = &sinks;
+  }
+}
+
+std::vector<int16_t> BlockState::Features() const {
+  std::vector<int16_t> features(size_t{kBlockTokens} * embedding_.Features());
+  if (features.empty()) return features;
+  const size_t before = tokens_.size() - kBlockTokens;
+  for (size_t t = 0; t < kBlockTokens; ++t) {
+    for (size_t back = 0; back < embedding_.history && back <= before + t; ++back) {
+      const uint32_t token = tokens_[before + t - back];
+      if (token >= embedding_.vocabulary) continue;
+      std::copy_n(embedding_.rows.begin() + size_t{token} * embedding_.dims, embedding_.dims,
+                  features.begin() + t * embedding_.Features() + back * embedding_.dims);
+    }
+  }
+  return features;
+}
+
+absl::Span<const int16_t> BlockState::inherited(uint32_t token) const {
+  return absl::MakeConstSpan(inherited_).subspan(size_t{token} * inherited_stride_, groups_ * inherited_rank_);
+}
+
+void BlockState::AddGroup(absl::Span<const int16_t> latents, uint32_t stride, uint32_t rank) {
+  const uint32_t at = groups_ * inherited_rank_, count = std::min(rank, inherited_rank_);
+  // The last group has no heirs.
+  if (at + inherited_rank_ > inherited_stride_) return;
+  for (uint32_t t = 0; t < kBlockTokens; ++t) {
+    int16_t* to = inherited_.data() + size_t{t} * inherited_stride_ + at;
+    std::copy_n(latents.data() + size_t{t} * stride, count, to);
+    std::fill(to + count, to + inherited_rank_, 0);
+  }
+  ++groups_;
+}
+
+}  // namespace latentkv

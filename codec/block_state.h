@@ -1,0 +1,44 @@
+// What the groups of one block know of it besides their own bytes.
+#ifndef LATENTKV_CODEC_BLOCK_STATE_H_
+#define LATENTKV_CODEC_BLOCK_STATE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "codec/basis.h"
+
+namespace latentkv {
+
+// Groups go through it in order. The basis outlives it.
+class BlockState {
+ public:
+  // `tokens` of the chain up to the block's last; what is needed of them is copied.
+  BlockState(const Basis& basis, uint32_t first_token, absl::Span<const uint32_t> tokens);
+
+  uint32_t first_token() const { return first_token_; }
+  // int8 values, [kBlockTokens][features]; empty without an embedding.
+  std::vector<int16_t> Features() const;
+  // Of a chain's first block whose tokens the basis knows; null otherwise.
+  const KnownSinks* known_sinks() const { return known_sinks_; }
+
+  // Leading latents of the groups that were added, in order: those of token `token`.
+  absl::Span<const int16_t> inherited(uint32_t token) const;
+  // The next group's latents, [kBlockTokens][stride], of which the first `rank` are its own.
+  void AddGroup(absl::Span<const int16_t> latents, uint32_t stride, uint32_t rank);
+  // Forgets the groups: the block is encoded anew.
+  void Restart() { groups_ = 0; }
+
+ private:
+  const Embedding& embedding_;
+  const uint32_t first_token_;
+  const uint32_t inherited_rank_, inherited_stride_;
+  std::vector<uint32_t> tokens_;  // Of the block, behind those of its history that there are.
+  const KnownSinks* known_sinks_ = nullptr;
+  uint32_t groups_ = 0;
+  std::vector<int16_t> inherited_;  // [kBlockTokens][inherited_stride_]
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CODEC_BLOCK_STATE_H_

@@ -1,0 +1,36 @@
+#include <cstring>
+
+#include "kernels/cpu/latent_context.h"
+#include "kernels/cpu/latent_entropy_backends.h"
+#include "kernels/cpu/rans.h"
+
+namespace latentkv::kernels {
+
+bool DecodeLatentsPortable(const LatentTables& tables, absl::Span<const uint8_t> class_of_row, ByteSpan words,
+                           uint32_t* states, uint8_t* symbols) {
+  const uint8_t* next = words.data();
+  const uint8_t* const end = next + words.size();
+  LatentContext context(tables, class_of_row);
+  for (size_t row = 0; row < class_of_row.size(); ++row) {
+    for (uint32_t t = 0; t < kBlockTokens; ++t) {
+      uint32_t x = states[t % kEntropyLanes];
+      const uint32_t* slots = tables.slots.data() + size_t{context.Class(row, t)} * kProbabilityOne;
+      const uint32_t slot = slots[x & (kProbabilityOne - 1)];
+      *symbols = static_cast<uint8_t>(slot);
+      context.Add(t, *symbols++);
+      x = ((slot >> 8 & 0xfff) + 1) * (x >> kProbabilityBits) + (slot >> 20);
+      if (x < kEntropyStart) {
+        if (next == end) return false;
+        uint16_t word;
+        std::memcpy(&word, next, sizeof(word));
+        next += sizeof(word);
+        x = x << kWordBits | word;
+      }
+      states[t % kEntropyLanes] = x;
+    }
+    context.EndRow(row);
+  }
+  return next == end;
+}
+
+}  // namespace latentkv::kernels

@@ -1,0 +1,208 @@
+"""Solves the groups of a basis: prediction from tokens and earlier groups, then the transform of what it leaves.
+
+In units where every channel is scaled by the square root of its weight, a group's channels are regressed on the
+features of the tokens and on the leading latents of the groups before; the latents are the principal components of the
+residual. docs/formats/basis.md has the formula that a reader computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, from_channels
+from .features import Embedding
+
+INHERITED = 128  # Leading latents of a group that later groups use: 64 gain 5 % less, and each costs a row a group.
+LIVE_RATIO = 0.081  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.cc).
+_RIDGE = 30.0  # Added to sums over the calibration text: what little text says about a token is not believed.
+_CHUNK = 8192  # Tokens at a time.
+_SAMPLE = 6000  # Tokens; three for each channel of a group of five layers of SmolLM2.
+
+
+@dataclass
+class Group:
+    """One group's matrices; own latents in descending scale. Whole numbers of at most 127 in decoder and rows."""
+
+    first_layer: int
+    last_layer: int
+    mean: torch.Tensor
+    weight: torch.Tensor
+    sensitivity: torch.Tensor
+    feature_scale: torch.Tensor
+    feature_rows: torch.Tensor  # [features, channels]
+    row_scale: torch.Tensor
+    decoder: torch.Tensor  # [rank + inherited, channels]
+    latent_scale: torch.Tensor  # [rank]
+    encoder: torch.Tensor  # [channels, rank]
+
+    @property
+    def rank(self) -> int:
+        return self.latent_scale.shape[0]
+
+    def predict(self, features: torch.Tensor, inherited: torch.Tensor, step: float) -> torch.Tensor:
+        """What is expected of the channels, from features and inherited latents."""
+        base = self.mean + self.feature_scale * (features @ self.feature_rows)
+        return base + self.row_scale * step * (inherited @ self.decoder[self.rank :])
+
+    def latents(self, rows: torch.Tensor, predicted: torch.Tensor, step: float) -> torch.Tensor:
+        """[tokens, rank] whole numbers; those that the codec does not code are 0."""
+        live = int((self.latent_scale >= LIVE_RATIO * step).sum())
+        result = torch.zeros(rows.shape[0], self.rank, device=rows.device)
+        result[:, :live] = torch.round((rows - predicted) @ self.encoder[:, :live] / step)
+        return result
+
+
+class Corpus:
+    """The calibration text's channels, un-rotated, in bfloat16 in main memory, and its tokens' features."""
+
+    def __init__(self, model: LoadedModel, embedding: Embedding) -> None:
+        self._model, self._embedding = model, embedding
+        self._rows: list[torch.Tensor] = []
+        self._features: list[torch.Tensor] = []
+
+    def add(self, tokens: Sequence[int], cache: LayerCache) -> None:
+        """Takes one document in, without its sinks."""
+        rows = channels(cache, self._model.layers, 0, len(self._model.layers))[SINK_TOKENS:]
+        self._rows.append(rows.to(torch.bfloat16).cpu())
+        self._features.append(self._embedding.features(tokens)[SINK_TOKENS:].to(torch.int8).cpu())
+
+    def join(self) -> None:
+        """Call once, behind the last document."""
+        self._rows, self._features = [torch.cat(self._rows)], [torch.cat(self._features)]
+
+    def __len__(self) -> int:
+        return self._rows[0].shape[0]
+
+    def rows(self, start: int, columns: slice) -> torch.Tensor:
+        """float [chunk, columns] on the model's device."""
+        return self._rows[0][start : start + _CHUNK, columns].to(self._model.device).float()
+
+    def sample(self) -> torch.Tensor:
+        """float [some thousand tokens spread over the text, channels]."""
+        return self._rows[0][:: max(1, len(self) // _SAMPLE)].to(self._model.device).float()
+
+    def features(self, start: int) -> torch.Tensor:
+        """float [chunk, features] on the model's device."""
+        return self._features[0][start : start + _CHUNK].to(self._model.device).float()
+
+    def starts(self) -> Iterator[int]:
+        """Where chunks begin."""
+        return iter(range(0, len(self), _CHUNK))
+
+
+@dataclass
+class _Moments:
+    """Sums over the corpus of products of regressors X and weighted channels Y."""
+
+    xx: torch.Tensor
+    xy: torch.Tensor
+    yy: torch.Tensor
+
+
+def _moments(corpus: Corpus, columns: slice, mean: torch.Tensor, root: torch.Tensor, regressors) -> _Moments:
+    sums = None
+    for start in corpus.starts():
+        x, y = regressors(start), (corpus.rows(start, columns) - mean) * root
+        parts = [part.double() for part in (x.T @ x, x.T @ y, y.T @ y)]
+        sums = parts if sums is None else [total + part for total, part in zip(sums, parts, strict=True)]
+    return _Moments(*sums)
+
+
+def _int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers of at most 127 and the scale of each column."""
+    scale = matrix.abs().amax(0).clamp_min(1e-30) / 127
+    return (matrix / scale).round(), scale
+
+
+def solve_group(
+    corpus: Corpus,
+    layers: tuple[int, int],
+    columns: slice,
+    sensitivity: torch.Tensor,
+    inherited: torch.Tensor,
+    step: float,
+    finest: float,
+) -> tuple[Group, torch.Tensor]:
+    """The basis of one group, and its own leading latents on the corpus at `step`, [tokens, INHERITED].
+
+    `inherited` are those of the groups before, side by side. Latents that are not coded at `finest` are left out.
+    """
+    device = sensitivity.device
+    weight = sensitivity.double().clamp_min(1e-12).float()
+    root = weight.sqrt()
+    mean = sum(corpus.rows(s, columns).double().sum(0) for s in corpus.starts()).float() / len(corpus)
+
+    def regressors(start: int) -> torch.Tensor:
+        return torch.cat([corpus.features(start), inherited[start : start + _CHUNK].to(device).float() * step], dim=1)
+
+    moments = _moments(corpus, columns, mean, root, regressors)
+    features = corpus.features(0).shape[1]
+    # In units of each regressor's variance; a latent that is hardly ever there gets that of one step in a thousand.
+    spread = (moments.xx.diagonal() / len(corpus)).clamp_min(step * step / 1000)
+    coefficients = torch.linalg.solve(moments.xx + torch.diag(_RIDGE * spread), moments.xy)
+    feature_rows, feature_scale = _int8(coefficients[:features].float() / root)
+    coefficients[:features] = (feature_rows * feature_scale * root).double()
+
+    def residual() -> torch.Tensor:
+        cross = coefficients.T @ moments.xy
+        return (moments.yy - cross - cross.T + coefficients.T @ moments.xx @ coefficients) / len(corpus)
+
+    values, vectors = torch.linalg.eigh(residual().float())
+    # Of a latent with this variance the mean magnitude is at most its root.
+    kept = vectors.flip(1)[:, : max(8, int((values.sqrt() > LIVE_RATIO * finest).sum()))]
+    exact = torch.cat([kept.T, coefficients[features:].float()]) / root
+    decoder, row_scale = _int8(exact)
+    rank = kept.shape[1]
+    dense = (decoder[:rank] * row_scale).double()
+    # The weighted least-squares inverse, as the codec forms it: the rounding of the decoder costs nothing it need not.
+    weighted = (dense * weight.double()).T
+    encoder = torch.linalg.solve(dense @ weighted, weighted.T).T.float()
+    group = Group(
+        *layers, mean, weight, sensitivity.float(), feature_scale, feature_rows, row_scale, decoder,
+        torch.ones(rank, device=device), encoder,
+    )  # fmt: skip
+    sums = torch.zeros(rank, dtype=torch.float64, device=device)
+    leading = []
+    for start in corpus.starts():
+        rows, earlier = corpus.rows(start, columns), inherited[start : start + _CHUNK].to(device).float()
+        latents = (rows - group.predict(corpus.features(start), earlier, step)) @ encoder
+        sums += latents.abs().sum(0, dtype=torch.float64)
+        leading.append(torch.round(latents / step).to(torch.int16).cpu())
+    scale = (sums / len(corpus)).float()
+    order = scale.argsort(descending=True)
+    order = order[: max(8, int((scale[order] >= LIVE_RATIO * finest).sum()))]
+    group.latent_scale, group.encoder = scale[order], encoder[:, order]
+    group.decoder = torch.cat([decoder[order], decoder[rank:]])
+    chosen = torch.zeros(len(corpus), INHERITED, dtype=torch.int16)
+    chosen[:, : min(INHERITED, len(order))] = torch.cat(leading)[:, order[:INHERITED].cpu()]
+    return group, chosen
+
+
+def restore_cache(
+    model: LoadedModel, groups: Sequence[Group], embedding: Embedding, tokens: Sequence[int], cache: LayerCache,
+    step: float,
+) -> tuple[LayerCache, list[float]]:  # fmt: skip
+    """The cache through the groups' latents as the codec restores it, and the expected loss of each token.
+
+    The sinks stay as they are and count for nothing.
+    """
+    result: LayerCache = []
+    features = embedding.features(tokens)
+    loss = torch.zeros(len(features) - SINK_TOKENS, device=model.device)
+    inherited = torch.zeros(len(features), 0, device=model.device)
+    for group in groups:
+        rows = channels(cache, model.layers, group.first_layer, group.last_layer)
+        predicted = group.predict(features, inherited, step)
+        latents = group.latents(rows, predicted, step)
+        latents[:SINK_TOKENS] = 0
+        restored = predicted + group.row_scale * step * (latents @ group.decoder[: group.rank])
+        restored[:SINK_TOKENS] = rows[:SINK_TOKENS]
+        loss += ((rows - restored).square() @ group.sensitivity)[SINK_TOKENS:]
+        result += from_channels(restored, model.layers, group.first_layer, group.last_layer)
+        own = torch.zeros(len(features), INHERITED, device=model.device)
+        own[:, : min(INHERITED, group.rank)] = latents[:, :INHERITED]
+        inherited = torch.cat([inherited, own], dim=1)
+    return result, loss.tolist()

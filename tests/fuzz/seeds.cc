@@ -1,0 +1,75 @@
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "tests/codec/synthetic.h"
+#include "tests/fuzz/entries.h"
+
+namespace latentkv {
+namespace {
+
+Bytes Golden(const std::string& name) {
+  std::ifstream file(GOLDEN_PATH "/" + name, std::ios::binary);
+  return Bytes((std::istreambuf_iterator<char>(file)), {});
+}
+
+// The golden basis with 2 layers of 1 head of 2 dimensions: few enough bytes for chance to meet each.
+Bytes SmallBasis() {
+  BasisParts parts = SyntheticParts();
+  parts.geometry.layers.resize(2);
+  for (LayerGeometry& layer : parts.geometry.layers) {
+    layer.kv_heads = 1;
+    layer.head_dim = layer.rotary_dim = 2;
+    layer.inverse_frequencies.resize(1);
+  }
+  parts.profiles.resize(1);
+  parts.embedding = {3, 2, 2, {1, 2, 3, 4, 5, 6}};
+  parts.inherited_rank = 1;
+  parts.sinks[0].values.assign(2 * 2 * 4 * (4 + 2), 1);
+  for (uint32_t g = 0; g < 2; ++g) {
+    BasisGroup& group = parts.groups[g];
+    group.first_layer = g;
+    group.last_layer = g + 1;
+    group.channels = 4;
+    group.rank = 2;
+    for (auto* values : {&group.mean, &group.feature_scale, &group.row_scale, &group.weight, &group.sensitivity}) {
+      values->resize(4);
+    }
+    group.latent_scale.resize(2);
+    group.decoder.resize((2 + g) * 4);
+    group.feature_rows.resize(4 * 4);
+  }
+  return (*Basis::Create(parts))->serialized();
+}
+
+Bytes Chosen(uint8_t choice, const Bytes& payload) {
+  Bytes seed = payload;
+  seed.insert(seed.begin(), choice);
+  return seed;
+}
+
+}  // namespace
+
+const std::vector<FuzzEntry>& FuzzEntries() {
+  static const std::vector<FuzzEntry> entries = [] {
+    const Bytes exact = Golden("synthetic-exact.frame"), first = Golden("synthetic-first.frame");
+    const Bytes next = Golden("synthetic-next.frame");
+    std::vector<FuzzEntry> made = {{"frame", FuzzFrame, {Golden("envelope.frame"), exact, first, next}},
+                                   {"latent_section", FuzzLatentSection, {}},
+                                   {"latents", FuzzLatents, {{2, 9, 40, 7, 0, 3, 0}, {1, 17, 9, 60, 200, 1, 44, 1}}},
+                                   {"exact_section", FuzzExactSection, {}},
+                                   {"basis", FuzzBasis, {Golden("synthetic.basis"), SmallBasis()}}};
+    // At step 0.75, as the golden frames are.
+    for (uint8_t group : {0, 1}) {
+      made[1].seeds.push_back(Chosen(group, SectionsOf(first)[group]));
+      made[1].seeds.push_back(Chosen(group | 2, SectionsOf(next)[group]));
+    }
+    // Of two heads, in bf16; and as plain bytes.
+    made[3].seeds.push_back(Chosen(4, SectionsOf(exact)[0]));
+    made[3].seeds.push_back(Chosen(3, Bytes(1 + 2 * 16 * 64)));
+    return made;
+  }();
+  return entries;
+}
+
+}  // namespace latentkv
