@@ -9,7 +9,6 @@
 #include "codec/sinks.h"
 #include "core/limits.h"
 #include "kernels/latents.h"
-#include "kernels/project.h"
 #include "kernels/rotary.h"
 
 namespace latentkv {
@@ -42,7 +41,10 @@ GroupCodec::GroupCodec(const Basis& basis, uint32_t index, const LatentTables& l
       latent_tables_(latent_tables),
       rotary_tables_(rotary_tables),
       stride_(group_.rank + index * basis.inherited_rank()),
-      decoder_(PackDecoder(group_.decoder, stride_, group_.channels)),
+      decoder_(PackDecoder(absl::MakeConstSpan(group_.decoder).first(size_t{group_.rank} * group_.channels), group_.rank,
+                           group_.channels)),
+      inherited_decoder_(PackDecoder(absl::MakeConstSpan(group_.decoder).subspan(size_t{group_.rank} * group_.channels),
+                                     stride_ - group_.rank, group_.channels)),
       feature_decoder_(PackDecoder(group_.feature_rows, basis.embedding().Features(), group_.channels)),
       sink_bytes_(SinkBytes(geometry_, group_.first_layer, group_.last_layer)),
       sink_offset_(SinkBytes(geometry_, 0, group_.first_layer)) {
@@ -98,11 +100,17 @@ std::vector<int16_t> GroupCodec::Inherit(const BlockState& state, bool predicted
   return latents;
 }
 
-void GroupCodec::AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* channels) const {
-  const auto sums = std::make_unique_for_overwrite<int32_t[]>(channels->size());
-  const absl::Span<int32_t> span(sums.get(), channels->size());
-  Reconstruct(decoder_, latents, kBlockTokens, span);
-  DequantizeOnto(span, group_.row_scale, step, absl::MakeSpan(*channels));
+std::vector<int32_t> GroupCodec::InheritedSums(absl::Span<const int16_t> latents) const {
+  std::vector<int32_t> sums(size_t{kBlockTokens} * group_.channels);
+  if (inherited_decoder_.rank > 0) {
+    ReconstructOnto(inherited_decoder_, latents.subspan(group_.rank), stride_, kBlockTokens, group_.channels,
+                    absl::MakeSpan(sums));
+  }
+  return sums;
+}
+
+void GroupCodec::AddOwn(absl::Span<const int16_t> latents, std::vector<int32_t>* sums) const {
+  ReconstructOnto(decoder_, latents, stride_, kBlockTokens, group_.channels, absl::MakeSpan(*sums));
 }
 
 bool GroupCodec::PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
@@ -128,11 +136,14 @@ void GroupCodec::QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, 
   const uint32_t live = LiveRank(group_.latent_scale, step);
   std::vector<float> residual(channels.size()), projected(size_t{kBlockTokens} * live);
   for (size_t i = 0; i < residual.size(); ++i) residual[i] = channels[i] - predicted[i];
-  Project(residual, *encoder_, kBlockTokens, live, group_.rank, group_.channels, absl::MakeSpan(projected));
+  Project(*encoder_, residual, step, kBlockTokens, live, absl::MakeSpan(projected));
   for (uint32_t t = SinkTokens(state.first_token()); t < kBlockTokens; ++t) {
     const absl::Span<int16_t> token = absl::MakeSpan(*latents).subspan(size_t{t} * stride_, stride_);
-    Quantize(absl::MakeConstSpan(projected).subspan(size_t{t} * live, live), step, token.first(live));
-    if (LatentsInBounds(token)) continue;
+    const absl::Span<const float> own = absl::MakeConstSpan(projected).subspan(size_t{t} * live, live);
+    if (std::all_of(own.begin(), own.end(), [](float latent) { return std::isfinite(latent); })) {
+      Quantize(own, token.first(live));
+      if (LatentsInBounds(token)) continue;
+    }
     std::fill(token.begin(), token.end(), 0);  // Inherited ones too: their sum may be what is out of bounds.
     section->exact_tokens.push_back(t);
     const Bytes values = TakeToken(raw, t);
@@ -147,12 +158,14 @@ absl::StatusOr<EncodedSection> GroupCodec::Encode(ByteSpan raw, absl::Span<const
   section.predicted = true;
   std::vector<float> restored = Base(*state, true);
   std::vector<int16_t> latents = Inherit(*state, true);
+  std::vector<int32_t> sums = InheritedSums(latents);
   std::vector<float> predicted = restored;
-  AddLatents(latents, step, &predicted);
+  DequantizeOnto(sums, group_.row_scale, step, absl::MakeSpan(predicted));
   if (!PredictionHelps(state->first_token(), channels, predicted)) {
     section.predicted = false;
     predicted = restored = Base(*state, false);
     latents = Inherit(*state, false);
+    std::fill(sums.begin(), sums.end(), 0);
   }
   QuantizeTokens(raw, channels, predicted, step, *state, &latents, &section);
   if (SinkTokens(state->first_token()) > 0) {
@@ -164,7 +177,9 @@ absl::StatusOr<EncodedSection> GroupCodec::Encode(ByteSpan raw, absl::Span<const
       section.sinks = WriteSinks(geometry_, group_.first_layer, group_.last_layer, raw);
     }
   }
-  AddLatents(latents, step, &restored);
+  // What is stored exact has its inherited latents' sums here all the same, and counts for no loss.
+  AddOwn(latents, &sums);
+  DequantizeOnto(sums, group_.row_scale, step, absl::MakeSpan(restored));
   EncodedSection encoded;
   for (uint32_t t = SinkTokens(state->first_token()); t < kBlockTokens; ++t) {
     if (std::binary_search(section.exact_tokens.begin(), section.exact_tokens.end(), t)) continue;
@@ -211,7 +226,9 @@ absl::Status GroupCodec::Decode(ByteSpan payload, float step, BlockState* state,
     if (!LatentsInBounds(token)) return absl::DataLossError("a section's latents are out of bounds");
   }
   std::vector<float> channels = Base(*state, section->predicted);
-  AddLatents(latents, step, &channels);
+  std::vector<int32_t> sums = InheritedSums(latents);
+  AddOwn(latents, &sums);
+  DequantizeOnto(sums, group_.row_scale, step, absl::MakeSpan(channels));
   ToRaw(state->first_token(), &channels, raw);
   if (section->sink_source != SinkSource::kNone) {
     ReadSinks(geometry_, group_.first_layer, group_.last_layer,

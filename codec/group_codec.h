@@ -14,6 +14,7 @@
 #include "codec/rotary_tables.h"
 #include "core/bytes.h"
 #include "kernels/latent_entropy.h"
+#include "kernels/project.h"
 #include "kernels/reconstruct.h"
 
 namespace latentkv {
@@ -50,8 +51,10 @@ class GroupCodec {
   std::vector<float> Base(const BlockState& state, bool predicted) const;
   // Latents with room for the inherited ones behind the group's own, which are set if `predicted`.
   std::vector<int16_t> Inherit(const BlockState& state, bool predicted) const;
-  // Adds what latents, own and inherited, stand for.
-  void AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* channels) const;
+  // Sums of the decoder's rows for inherited latents, [kBlockTokens][channels].
+  std::vector<int32_t> InheritedSums(absl::Span<const int16_t> latents) const;
+  // Adds the rows for own latents to `sums`.
+  void AddOwn(absl::Span<const int16_t> latents, std::vector<int32_t>* sums) const;
   // Whether the prediction leaves tokens less weighted energy than the means do, on geometric average; sinks do not
   // count.
   bool PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
@@ -71,10 +74,10 @@ class GroupCodec {
   const LatentTables& latent_tables_;
   RotaryTables* const rotary_tables_;
   const uint32_t stride_;  // Of latents: own and inherited.
-  const PackedDecoder decoder_, feature_decoder_;
+  const PackedDecoder decoder_, inherited_decoder_, feature_decoder_;
   size_t token_bytes_ = 0, raw_bytes_ = 0, sink_bytes_ = 0, sink_offset_ = 0;
   mutable absl::once_flag encoder_once_;
-  mutable absl::StatusOr<std::vector<float>> encoder_;
+  mutable absl::StatusOr<Encoder> encoder_;
 };
 
 }  // namespace latentkv

@@ -1,17 +1,17 @@
 #include "kernels/latents.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
+#include "kernels/cpu/round.h"
 #include "kernels/cpu/transpose.h"
 
 namespace latentkv {
 
-void Quantize(absl::Span<const float> latents, float step, absl::Span<int16_t> quantized) {
+void Quantize(absl::Span<const float> latents, absl::Span<int16_t> quantized) {
   for (size_t i = 0; i < latents.size(); ++i) {
-    const float rounded = std::nearbyintf(latents[i] / step);
-    quantized[i] = static_cast<int16_t>(std::min(32767.0f, std::max(-32768.0f, rounded)));
+    const float bounded = std::min(32767.0f, std::max(-32768.0f, latents[i]));
+    quantized[i] = static_cast<int16_t>(kernels::RoundSmall(bounded));
   }
 }
 

@@ -12,8 +12,8 @@ namespace latentkv {
 inline constexpr uint8_t kEscapeSymbol = 255;
 inline constexpr uint8_t kMagnitudeMax = 127;  // The largest that a symbol can hold: zigzag 254.
 
-// quantized[i] = latents[i] / step to nearest, ties to even, saturated to int16. Latents are finite, step above 0.
-void Quantize(absl::Span<const float> latents, float step, absl::Span<int16_t> quantized);
+// quantized[i] = latents[i] to nearest, ties to even, saturated to int16. Latents are finite.
+void Quantize(absl::Span<const float> latents, absl::Span<int16_t> quantized);
 
 // rows[r][t] = latents[t][r] for r below `rank`. `latents` is [tokens][stride].
 void RowsFromLatents(absl::Span<const int16_t> latents, uint32_t tokens, uint32_t stride, uint32_t rank,

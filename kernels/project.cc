@@ -2,9 +2,13 @@
 
 #include <cblas.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cpu/round.h"
 
 extern "C" {
 // LAPACK, part of OpenBLAS; Debian packs no header with it. The last argument is the length of `uplo`.
@@ -25,6 +29,53 @@ void UseOneThread() {
   (void)once;
 }
 
+// A weighted value is rounded to a sixteenth of the step, which adds errors of .02 steps to a latent; where a token's
+// values reach beyond kWholeMax of these, to what makes them fit, since each 127 more cost one more product.
+constexpr float kResolution = 16;
+constexpr int32_t kWholeMax = 4 * 127;
+
+// Whole numbers of at most `limit` and their unit, in steps: values * root_weight / step. NaN unless all are finite.
+float ToWhole(absl::Span<const float> values, absl::Span<const float> root_weight, float step, int32_t limit,
+              int16_t* whole) {
+  // As integers magnitudes have the same order, and NaN lies above infinity: a loop that becomes vectors.
+  int32_t bits = 0;
+  for (size_t c = 0; c < values.size(); ++c) {
+    bits = std::max(bits, std::bit_cast<int32_t>(values[c] * root_weight[c]) & 0x7fffffff);
+  }
+  const float largest = std::bit_cast<float>(bits);
+  if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
+  const float unit = std::max(1 / kResolution, largest / step / static_cast<float>(limit));
+  const float factor = 1 / (step * unit);
+  for (size_t c = 0; c < values.size(); ++c) {
+    whole[c] = static_cast<int16_t>(kernels::RoundSmall(values[c] * root_weight[c] * factor));
+  }
+  return unit;
+}
+
+// `encoder` is [channels][rank].
+Encoder Pack(absl::Span<const float> encoder, absl::Span<const float> weight, uint32_t rank) {
+  const uint32_t channels = weight.size();
+  Encoder packed{std::vector<float>(channels), {}, std::vector<float>(rank)};
+  const auto weighted = [&](uint32_t c, uint32_t r) {
+    return packed.root_weight[c] > 0 ? encoder[size_t{c} * rank + r] / packed.root_weight[c] : 0.0f;
+  };
+  for (uint32_t c = 0; c < channels; ++c) {
+    packed.root_weight[c] = std::sqrt(weight[c]);
+    for (uint32_t r = 0; r < rank; ++r) {
+      packed.column_scale[r] = std::max(packed.column_scale[r], std::fabs(weighted(c, r)) / 127);
+    }
+  }
+  std::vector<int8_t> columns(size_t{channels} * rank);
+  for (uint32_t c = 0; c < channels; ++c) {
+    for (uint32_t r = 0; r < rank; ++r) {
+      if (packed.column_scale[r] == 0) continue;
+      columns[size_t{c} * rank + r] = static_cast<int8_t>(std::nearbyintf(weighted(c, r) / packed.column_scale[r]));
+    }
+  }
+  packed.columns = PackDecoder(columns, channels, rank);
+  return packed;
+}
+
 // The lower triangle, by columns, of D W D'; false if it is not positive definite.
 bool Factor(const std::vector<float>& gram, float ridge, int rank, std::vector<float>* factor) {
   *factor = gram;
@@ -36,8 +87,8 @@ bool Factor(const std::vector<float>& gram, float ridge, int rank, std::vector<f
 
 }  // namespace
 
-absl::StatusOr<std::vector<float>> MakeEncoder(absl::Span<const float> decoder, absl::Span<const float> weight,
-                                               uint32_t rank, uint32_t channels) {
+absl::StatusOr<Encoder> MakeEncoder(absl::Span<const float> decoder, absl::Span<const float> weight, uint32_t rank,
+                                    uint32_t channels) {
   if (rank == 0 || channels == 0 || decoder.size() != size_t{rank} * channels || weight.size() != channels) {
     return absl::InvalidArgumentError(absl::StrCat("a decoder of ", decoder.size(), " values and ", weight.size(),
                                                    " weights for rank ", rank, " and ", channels, " channels"));
@@ -68,15 +119,27 @@ absl::StatusOr<std::vector<float>> MakeEncoder(absl::Span<const float> decoder, 
   for (float value : encoder) {
     if (!std::isfinite(value)) return absl::InvalidArgumentError("the decoder has no finite encoder");
   }
-  return encoder;
+  return Pack(encoder, weight, rank);
 }
 
-void Project(absl::Span<const float> values, absl::Span<const float> encoder, uint32_t tokens, uint32_t live,
-             uint32_t rank, uint32_t channels, absl::Span<float> latents) {
-  if (live == 0) return;
-  UseOneThread();
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, tokens, live, channels, 1.0f, values.data(), channels,
-              encoder.data(), rank, 0.0f, latents.data(), live);
+void Project(const Encoder& encoder, absl::Span<const float> values, float step, uint32_t tokens, uint32_t live,
+             absl::Span<float> latents, Backend backend) {
+  const uint32_t channels = encoder.root_weight.size();
+  // Of whole numbers whose sums with the columns stay in int32.
+  const int32_t limit = std::min<int64_t>(kWholeMax, std::numeric_limits<int32_t>::max() / (int64_t{127} * channels));
+  std::vector<int16_t> whole(size_t{tokens} * channels);
+  std::vector<float> unit(tokens);
+  for (uint32_t t = 0; t < tokens; ++t) {
+    unit[t] = ToWhole(values.subspan(size_t{t} * channels, channels), encoder.root_weight, step, limit,
+                      whole.data() + size_t{t} * channels);
+  }
+  std::vector<int32_t> sums(size_t{tokens} * live);
+  ReconstructOnto(encoder.columns, whole, channels, tokens, live, absl::MakeSpan(sums), backend);
+  for (uint32_t t = 0; t < tokens; ++t) {
+    for (uint32_t r = 0; r < live; ++r) {
+      latents[size_t{t} * live + r] = static_cast<float>(sums[size_t{t} * live + r]) * encoder.column_scale[r] * unit[t];
+    }
+  }
 }
 
 }  // namespace latentkv

@@ -25,38 +25,47 @@ struct TokenGroup {
 
 // Appends `quad` as byte quads that sum to it.
 void AppendBytes(const WideQuad& quad, std::vector<ByteQuad>* bytes) {
-  WideQuad rest = quad;
-  bool more = true;
-  while (more) {
+  constexpr uint32_t kValues = 4 * kGroupTokens;
+  int16_t rest[kValues];
+  std::memcpy(rest, quad.latents, sizeof(rest));
+  int more = 1;
+  while (more != 0) {
     ByteQuad part{quad.quad, {}};
-    more = false;
-    for (uint32_t t = 0; t < kGroupTokens; ++t) {
-      for (uint32_t i = 0; i < 4; ++i) {
-        part.latents[t][i] = std::clamp<int16_t>(rest.latents[t][i], -128, 127);
-        rest.latents[t][i] -= part.latents[t][i];
-        more |= rest.latents[t][i] != 0;
-      }
+    int8_t values[kValues];
+    more = 0;
+    for (uint32_t i = 0; i < kValues; ++i) {
+      values[i] = static_cast<int8_t>(std::clamp<int16_t>(rest[i], -128, 127));
+      rest[i] = static_cast<int16_t>(rest[i] - values[i]);
+      more |= rest[i];
     }
+    std::memcpy(part.latents, values, sizeof(values));
     bytes->push_back(part);
   }
 }
 
-TokenGroup MakeGroup(const int16_t* latents, uint32_t tokens, uint32_t rank, bool in_bytes) {
+TokenGroup MakeGroup(const int16_t* latents, uint32_t stride, uint32_t tokens, uint32_t rank, bool in_bytes) {
   TokenGroup group;
+  for (uint32_t t = 0; t < tokens; ++t) {
+    int32_t sum = 0;
+    for (uint32_t r = 0; r < rank; ++r) sum += latents[size_t{t} * stride + r];
+    group.bias[t] = static_cast<int32_t>(-uint32_t{kOffset} * static_cast<uint32_t>(sum));  // Wraps, as the products do.
+  }
+  if (in_bytes) {
+    group.bytes.reserve((rank + 3) / 4);
+  } else {
+    group.wide.reserve((rank + 3) / 4);
+  }
   for (uint32_t r = 0; r < rank; r += 4) {
     const size_t ranks = std::min(4u, rank - r);
     WideQuad quad{r / 4, {}};
     uint64_t any = 0;
     for (uint32_t t = 0; t < tokens; ++t) {
       uint64_t four = 0;
-      std::memcpy(&four, latents + size_t{t} * rank + r, ranks * sizeof(int16_t));
+      std::memcpy(&four, latents + size_t{t} * stride + r, ranks * sizeof(int16_t));
       std::memcpy(quad.latents[t], &four, sizeof(four));
       any |= four;
     }
     if (any == 0) continue;
-    for (uint32_t t = 0; t < tokens; ++t) {
-      for (int16_t latent : quad.latents[t]) group.bias[t] -= int32_t{kOffset} * latent;
-    }
     if (in_bytes) {
       AppendBytes(quad, &group.bytes);
     } else {
@@ -97,26 +106,33 @@ PackedDecoder PackDecoder(absl::Span<const int8_t> decoder, uint32_t rank, uint3
   return packed;
 }
 
-void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t tokens,
-                 absl::Span<int32_t> sums, Backend backend) {
+void ReconstructOnto(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t stride, uint32_t tokens,
+                     uint32_t channels, absl::Span<int32_t> sums, Backend backend) {
   std::vector<TokenGroup> groups;
   for (uint32_t t = 0; t < tokens; t += kGroupTokens) {
-    groups.push_back(MakeGroup(latents.data() + size_t{t} * decoder.rank, std::min(kGroupTokens, tokens - t),
+    groups.push_back(MakeGroup(latents.data() + size_t{t} * stride, stride, std::min(kGroupTokens, tokens - t),
                                decoder.rank, backend == Backend::kAvx512));
   }
   const size_t tile_bytes = size_t{decoder.Quads()} * kernels::kQuadBytes;
   // Tiles outside: one stays in the second-level cache while all tokens pass.
-  for (uint32_t tile = 0; tile < decoder.Tiles(); ++tile) {
-    const uint32_t first = tile * kTileWidth;
-    const size_t width = std::min(kTileWidth, decoder.channels - first);
+  for (uint32_t first = 0; first < channels; first += kTileWidth) {
+    const uint8_t* tile = decoder.bytes.data() + first / kTileWidth * tile_bytes;
+    const uint32_t width = std::min(kTileWidth, channels - first);
     for (uint32_t t = 0; t < tokens; t += kGroupTokens) {
       int32_t out[kGroupTokens][kTileWidth];
-      Multiply(decoder.bytes.data() + tile * tile_bytes, groups[t / kGroupTokens], backend, out);
+      Multiply(tile, groups[t / kGroupTokens], backend, out);
       for (uint32_t i = 0; i < std::min(kGroupTokens, tokens - t); ++i) {
-        std::memcpy(sums.data() + size_t{t + i} * decoder.channels + first, out[i], width * sizeof(int32_t));
+        int32_t* to = sums.data() + size_t{t + i} * channels + first;
+        for (uint32_t c = 0; c < width; ++c) to[c] += out[i][c];
       }
     }
   }
+}
+
+void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t tokens,
+                 absl::Span<int32_t> sums, Backend backend) {
+  std::fill(sums.begin(), sums.end(), 0);
+  ReconstructOnto(decoder, latents, decoder.rank, tokens, decoder.channels, sums, backend);
 }
 
 namespace {

@@ -25,9 +25,14 @@ struct PackedDecoder {
 // `decoder` is [rank][channels].
 PackedDecoder PackDecoder(absl::Span<const int8_t> decoder, uint32_t rank, uint32_t channels);
 
-// sums[t][c] = sum over r of latents[t][r] * decoder[r][c]. `latents` is [tokens][decoder.rank], |latent| <= 256, and
-// `sums` [tokens][decoder.channels]. Ranks 4i to 4i+3 cost nothing where four tokens have only zeros. `backend` must
-// be available.
+// sums[t][c] += sum over r of latents[t][r] * decoder[r][c], for the first `channels` channels of the decoder. `latents`
+// is [tokens][stride], of which the first decoder.rank of each token count, |latent| <= 512; `sums` is
+// [tokens][channels]. What is added must be in the range of int32. Ranks 4i to 4i+3 cost nothing where four tokens have
+// only zeros. `backend` must be available.
+void ReconstructOnto(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t stride, uint32_t tokens,
+                     uint32_t channels, absl::Span<int32_t> sums, Backend backend = BestBackend());
+
+// The same onto zeros, for all channels and latents [tokens][decoder.rank].
 void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t tokens,
                  absl::Span<int32_t> sums, Backend backend = BestBackend());
 

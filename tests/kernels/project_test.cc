@@ -9,6 +9,7 @@ namespace latentkv {
 namespace {
 
 constexpr uint32_t kRank = 24, kChannels = 90, kTokens = 64;
+constexpr float kErrorMax = 0.12f;  // In steps; these channels are few, so that a column of int8 is coarse.
 
 std::vector<float> Noise(size_t count, uint32_t seed) {
   std::mt19937 random(seed);
@@ -37,14 +38,47 @@ TEST(MakeEncoder, FindsTheLatentsThatADecoderWasGiven) {
   }
   const auto encoder = MakeEncoder(decoder, Weights(), kRank, kChannels);
   ASSERT_TRUE(encoder.ok()) << encoder.status();
-  std::vector<float> found(latents.size());
-  Project(values, *encoder, kTokens, kRank, kRank, kChannels, absl::MakeSpan(found));
-  for (size_t i = 0; i < latents.size(); ++i) ASSERT_NEAR(found[i], latents[i], 2e-5);
-  constexpr uint32_t kLive = 7;
-  Project(values, *encoder, kTokens, kLive, kRank, kChannels, absl::MakeSpan(found));
-  for (size_t i = 0; i < kTokens * kLive; ++i) {
-    ASSERT_NEAR(found[i], latents[i / kLive * kRank + i % kLive], 2e-5);
+  for (const Backend backend : AvailableBackends()) {
+    for (const float step : {1.0f, 0.01f, 1e-5f}) {
+      std::vector<float> found(latents.size());
+      Project(*encoder, values, step, kTokens, kRank, absl::MakeSpan(found), backend);
+      for (size_t i = 0; i < latents.size(); ++i) ASSERT_NEAR(found[i] * step, latents[i], 0.02f + kErrorMax * step);
+      constexpr uint32_t kLive = 7;
+      found.assign(kTokens * kLive, NAN);
+      Project(*encoder, values, step, kTokens, kLive, absl::MakeSpan(found), backend);
+      for (size_t i = 0; i < kTokens * kLive; ++i) {
+        ASSERT_NEAR(found[i] * step, latents[i / kLive * kRank + i % kLive], 0.02f + kErrorMax * step);
+      }
+    }
   }
+}
+
+TEST(Project, GivesTheSameBitsOnEveryBackend) {
+  const auto encoder = MakeEncoder(Noise(kRank * kChannels, 1), Weights(), kRank, kChannels);
+  const std::vector<float> values = Noise(kTokens * kChannels, 3);
+  std::vector<float> first(kTokens * kRank), other(first.size());
+  Project(*encoder, values, 0.25f, kTokens, kRank, absl::MakeSpan(first), Backend::kPortable);
+  for (const Backend backend : AvailableBackends()) {
+    Project(*encoder, values, 0.25f, kTokens, kRank, absl::MakeSpan(other), backend);
+    ASSERT_EQ(first, other) << BackendName(backend);
+  }
+}
+
+TEST(Project, KeepsTokensFarOutToTheirOwnAccuracyAndMarksWhatIsNotFinite) {
+  const std::vector<float> decoder = Noise(kRank * kChannels, 1);
+  const auto encoder = MakeEncoder(decoder, Weights(), kRank, kChannels);
+  std::vector<float> values(4 * kChannels);
+  for (uint32_t c = 0; c < kChannels; ++c) {
+    values[c] = 3000 * decoder[c];           // Latent 0 is 3000.
+    values[kChannels + c] = decoder[c] / 4;  // Beside it one that is small.
+  }
+  values[2 * kChannels + 5] = INFINITY;
+  values[3 * kChannels] = NAN;
+  std::vector<float> found(4 * kRank);
+  Project(*encoder, values, 1.0f, 4, kRank, absl::MakeSpan(found));
+  EXPECT_NEAR(found[0], 3000, 60);
+  EXPECT_NEAR(found[kRank], 0.25f, kErrorMax);
+  for (uint32_t i = 2 * kRank; i < 4 * kRank; ++i) EXPECT_TRUE(std::isnan(found[i]));
 }
 
 TEST(MakeEncoder, LeavesAResidualWithNothingMoreToGain) {
@@ -53,16 +87,24 @@ TEST(MakeEncoder, LeavesAResidualWithNothingMoreToGain) {
   const auto encoder = MakeEncoder(decoder, weight, kRank, kChannels);
   ASSERT_TRUE(encoder.ok()) << encoder.status();
   std::vector<float> latents(kTokens * kRank);
-  Project(values, *encoder, kTokens, kRank, kRank, kChannels, absl::MakeSpan(latents));
-  // At the minimum of the weighted error its gradient, D W (y - D' z), is zero.
-  for (uint32_t t = 0; t < kTokens; ++t) {
-    std::vector<double> gradient(kRank);
+  constexpr float kStep = 1e-3f;
+  Project(*encoder, values, kStep, kTokens, kRank, absl::MakeSpan(latents));
+  // Around the minimum of the weighted error moving any latent gains nothing that the product's accuracy hides.
+  const auto error = [&](uint32_t t, uint32_t moved, double by) {
+    double sum = 0;
     for (uint32_t c = 0; c < kChannels; ++c) {
       double residual = values[t * kChannels + c];
-      for (uint32_t r = 0; r < kRank; ++r) residual -= double{latents[t * kRank + r]} * decoder[r * kChannels + c];
-      for (uint32_t r = 0; r < kRank; ++r) gradient[r] += decoder[r * kChannels + c] * double{weight[c]} * residual;
+      for (uint32_t r = 0; r < kRank; ++r) {
+        residual -= (double{latents[t * kRank + r]} * kStep + (r == moved ? by : 0)) * decoder[r * kChannels + c];
+      }
+      sum += double{weight[c]} * residual * residual;
     }
-    for (double g : gradient) ASSERT_NEAR(g, 0, 2e-3);
+    return sum;
+  };
+  for (uint32_t t = 0; t < kTokens; ++t) {
+    for (uint32_t r = 0; r < kRank; ++r) {
+      for (const double by : {-0.05, 0.05}) ASSERT_GT(error(t, r, by), error(t, r, 0));
+    }
   }
 }
 
