@@ -35,8 +35,8 @@ TEST(LatentClass, IsClampedAtBothEnds) {
 }
 
 TEST(LiveRank, CountsTheLatentsWhoseMeanMagnitudeIsWorthCoding) {
-  // Class 10 is a mean magnitude of 2^-3.5 = 0.088 steps.
-  const std::vector<float> scales = {8, 1, 0.5f, 0.09f, 0.07f, 0};
+  // Class 14 is a mean magnitude of 2^-2.5 = 0.177 steps.
+  const std::vector<float> scales = {8, 2, 1, 0.18f, 0.14f, 0};
   EXPECT_EQ(LiveRank(scales, 1), 4u);
   EXPECT_EQ(LiveRank(scales, 2), 3u);
   EXPECT_EQ(LiveRank(scales, 1000), 0u);
