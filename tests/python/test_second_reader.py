@@ -2,57 +2,79 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy
 import pytest
+import second_basis_reader
 import second_reader
 from latentkv import native
 from latentkv.geometry import PAIRING_NONE, Layer
 
 HEADS, DIMS = 2, 8
 CHANNELS = HEADS * DIMS
+TOKENS = list(range(100, 228))
+GOLDEN = Path(__file__).parent.parent / "data/golden"
+FORMATS = Path(__file__).parent.parent.parent / "docs/formats"
 
 
 def _layer(dtype: int) -> Layer:
     return Layer(HEADS, DIMS, 0, PAIRING_NONE, 1.0, 0, dtype, ())
 
 
+def _raw(seed: int) -> tuple[numpy.ndarray, bytes]:
+    values = numpy.random.default_rng(seed).normal(size=(2, 2 * 64 * CHANNELS)).astype(numpy.float32)
+    return values, (values.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()
+
+
 @pytest.mark.parametrize(("dtype", "element"), [(1, 2), (2, 2), (3, 4), (4, 1)])
 def test_exact_sections_are_the_blocks_own_bits(dtype: int, element: int) -> None:
-    values = numpy.random.default_rng(dtype).normal(size=(2, 2 * 64 * CHANNELS))
-    as_bf16 = (values.astype(numpy.float32).view(numpy.uint32) >> 16).astype(numpy.uint16)
+    values, as_bf16 = _raw(dtype)
     raw = {
-        1: as_bf16, 2: values.astype(numpy.float16), 3: values.astype(numpy.float32),
-        4: (values * 20).astype(numpy.int8),
-    }[dtype].tobytes()  # fmt: skip
+        1: as_bf16, 2: values.astype(numpy.float16).tobytes(), 3: values.tobytes(),
+        4: (values * 20).astype(numpy.int8).tobytes(),
+    }[dtype]  # fmt: skip
     with native.Codec([_layer(dtype)] * 2) as codec:
-        frame, _ = codec.encode(64, raw)
+        frame, _ = codec.encode(TOKENS, 64, raw)
     layers = [second_reader.exact_layer(part, CHANNELS, element) for part in second_reader.sections(frame)]
     assert b"".join(layers) == raw
 
 
-@pytest.mark.parametrize("step", [0.22, 0.5, 1.7])
-def test_basis_sections_give_the_same_floats(step: float, tmp_path: Path) -> None:
-    generator = numpy.random.default_rng(7)
-    rank, width = 24, 2 * CHANNELS
-    scale = numpy.sort(generator.uniform(0.05, 6, rank).astype(numpy.float32))[::-1].copy()
-    group = native.BasisGroup(
-        0, 1, generator.normal(size=width).astype(numpy.float32),
-        generator.uniform(0.001, 0.01, width).astype(numpy.float32),
-        numpy.ones(width, numpy.float32), numpy.ones(width, numpy.float32), scale,
-        generator.integers(-127, 128, (rank, width)).astype(numpy.int8),
-    )  # fmt: skip
-    latents = generator.laplace(size=(64, rank)) * scale
-    rows = group.mean + (latents @ group.decoder) * group.row_scale
-    raw = numpy.concatenate([rows[:, :CHANNELS], rows[:, CHANNELS:]]).astype(numpy.float32).tobytes()
-    path = tmp_path / "small.basis"
-    native.write_basis(path, [_layer(3)], [group], [native.Profile("balanced", 1, 1)], "a test")
-    with native.Codec([_layer(3)], path) as codec:
-        frame, _ = codec.encode(64, raw, step=step)
-        restored = numpy.frombuffer(codec.decode(64, frame), numpy.float32).reshape(2, 64, CHANNELS)
-    (payload,) = second_reader.sections(frame)
-    assert step > 0.3 or int.from_bytes(payload[4:8], "little") > 0  # The finest step has escapes to read.
-    read = second_reader.basis_channels(payload, scale, step, group.decoder, group.row_scale, group.mean)
-    assert numpy.array_equal(read.view(numpy.uint32), numpy.concatenate(list(restored), axis=1).view(numpy.uint32))
-    assert numpy.abs(read - rows).max() > 0
+def _documented() -> tuple[list[int], dict[str, str]]:
+    """The golden chain's tokens, and the digest of what each file restores, as payload.md has them."""
+    golden = (FORMATS / "payload.md").read_text().split("## Golden files")[1]
+    tokens = [int(word) for line in golden.splitlines() if line.startswith("    ") for word in line.split()]
+    cells = [line.split("`") for line in golden.splitlines() if line.startswith("| `")]
+    return tokens, {cell[1]: cell[3] for cell in cells}
+
+
+@pytest.mark.parametrize("name", ["synthetic-first.frame", "synthetic-next.frame"])
+def test_golden_frames_restore_what_the_document_says(name: str) -> None:
+    tokens, digests = _documented()
+    basis = second_basis_reader.read_basis((GOLDEN / "synthetic.basis").read_bytes())
+    raw = second_basis_reader.restore((GOLDEN / name).read_bytes(), basis, tokens)
+    assert hashlib.sha256(raw).hexdigest() == digests[name]
+
+
+def test_a_golden_exact_frame_restores_what_the_document_says() -> None:
+    layers = second_basis_reader.read_basis((GOLDEN / "synthetic.basis").read_bytes()).layers
+    parts = second_reader.sections((GOLDEN / "synthetic-exact.frame").read_bytes())
+    raw = b"".join(second_reader.exact_layer(part, layer.width, 2) for part, layer in zip(parts, layers, strict=True))
+    assert hashlib.sha256(raw).hexdigest() == _documented()[1]["synthetic-exact.frame"]
+
+
+@pytest.mark.parametrize("step", [0.4, 1.7])
+def test_frames_at_other_steps_give_the_same_bits(step: float) -> None:
+    path = GOLDEN / "synthetic.basis"
+    basis = second_basis_reader.read_basis(path.read_bytes())
+    layers = [
+        Layer(x.heads, x.dims, x.rotary, x.pairing, x.rotary_scale, 0, x.dtype, x.frequencies) for x in basis.layers
+    ]
+    values = numpy.random.default_rng(5).normal(size=sum(2 * 64 * x.width for x in basis.layers)).astype(numpy.float32)
+    raw = (values.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()
+    with native.Codec(layers, path) as codec:
+        frame, _ = codec.encode(TOKENS, 64, raw, step)
+        restored = codec.decode(TOKENS, 64, frame)
+    assert restored != raw
+    assert second_basis_reader.restore(frame, basis, TOKENS) == restored
