@@ -44,7 +44,7 @@ def calibration(fixture_folder: Path, model, encoder):
     from latentkv.text import read_conversations
 
     texts = read_conversations(fixture_folder / "calibration.jsonl")
-    return calibrate(model, [encoder.prefix(text.prefix)[:896] for text in texts[::3]], 4, 0.5)
+    return calibrate(model, [encoder.prefix(text.prefix)[:896] for text in texts[::3]], 4)
 
 
 @pytest.fixture(scope="session")
