@@ -44,6 +44,7 @@ class Row:
 
     @property
     def share(self) -> float:
+        """Of equal argmaxes."""
         return self.equal / self.positions
 
 
