@@ -1,4 +1,4 @@
-"""What both benches need: a daemon to start anew, prompts that nobody has seen."""
+"""What the benches need: a daemon to start anew, prompts that nobody has seen."""
 
 from __future__ import annotations
 
