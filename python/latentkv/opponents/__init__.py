@@ -1,0 +1,1 @@
+"""Published methods of KV cache compression, built from their descriptions to be compared with."""
