@@ -89,7 +89,7 @@ def _answered(branch: Sequence[int], first: int, logits: torch.Tensor) -> bool:
 
 def judge(model: LoadedModel, trial: Trial, caches: Sequence[LayerCache], sizes: Sequence[float]) -> list[Outcome]:
     """The outcomes of restored caches that take `sizes` bytes."""
-    at_once = _caches_at_once(model, trial)
+    at_once = caches_at_once(model, trial)
     outcomes = []
     for start in range(0, len(caches), at_once):
         batch = caches[start : start + at_once]
@@ -99,7 +99,8 @@ def judge(model: LoadedModel, trial: Trial, caches: Sequence[LayerCache], sizes:
     return outcomes
 
 
-def _caches_at_once(model: LoadedModel, trial: Trial) -> int:
+def caches_at_once(model: LoadedModel, trial: Trial) -> int:
+    """How many restored caches one forward pass takes."""
     cache = sum(part.numel() for pair in trial.cache for part in pair) * 4
     rows = sum(len(branch) - first for branch, first in zip(trial.branches, trial.firsts, strict=True))
     # The model's own copy of the cache grows by the branches; logits exist once in the pass and once as it ends.
