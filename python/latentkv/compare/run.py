@@ -137,7 +137,7 @@ class Bench:
         for opponent in self._opponents:
             for setting in opponent.settings():
                 stored = opponent.restore(prefix, setting)
-                label = Label(opponent.name, opponent.layers_per_group, setting, opponent.basis_bytes(setting))
+                label = Label(opponent.name, opponent.layers_of(setting), setting, opponent.basis_bytes(setting))
                 yield label, stored.cache, self._pool.submit(stored.size)
         for label, futures in started.frames:
             blocks = [future.result() for future in futures]

@@ -55,7 +55,6 @@ class Opponent(ABC):
     """A published method. One thread at a time."""
 
     name: str
-    layers_per_group: int = 1  # Layers that it codes together.
     needs_hidden: bool = False
 
     @abstractmethod
@@ -69,6 +68,11 @@ class Opponent(ABC):
     @abstractmethod
     def restore(self, prefix: Prefix, setting: str) -> Stored:
         """The whole prefix, stored and restored."""
+
+    def layers_of(self, setting: str) -> int:
+        """Layers that it codes together."""
+        del setting
+        return 1
 
     def basis_bytes(self, setting: str) -> int:
         """What a reader must hold besides the model and what is stored."""

@@ -199,7 +199,6 @@ class Kvtc(Opponent):
 
     def __init__(self, model: LoadedModel, targets: Sequence[int] = TARGETS) -> None:
         self._model, self._targets = model, tuple(targets)
-        self.layers_per_group = len(model.layers)
         self._parts: list[Transform] = []
 
     def fit(self, calibration: Calibration) -> None:
@@ -228,6 +227,10 @@ class Kvtc(Opponent):
 
     def settings(self) -> Sequence[str]:
         return [f"{target}x" for target in self._targets]
+
+    def layers_of(self, setting: str) -> int:
+        del setting
+        return len(self._model.layers)
 
     def basis_bytes(self, setting: str) -> int:
         runs = [part.runs[_target(setting)] for part in self._parts]
