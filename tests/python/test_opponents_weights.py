@@ -52,6 +52,7 @@ def test_latents_of_fewer_bits_take_fewer_bytes() -> None:
     assert (fine - rows).abs().max() < 0.02
     coarse, size = weights.quantized(rows, 4)
     assert size == 50 * 12 + 50 * 4
+    assert weights.quantized(rows[:0], 4)[1] == 0
     assert 0.001 < (coarse - rows).square().mean() / rows.square().mean() < 0.03
 
 

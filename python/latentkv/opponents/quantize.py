@@ -21,7 +21,7 @@ def affine(rows: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, int
     length = rows.shape[-1]
     padding = -length % group
     padded = torch.cat([rows, rows[..., -1:].expand(*rows.shape[:-1], padding)], -1) if padding else rows
-    cut = padded.reshape(*rows.shape[:-1], -1, group)
+    cut = padded.reshape(*rows.shape[:-1], padded.shape[-1] // group, group)
     low = cut.amin(-1, keepdim=True).half().float()
     top = (1 << bits) - 1
     scale = ((cut.amax(-1, keepdim=True) - low) / top).clamp_min(2e-7).half().float()

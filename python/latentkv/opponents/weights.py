@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -103,13 +104,18 @@ def ranks_by(share: float, importance: Sequence[float], full: int, multiple: int
     return [min(full, max(multiple, round(rank / multiple) * multiple)) for rank in ranks]
 
 
+@lru_cache(maxsize=512)
+def _turn(rank: int, device: torch.device) -> torch.Tensor:
+    """A random rotation, which spreads outliers over the latents; from a fixed seed, it costs no bytes."""
+    generator = torch.Generator().manual_seed(rank)
+    return torch.linalg.qr(torch.randn(rank, rank, generator=generator)).Q.to(device)
+
+
 def quantized(latents: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
     """Latents [tokens, rank] at 16 bits, or fewer with a scale and a least value a token: as restored, and bytes."""
     if bits == 16:
         return latents.bfloat16().float(), 2 * latents.numel()
-    # A rotation spreads outliers over the latents; drawn from a fixed seed, it costs no bytes.
-    generator = torch.Generator().manual_seed(latents.shape[1])
-    turn = torch.linalg.qr(torch.randn(latents.shape[1], latents.shape[1], generator=generator)).Q.to(latents.device)
+    turn = _turn(latents.shape[1], latents.device)
     restored, size = affine(latents @ turn, bits, latents.shape[1])
     return restored @ turn.T, size
 
