@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class LoadedModel:
         ids = torch.tensor([list(tokens)], device=self.device)
         self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [
-            tuple(_rounded(part[0].transpose(0, 1), layer.dtype) for part in (kept.keys, kept.values))
+            tuple(rounded(part[0].transpose(0, 1), layer.dtype) for part in (kept.keys, kept.values))
             for kept, layer in zip(cache.layers, self.layers, strict=True)
         ]
 
@@ -60,15 +61,67 @@ class LoadedModel:
         logits = self._logits([cache] * len(rows), filled)
         return [one[: len(row)] for one, row in zip(logits, rows, strict=True)]
 
-    def _logits(self, caches: Sequence[LayerCache], rows: Sequence[list[int]]) -> torch.Tensor:
+    @torch.inference_mode()
+    def logits_of_branches(
+        self,
+        caches: Sequence[LayerCache],
+        trunk: Sequence[int],
+        branches: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+    ) -> list[torch.Tensor]:
+        """For each branch, [len(caches), len(branch) - first, vocabulary]: its logits from token `first` on.
+
+        A branch stands behind the trunk, and that behind each of the caches, which have one length. One pass: no branch
+        sees another.
+        """
+        ids = [*trunk]
+        owner, depth = [0] * len(trunk), list(range(len(trunk)))
+        kept = []
+        for number, (branch, first) in enumerate(zip(branches, firsts, strict=True), 1):
+            kept += range(len(ids) + first, len(ids) + len(branch))
+            ids += branch
+            owner += [number] * len(branch)
+            depth += range(len(trunk), len(trunk) + len(branch))
+        past, start = self._past(caches)
+        owners = torch.tensor(owner, device=self.device)
+        positions = torch.tensor(depth, device=self.device) + start
+        logits = self.model(
+            torch.tensor([ids] * len(caches), device=self.device),
+            past_key_values=past,
+            attention_mask=self._branch_masks(owners, positions, start),
+            position_ids=positions[None].expand(len(caches), -1),
+            use_cache=True,
+            logits_to_keep=torch.tensor(kept, device=self.device),
+        ).logits
+        return list(logits.split([len(b) - first for b, first in zip(branches, firsts, strict=True)], dim=1))
+
+    def _branch_masks(self, owners: torch.Tensor, positions: torch.Tensor, start: int) -> Any:
+        before = torch.arange(start, device=self.device)
+        everywhere = torch.cat([before, positions])
+        seen = (owners[:, None] == owners[None]) | (owners[None] == 0)
+        seen = torch.cat([torch.ones(len(owners), start, dtype=torch.bool, device=self.device), seen], dim=1)
+        distance = positions[:, None] - everywhere[None]
+
+        def mask(window: int) -> torch.Tensor:
+            allowed = seen & (distance >= 0) & (distance < (window or 1 << 30))
+            return torch.zeros(allowed.shape, device=self.device).masked_fill(~allowed, -torch.inf)[None, None]
+
+        window = max(layer.window for layer in self.layers)
+        # Models with sliding windows take a mask for each kind of layer.
+        return {"full_attention": mask(0), "sliding_attention": mask(window)} if window else mask(0)
+
+    def _past(self, caches: Sequence[LayerCache]) -> tuple[Any, int]:
         from transformers import DynamicCache
 
         past = DynamicCache()
         for layer in range(len(self.layers)):
             keys, values = (torch.stack([one[layer][i].transpose(0, 1) for one in caches]) for i in (0, 1))
             past.update(keys, values, layer)
+        return past, caches[0][0][0].shape[0]
+
+    def _logits(self, caches: Sequence[LayerCache], rows: Sequence[list[int]]) -> torch.Tensor:
+        past, start = self._past(caches)
         ids = torch.tensor(rows, device=self.device)
-        start = caches[0][0][0].shape[0]
         positions = torch.arange(start, start + ids.shape[1], device=self.device)[None].expand(len(rows), -1)
         return self.model(ids, past_key_values=past, position_ids=positions, use_cache=True).logits
 
@@ -83,8 +136,18 @@ def load_model(folder: Path, device: str | None = None) -> LoadedModel:
     return LoadedModel(model.float().to(target).eval().requires_grad_(False), layers, target)
 
 
-def _rounded(part: torch.Tensor, dtype: int) -> torch.Tensor:
+def rounded(part: torch.Tensor, dtype: int) -> torch.Tensor:
+    """As the engine's cache would hold it, in float32."""
     return part.to(_TORCH_DTYPES[dtype]).float().contiguous()
+
+
+@lru_cache(maxsize=16)
+def _turns(layer: Layer, first: int, count: int, sign: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [count, 1, rotary_dim / 2]. Layers that turn alike share them, as do a prefix's many caches."""
+    positions = torch.arange(first, first + count, dtype=torch.float64)
+    angles = positions[:, None] * torch.tensor(layer.inverse_frequencies, dtype=torch.float64)[None]
+    scale = layer.rotary_scale**sign
+    return tuple(part.float()[:, None].to(device) for part in (angles.cos() * scale, angles.sin() * scale * sign))
 
 
 def rotate(keys: torch.Tensor, layer: Layer, first: int, sign: int) -> torch.Tensor:
@@ -92,11 +155,7 @@ def rotate(keys: torch.Tensor, layer: Layer, first: int, sign: int) -> torch.Ten
     if layer.pairing == PAIRING_NONE:
         return keys
     half = layer.rotary_dim // 2
-    positions = torch.arange(first, first + keys.shape[0], dtype=torch.float64)
-    angles = positions[:, None] * torch.tensor(layer.inverse_frequencies, dtype=torch.float64)[None]
-    scale = layer.rotary_scale**sign
-    cosine = (angles.cos() * scale).float()[:, None].to(keys.device)
-    sine = (angles.sin() * scale * sign).float()[:, None].to(keys.device)
+    cosine, sine = _turns(layer, first, keys.shape[0], sign, keys.device)
     left, right, rest = keys[..., :half], keys[..., half : 2 * half], keys[..., 2 * half :]
     return torch.cat([left * cosine - right * sine, right * cosine + left * sine, rest], dim=-1)
 
@@ -118,33 +177,42 @@ def from_channels(rows: torch.Tensor, layers: Sequence[Layer], first_layer: int,
         shape = (rows.shape[0], layer.kv_heads, layer.head_dim)
         keys = rows[:, column : column + width].reshape(shape)
         values = rows[:, column + width : column + 2 * width].reshape(shape)
-        result.append((_rounded(rotate(keys, layer, 0, 1), layer.dtype), _rounded(values, layer.dtype)))
+        result.append((rounded(rotate(keys, layer, 0, 1), layer.dtype), rounded(values, layer.dtype)))
         column += 2 * width
     return result
 
 
-def raw_block(cache: LayerCache, layers: Sequence[Layer], block: int) -> bytes:
-    """One block in the raw form of latentkv_encode."""
-    first, parts = block * BLOCK_TOKENS, []
+def raw_blocks(cache: LayerCache, layers: Sequence[Layer]) -> list[bytes]:
+    """Every whole block in the raw form of latentkv_encode."""
+    count = cache[0][0].shape[0] // BLOCK_TOKENS
+    parts = []
     for layer, pair in zip(layers, cache, strict=True):
         for part in pair:
-            rows = part[first : first + BLOCK_TOKENS].to(_TORCH_DTYPES[layer.dtype]).contiguous().cpu()
-            parts.append(rows.view(torch.uint8).numpy().tobytes())
-    return b"".join(parts)
+            rows = part[: count * BLOCK_TOKENS].to(_TORCH_DTYPES[layer.dtype]).contiguous()
+            parts.append(rows.view(torch.uint8).reshape(count, -1))
+    # One copy from an accelerator, not one a layer and block.
+    return [row.tobytes() for row in torch.cat(parts, dim=1).cpu().numpy()]
+
+
+def raw_block(cache: LayerCache, layers: Sequence[Layer], block: int) -> bytes:
+    """One block in the raw form of latentkv_encode."""
+    first = block * BLOCK_TOKENS
+    return raw_blocks([tuple(part[first : first + BLOCK_TOKENS] for part in pair) for pair in cache], layers)[0]
 
 
 def cache_from_raw(blocks: Sequence[bytes], layers: Sequence[Layer], device: torch.device) -> LayerCache:
     """The cache of consecutive raw blocks."""
-    pieces: list[list[list[torch.Tensor]]] = [[[], []] for _ in layers]
-    for raw in blocks:
-        offset = 0
-        for layer, pair in zip(layers, pieces, strict=True):
-            size = BLOCK_TOKENS * layer.bytes_per_token // 2
-            for part in pair:
-                rows = torch.frombuffer(bytearray(raw[offset : offset + size]), dtype=_TORCH_DTYPES[layer.dtype])
-                part.append(rows.reshape(BLOCK_TOKENS, layer.kv_heads, layer.head_dim).float())
-                offset += size
-    return [(torch.cat(keys).to(device), torch.cat(values).to(device)) for keys, values in pieces]
+    raw = torch.frombuffer(bytearray(b"".join(blocks)), dtype=torch.uint8).reshape(len(blocks), -1).to(device)
+    result, offset = [], 0
+    for layer in layers:
+        size = BLOCK_TOKENS * layer.bytes_per_token // 2
+        pair = []
+        for _ in range(2):
+            rows = raw[:, offset : offset + size].contiguous().view(_TORCH_DTYPES[layer.dtype])
+            pair.append(rows.reshape(-1, layer.kv_heads, layer.head_dim).float())
+            offset += size
+        result.append((pair[0], pair[1]))
+    return result
 
 
 def divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from . import native
-from .cache import BLOCK_TOKENS, LayerCache, LoadedModel, cache_from_raw, divergence, load_model, raw_block
+from .cache import BLOCK_TOKENS, LoadedModel, cache_from_raw, load_model, raw_blocks
 from .geometry import bytes_per_token
 from .progress import Progress
-from .text import Conversation, Question, TextEncoder, load_encoder, read_conversations
-
-_RESAMPLES = 2000
-_QUESTIONS_AT_ONCE = 8  # Each holds a copy of the cache.
+from .scoring import Outcome, Trial, judge, prepare, summarise
+from .text import load_encoder, read_conversations, spread
 
 
 @dataclass(frozen=True)
@@ -37,143 +34,40 @@ class Setting:
     zeroed: bool = False
 
 
-@dataclass
-class Scores:
-    """What one conversation gave."""
-
-    tokens: int
-    frame_bytes: int
-    exact_bits: bool
-    expected: float
-    divergences: list[float]
-    same_argmax: list[bool]
-    loss_delta: float
-    known: int
-    recalled: int
-
-
-def restore(
-    codec: native.Codec, model: LoadedModel, tokens: Sequence[int], cache: LayerCache, setting: Setting
-) -> tuple[LayerCache, int, float, bool]:
-    """The whole blocks of a cache through frames: restored cache, frame bytes, mean expected loss, every bit equal?"""
-    blocks, total, expected, equal = [], 0, 0.0, True
-    count = cache[0][0].shape[0] // BLOCK_TOKENS
-    for block in range(count):
-        raw = raw_block(cache, model.layers, block)
-        frame, loss = codec.encode(tokens, block * BLOCK_TOKENS, raw, setting.step, setting.loss_own_max)
-        back = codec.decode(tokens, block * BLOCK_TOKENS, frame)
-        if setting.zeroed:
-            back = bytes(len(back))
-        equal = equal and back == raw
-        total += len(frame)
-        expected += loss / count
-        blocks.append(back)
-    return cache_from_raw(blocks, model.layers, model.device), total, expected, equal
-
-
 @dataclass(frozen=True)
-class _Asked:
-    """A question in tokens, behind the tokens that no whole block holds."""
+class Block:
+    """A raw block that went through a frame."""
 
-    tokens: list[int]
-    answer: list[int]
-
-
-def _questions(encoder: TextEncoder, tail: Sequence[int], prefix: str, questions: Sequence[Question]) -> list[_Asked]:
-    asked = []
-    for question in questions:
-        prompt = encoder.follow(prefix, question.prompt)
-        answer = encoder.follow(prefix, question.prompt + question.answer)[len(prompt) :]
-        if answer:
-            asked.append(_Asked([*tail, *prompt, *answer], answer))
-    return asked
+    raw: bytes
+    frame_bytes: int
+    expected: float
+    equal: bool
 
 
-def _recalled(model: LoadedModel, cache: LayerCache, asked: Sequence[_Asked]) -> list[bool]:
-    """For each question: is every token of the answer the likeliest, given those before it?"""
-    right = []
-    for start in range(0, len(asked), _QUESTIONS_AT_ONCE):
-        batch = asked[start : start + _QUESTIONS_AT_ONCE]
-        for one, logits in zip(batch, model.logits_of_each(cache, [one.tokens for one in batch]), strict=True):
-            right.append(logits[-len(one.answer) - 1 : -1].argmax(-1).tolist() == one.answer)
-    return right
+def start_blocks(
+    pool: ThreadPoolExecutor, codec: native.Codec, tokens: Sequence[int], raws: Sequence[bytes], setting: Setting
+) -> list[Future[Block]]:
+    """Sends raw blocks through frames, in the pool's threads."""
+
+    def run(index: int, raw: bytes) -> Block:
+        first = index * BLOCK_TOKENS
+        frame, loss = codec.encode(tokens, first, raw, setting.step, setting.loss_own_max)
+        back = codec.decode(tokens, first, frame)
+        return Block(bytes(len(back)) if setting.zeroed else back, len(frame), loss, back == raw)
+
+    return [pool.submit(run, index, raw) for index, raw in enumerate(raws)]
 
 
-def score(
-    model: LoadedModel,
-    encoder: TextEncoder,
-    codec: native.Codec,
-    setting: Setting,
-    conversation: Conversation,
-    continuation_tokens: int,
-) -> Scores | None:
-    """Scores of one conversation; None if its prefix has no whole block or nothing follows it."""
-    prefix = encoder.prefix(conversation.prefix)
-    stored = len(prefix) // BLOCK_TOKENS * BLOCK_TOKENS
-    tail = prefix[stored:]
-    following = encoder.follow(conversation.prefix, conversation.continuation)[:continuation_tokens]
-    if stored == 0 or len(following) < 2:
-        return None
-    cache = model.prefill(prefix[:stored])
-    restored, frame_bytes, expected, equal = restore(codec, model, prefix, cache, setting)
-    tokens = [*tail, *following]
-    begin = max(len(tail) - 1, 0)
-    reference, got = (model.logits_after(one, tokens)[begin:] for one in (cache, restored))
-    targets = torch.tensor(tokens[begin + 1 :], device=model.device)
-    losses = [torch.nn.functional.cross_entropy(logits[:-1], targets).item() for logits in (reference, got)]
-    asked = _questions(encoder, tail, conversation.prefix, conversation.questions)
-    known = [one for one, right in zip(asked, _recalled(model, cache, asked), strict=True) if right]
-    return Scores(
-        tokens=stored,
-        frame_bytes=frame_bytes,
-        exact_bits=equal,
-        expected=expected,
-        divergences=divergence(reference, got).tolist(),
-        same_argmax=(reference.argmax(-1) == got.argmax(-1)).tolist(),
-        loss_delta=losses[1] - losses[0],
-        known=len(known),
-        recalled=sum(_recalled(model, restored, known)),
-    )
-
-
-def _mean_divergence(scores: Sequence[Scores]) -> float:
-    values = [value for one in scores for value in one.divergences]
-    return sum(values) / len(values)
-
-
-def _recall(scores: Sequence[Scores]) -> float | None:
-    known = sum(one.known for one in scores)
-    return sum(one.recalled for one in scores) / known if known else None
-
-
-def _interval(scores: Sequence[Scores], measure) -> list[float] | None:
-    """95 % of the measure over conversations drawn again with replacement."""
-    generator = random.Random(1)
-    drawn = [measure(generator.choices(scores, k=len(scores))) for _ in range(_RESAMPLES)]
-    values = sorted(value for value in drawn if value is not None)
-    return [values[int(0.025 * len(values))], values[int(0.975 * len(values))]] if values else None
-
-
-def summarise(scores: Sequence[Scores], raw_bytes: int) -> dict[str, object]:
-    """The figures of a run; `raw_bytes` is of one token."""
-    tokens, frames = sum(one.tokens for one in scores), sum(one.frame_bytes for one in scores)
-    argmaxes = [same for one in scores for same in one.same_argmax]
-    return {
-        "ratio": tokens * raw_bytes / frames,
-        "kl": _mean_divergence(scores),
-        "kl_interval": _interval(scores, _mean_divergence),
-        "top1": sum(argmaxes) / len(argmaxes),
-        "recall": _recall(scores),
-        "recall_interval": _interval(scores, _recall),
-        "questions": sum(one.known for one in scores),
-        "nll_delta": sum(one.loss_delta for one in scores) / len(scores),
-        "bytes_per_token": frames / tokens,
-        "raw_bytes_per_token": raw_bytes,
-        "expected_kl": sum(one.expected * one.tokens for one in scores) / tokens,
-        "conversations": len(scores),
-        "tokens": tokens,
-        "every_bit_equal": all(one.exact_bits for one in scores),
-    }
+def _score(
+    model: LoadedModel, codec: native.Codec, pool: ThreadPoolExecutor, setting: Setting, trial: Trial
+) -> tuple[Outcome, float, bool]:
+    """The outcome, the mean expected loss, and whether every bit is equal."""
+    raws = raw_blocks(trial.cache, model.layers)
+    blocks = [future.result() for future in start_blocks(pool, codec, trial.tokens, raws, setting)]
+    restored = cache_from_raw([block.raw for block in blocks], model.layers, model.device)
+    outcome = judge(model, trial, [restored], [sum(block.frame_bytes for block in blocks)])[0]
+    equal = all(block.equal for block in blocks) and not setting.zeroed
+    return outcome, sum(block.expected for block in blocks) / len(blocks), equal
 
 
 def _setting(options: argparse.Namespace, codec: native.Codec) -> Setting:
@@ -192,25 +86,25 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
     if options.basis is None and (options.step is not None or options.profile != "exact"):
         raise ValueError("--basis is needed for anything but --profile exact")
     conversations = read_conversations(options.sessions)
-    if options.limit:
-        # Spread over the file: neighbours are often alike.
-        count = min(options.limit, len(conversations))
-        conversations = [conversations[i * len(conversations) // count] for i in range(count)]
+    conversations = spread(conversations, options.limit or len(conversations))
     encoder, model = load_encoder(options.model), load_model(options.model, options.device)
     scores = []
-    with native.Codec(model.layers, options.basis) as codec:
+    with native.Codec(model.layers, options.basis) as codec, ThreadPoolExecutor(os.cpu_count()) as pool:
         setting = _setting(options, codec)
         progress = Progress("evaluating", len(conversations))
         for conversation in conversations:
-            one = score(model, encoder, codec, setting, conversation, options.continuation_tokens)
-            if one is not None:
-                scores.append(one)
+            trial = prepare(model, encoder, conversation, options.continuation_tokens)
+            if trial is not None:
+                scores.append(_score(model, codec, pool, setting, trial))
             progress.step()
     if not scores:
         raise ValueError(
             f"no conversation of {options.sessions} has a prefix of {BLOCK_TOKENS} tokens and a continuation"
         )
-    result = summarise(scores, bytes_per_token(model.layers))
+    outcomes = [outcome for outcome, _, _ in scores]
+    result = summarise(outcomes, bytes_per_token(model.layers))
+    result["expected_kl"] = sum(loss * outcome.tokens for outcome, loss, _ in scores) / result["tokens"]
+    result["every_bit_equal"] = all(equal for _, _, equal in scores)
     result["basis_bytes"] = options.basis.stat().st_size if options.basis else 0
     result["profile"] = options.profile if options.step is None else None
     result["step"] = setting.step

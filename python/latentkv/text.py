@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _TURN = re.compile(r"<\|(user|assistant)\|>")
 
@@ -30,6 +33,7 @@ class Conversation:
     prefix: str
     continuation: str = ""
     questions: list[Question] = field(default_factory=list)
+    kind: str = ""  # What kind of text, as the file says.
 
 
 def read_conversations(path: Path) -> list[Conversation]:
@@ -42,7 +46,8 @@ def read_conversations(path: Path) -> list[Conversation]:
             try:
                 value = json.loads(line)
                 questions = [Question(q["prompt"], q["answer"]) for q in value.get("recall", [])]
-                conversations.append(Conversation(value["prefix"], value.get("continuation", ""), questions))
+                following, kind = value.get("continuation", ""), value.get("kind", "")
+                conversations.append(Conversation(value["prefix"], following, questions, kind))
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f'{path}:{number}: expected {{"prefix": text, ...}}: {error!r}') from error
     if not conversations:
@@ -121,3 +126,9 @@ def load_encoder(folder: Path) -> TextEncoder:
     from transformers import AutoTokenizer
 
     return TemplateEncoder(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` items at even distances, all if there are fewer: neighbours in a file are often alike."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
