@@ -40,9 +40,12 @@ def main() -> None:
             ]
         if request.get("forget"):
             llm.reset_prefix_cache()
+        began = time.perf_counter()
         if client is not None:
             client.flush(60000)
-        print(json.dumps({"answers": answers, "stats": client.stats() if client is not None else {}}), file=out)
+        drain_ms = 1000 * (time.perf_counter() - began)
+        stats = client.stats() if client is not None else {}
+        print(json.dumps({"answers": answers, "drain_ms": drain_ms, "stats": stats}), file=out)
 
 
 if __name__ == "__main__":

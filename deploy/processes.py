@@ -98,6 +98,7 @@ class EngineProcess(Process):
         super().__init__(name, command, folder / f"{name}.log", {}, stdin=subprocess.PIPE)
         self._asked = 0
         self.stats: dict[str, int] = {}  # latentkv_stats after the last answer, of the worker's half.
+        self.drain_ms = 0.0  # From the last answer until everything was stored.
 
     def ask(self, prompts: list[list[int]], tokens: int = 48, **flags: bool) -> list[dict[str, Any]]:
         """Greedy answers, once everything that they made worth storing is stored. `forget` empties the engine's own
@@ -106,7 +107,7 @@ class EngineProcess(Process):
         self._asked += 1
         self.wait_until(lambda: self._answers.is_file() and len(self._lines()) >= self._asked, 300)
         answer = json.loads(self._lines()[self._asked - 1])
-        self.stats = answer["stats"]
+        self.stats, self.drain_ms = answer["stats"], answer["drain_ms"]
         return answer["answers"]
 
     def said(self, text: str) -> int:

@@ -30,9 +30,26 @@ absl::Status CheckShape(const EntropyShape& shape, uint64_t symbols) {
   return absl::OkStatus();
 }
 
+// The last symbol first, as the decoder meets them.
+absl::StatusOr<Bytes> EncodePortable(const EntropyShape& shape, absl::Span<const uint8_t> symbols) {
+  kernels::RansEncoder encoder;
+  for (uint32_t row = shape.rows; row-- > 0;) {
+    const EntropyTable& table = *shape.tables[shape.table_of_row[row]];
+    const uint8_t* in = symbols.data() + size_t{row} * shape.row_symbols;
+    for (uint32_t i = shape.row_symbols; i-- > 0;) {
+      const uint32_t frequency = table.frequency[in[i]];
+      if (frequency == 0) {
+        return absl::InvalidArgumentError(absl::StrCat("symbol ", in[i], " of row ", row, " has frequency 0"));
+      }
+      encoder.Put(i % kEntropyLanes, frequency, table.start[in[i]]);
+    }
+  }
+  return encoder.Finish();
+}
+
 }  // namespace
 
-absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency) {
+absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency, EntropyUse use) {
   uint64_t sum = 0;
   for (uint16_t f : frequency) sum += f;
   if (frequency.size() > 256 || sum != kProbabilityOne) {
@@ -40,12 +57,13 @@ absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequen
                                                    kProbabilityOne));
   }
   EntropyTable table;
+  if (use == EntropyUse::kBoth) table.slot.resize(kProbabilityOne);
   uint32_t start = 0;
   for (uint32_t symbol = 0; symbol < 256; ++symbol) {
     const uint32_t f = symbol < frequency.size() ? frequency[symbol] : 0;
     table.frequency[symbol] = f;
     table.start[symbol] = start;
-    for (uint32_t i = 0; i < f; ++i) table.slot[start + i] = symbol | (f - 1) << 8 | i << 20;
+    for (uint32_t i = 0; i < f && use == EntropyUse::kBoth; ++i) table.slot[start + i] = symbol | (f - 1) << 8 | i << 20;
     start += f;
   }
   return table;
@@ -53,7 +71,8 @@ absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequen
 
 std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
   std::array<uint16_t, 256> frequency{};
-  const size_t symbols = std::min<size_t>(counts.size(), 256);
+  size_t symbols = std::min<size_t>(counts.size(), 256);
+  while (symbols > 0 && counts[symbols - 1] == 0) --symbols;
   Wide total = 0;
   for (size_t s = 0; s < symbols; ++s) total += counts[s];
   if (total == 0) {
@@ -86,25 +105,21 @@ std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
   return frequency;
 }
 
-absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const uint8_t> symbols) {
+absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const uint8_t> symbols, Backend backend) {
   if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
-  kernels::RansEncoder encoder;
-  for (uint32_t row = shape.rows; row-- > 0;) {
-    const EntropyTable& table = *shape.tables[shape.table_of_row[row]];
-    const uint8_t* in = symbols.data() + size_t{row} * shape.row_symbols;
-    for (uint32_t i = shape.row_symbols; i-- > 0;) {
-      const uint32_t frequency = table.frequency[in[i]];
-      if (frequency == 0) {
-        return absl::InvalidArgumentError(absl::StrCat("symbol ", in[i], " of row ", row, " has frequency 0"));
-      }
-      encoder.Put(i % kEntropyLanes, frequency, table.start[in[i]]);
-    }
-  }
-  return encoder.Finish();
+#if defined(__x86_64__)
+  Bytes coded;
+  if (backend == Backend::kAvx512 && kernels::EncodeAvx512(shape, symbols.data(), &coded)) return coded;
+#endif
+  (void)backend;
+  return EncodePortable(shape, symbols);  // Or to name what is wrong.
 }
 
 absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols, Backend backend) {
   if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
+  for (const EntropyTable* table : shape.tables) {
+    if (table->slot.empty()) return absl::InvalidArgumentError("a table to encode with alone");
+  }
   kernels::RansStates states;
   absl::StatusOr<ByteSpan> words = kernels::OpenStream(coded, &states);
   if (!words.ok()) return words.status();

@@ -9,7 +9,7 @@ namespace latentkv {
 namespace {
 
 template <typename T>
-void Split(const uint8_t* values, uint32_t tokens, uint32_t channels, uint8_t* planes) {
+void Split(const uint8_t* values, uint32_t tokens, uint32_t channels, uint8_t* top, uint8_t* rest) {
   constexpr uint32_t kBits = 8 * sizeof(T);
   const size_t plane_bytes = size_t{tokens} * channels;
   for (uint32_t t = 0; t < tokens; ++t) {
@@ -17,8 +17,10 @@ void Split(const uint8_t* values, uint32_t tokens, uint32_t channels, uint8_t* p
       T value;
       std::memcpy(&value, values + (size_t{t} * channels + c) * sizeof(T), sizeof(T));
       value = static_cast<T>(value << 1 | value >> (kBits - 1));
-      for (uint32_t p = 0; p < sizeof(T); ++p) {
-        planes[p * plane_bytes + size_t{c} * tokens + t] = static_cast<uint8_t>(value >> (kBits - 8 * (p + 1)));
+      const size_t at = size_t{c} * tokens + t;
+      top[at] = static_cast<uint8_t>(value >> (kBits - 8));
+      for (uint32_t p = 1; p < sizeof(T); ++p) {
+        rest[(p - 1) * plane_bytes + at] = static_cast<uint8_t>(value >> (kBits - 8 * (p + 1)));
       }
     }
   }
@@ -42,13 +44,11 @@ void Merge(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t ch
 }
 
 // Two bytes are what engines use; transposed by tiles, so that the loops run over neighbours.
-void Split16(const uint8_t* values, uint32_t tokens, uint32_t channels, uint8_t* planes) {
+void Split16(const uint8_t* values, uint32_t tokens, uint32_t channels, uint8_t* top, uint8_t* rest) {
   const size_t count = size_t{tokens} * channels;
   const auto turned = std::make_unique_for_overwrite<uint16_t[]>(count);
   kernels::Transpose16(values, int64_t{2} * channels, reinterpret_cast<uint8_t*>(turned.get()), int64_t{2} * tokens,
                        tokens, channels);
-  uint8_t* const top = planes;
-  uint8_t* const rest = planes + count;
   for (size_t i = 0; i < count; ++i) {
     const uint16_t value = static_cast<uint16_t>(turned[i] << 1 | turned[i] >> 15);
     top[i] = static_cast<uint8_t>(value >> 8);
@@ -69,11 +69,12 @@ void Merge16(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t 
 
 }  // namespace
 
-void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint32_t element_bytes, uint8_t* planes) {
+void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint32_t element_bytes, uint8_t* top,
+                 uint8_t* rest) {
   switch (element_bytes) {
-    case 1: return Split<uint8_t>(values, tokens, channels, planes);
-    case 2: return Split16(values, tokens, channels, planes);
-    default: return Split<uint32_t>(values, tokens, channels, planes);
+    case 1: return Split<uint8_t>(values, tokens, channels, top, rest);
+    case 2: return Split16(values, tokens, channels, top, rest);
+    default: return Split<uint32_t>(values, tokens, channels, top, rest);
   }
 }
 

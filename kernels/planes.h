@@ -7,12 +7,13 @@
 
 namespace latentkv {
 
-// planes[p][channel][token] is byte element_bytes - 1 - p (the most significant first) of
-// values[token][channel] rotated left by one bit. `values` holds little-endian integers of `element_bytes` bytes
-// (1, 2 or 4); nothing need be aligned.
-void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint32_t element_bytes, uint8_t* planes);
+// Plane p, [channel][token], is byte element_bytes - 1 - p (the most significant first) of values[token][channel]
+// rotated left by one bit: plane 0 into `top`, the planes after it into `rest`. `values` holds little-endian integers of
+// `element_bytes` bytes (1, 2 or 4); nothing need be aligned.
+void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint32_t element_bytes, uint8_t* top,
+                 uint8_t* rest);
 
-// The inverse, plane by plane: `top` is plane 0, [channels][tokens], and `rest` the planes after it.
+// The inverse.
 void MergePlanes(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t channels, uint32_t element_bytes,
                  uint8_t* values);
 

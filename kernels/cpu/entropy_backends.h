@@ -18,6 +18,9 @@ bool DecodePortable(const EntropyShape& shape, ByteSpan words, uint32_t* states,
 bool DecodeAvx2(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
 bool DecodeAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
 
+// What RansEncoder gives; false if a symbol has frequency 0, then `coded` stays as it is.
+bool EncodeAvx512(const EntropyShape& shape, const uint8_t* symbols, Bytes* coded);
+
 // Unnamed: each backend compiles this for its own instruction set, and the linker must not merge them.
 namespace {
 

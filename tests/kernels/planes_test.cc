@@ -13,7 +13,7 @@ namespace {
 
 Bytes Planes(const Bytes& values, uint32_t tokens, uint32_t channels, uint32_t element) {
   Bytes planes(values.size());
-  SplitPlanes(values.data(), tokens, channels, element, planes.data());
+  SplitPlanes(values.data(), tokens, channels, element, planes.data(), planes.data() + size_t{tokens} * channels);
   return planes;
 }
 
@@ -78,7 +78,7 @@ TEST(Planes, NothingNeedBeAligned) {
   for (uint32_t element : {1, 2, 4}) {
     Bytes values(64 * 33 * element + 1), planes(values.size()), back(values.size());
     for (uint8_t& byte : values) byte = random();
-    SplitPlanes(values.data() + 1, 64, 33, element, planes.data() + 1);
+    SplitPlanes(values.data() + 1, 64, 33, element, planes.data() + 1, planes.data() + 1 + 64 * 33);
     MergePlanes(planes.data() + 1, planes.data() + 1 + 64 * 33, 64, 33, element, back.data() + 1);
     back[0] = values[0];
     EXPECT_EQ(back, values);

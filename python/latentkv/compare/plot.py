@@ -23,6 +23,8 @@ _COLOURS = (
     "#8c564b",
     "#b8b000",
     "#000000",
+    "#c00000",
+    "#5e3c99",
 )
 _KL_RANGE = (5e-4, 3.0)  # Beyond it nothing is of use.
 
