@@ -129,7 +129,7 @@ class CommonKv(Opponent):
             decoded = own @ group.decode[:, : own.shape[2]].reshape(len(own), -1, own.shape[2]).transpose(1, 2)
             rows += [tuple(one.chunk(2, dim=1)) for one in decoded]
             raw += [lone & self._stored_raw(group, own.shape[2], chosen.bits)] * len(own)
-        cache = finished(rows, self._projections, self._model.layers)
+        cache = finished(rows, self._projections, self._model.layers, prefix.first)
         for pair, exact, is_raw in zip(cache, prefix.cache, raw, strict=True):
             for part, values in zip(pair, exact, strict=True):
                 part[is_raw] = values[is_raw]
