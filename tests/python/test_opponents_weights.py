@@ -112,18 +112,18 @@ def test_commonkv_whole_and_apart_is_the_cache_and_merged_is_small(model, text, 
     method.fit(text)
     assert error(method.restore(prefix, str(whole)).cache, prefix.cache) < 1e-3
     stored = method.restore(prefix, str(merged))
-    groups, tokens, rank = len(model.layers) // 2, len(prefix), 384
-    apart = groups * 4 * min(2 * 2 * rank, 2 * 4 * 128)
-    assert stored.size() == groups * ((tokens - 4) * 2 * rank + tokens // 8) + apart
+    groups, tokens, rank = len(model.layers) // 2, len(prefix) - 4, 384
+    bits = -(-tokens // 8)
+    assert stored.size() == groups * (tokens * 2 * rank + bits) + raw_bytes(model.layers, 4)
     for ours, theirs in zip(stored.cache, prefix.cache, strict=True):
         assert torch.equal(ours[1][:4], theirs[1][:4])
 
 
 def test_commonkv_leaves_those_apart_whose_layers_differ_most() -> None:
     latents = torch.randn(1, 10, 8).repeat(2, 1, 1)
-    latents[1, 6] *= -1
-    apart = commonkv.least_alike([latents], 0.1)[0]
-    assert apart.nonzero().flatten().tolist() == [0, 1, 2, 3, 6]
+    latents[1, [2, 6]] *= -1
+    apart = commonkv.least_alike([latents], 0.2)[0]
+    assert apart.nonzero().flatten().tolist() == [2, 6]
 
 
 def test_commonkv_merges_by_weights_that_sum_to_one(model, text) -> None:
