@@ -20,13 +20,16 @@ def prefix(model, golden) -> Prefix:
 
 @pytest.mark.parametrize("kind", ["int2", "int4", "fp8"])
 def test_a_run_comes_back_from_its_bytes(kind: str) -> None:
-    rows = torch.randn(37, 16) * 20 + 3
+    rows = torch.randn(37, 16, generator=torch.Generator().manual_seed(2)) * 20 + 3
     codes, shift, scale = kvtc.quantize(rows, kind)
     data = zlib.decompress(zlib.compress(kvtc.serialise(codes, shift, scale, kind).numpy().tobytes(), 9))
     back, rest = kvtc.parse(torch.frombuffer(bytearray(data + b"next"), dtype=torch.uint8), kvtc.Run(0, 16, kind), 37)
     assert torch.equal(back, kvtc.dequantize(codes, shift, scale, kind))
     assert bytes(rest.tolist()) == b"next"
-    assert (back - rows).abs().max() < {"int2": 17, "int4": 4, "fp8": 3}[kind]
+    reach = rows.amax(1) - rows.amin(1)
+    # Half a step of the range, or half the last bit of fp8's mantissa; shift and scale have 16 bits.
+    bound = reach * {"int2": 1 / 6, "int4": 1 / 30, "fp8": 1 / 32}[kind] + 0.01 * rows.abs().amax(1)
+    assert torch.all((back - rows).abs().amax(1) <= bound)
 
 
 def test_bits_fall_with_the_components_and_keep_to_the_budget(fitted: kvtc.Kvtc, model) -> None:

@@ -27,7 +27,7 @@ def error(restored, cache) -> float:
 def test_the_weights_make_the_cache_from_what_they_read(model, prefix: Prefix) -> None:
     made_by = weights.projections(model)
     rows = [tuple(hidden @ one.weight.T for one in pair) for hidden, pair in zip(prefix.hidden, made_by, strict=True)]
-    assert error(weights.finished(rows, made_by, model.layers), prefix.cache) < 1e-5
+    assert error(weights.finished(rows, made_by, model.layers, 0), prefix.cache) < 1e-5
 
 
 def test_fisher_information_leaves_the_model_frozen(model, text: Calibration) -> None:
@@ -66,9 +66,8 @@ def test_lorc_keeps_higher_ranks_in_early_layers_and_all_of_a_full_rank(model, t
     ranks = [keys.shape[1] for keys, _ in method.columns("0.9 to 0.3")]
     assert ranks == sorted(ranks, reverse=True)
     assert (ranks[0], ranks[-1]) == (round(0.9 * 128), round(0.3 * 128))
-    assert cut.size() == 2 * len(prefix) * sum(
-        keys.shape[1] + own.shape[1] for keys, own in method.columns("0.9 to 0.3")
-    )
+    rank = sum(keys.shape[1] + own.shape[1] for keys, own in method.columns("0.9 to 0.3"))
+    assert cut.size() == 2 * (len(prefix) - 4) * rank + raw_bytes(model.layers, 4)
     assert error(cut.cache, prefix.cache) > error(full.cache, prefix.cache)
 
 
@@ -104,7 +103,7 @@ def test_recalkv_whitened_beats_the_weights_alone_at_equal_bytes(model, text, pr
     plain._moments = lambda calibration: [torch.eye(hidden.shape[1]).double() for hidden in prefix.hidden]
     plain.fit(text)
     assert error(stored.cache, prefix.cache) < error(plain.restore(prefix, "0.5").cache, prefix.cache)
-    assert method.restore(prefix, "0.5, 4 bit").size() < 0.3 * stored.size()
+    assert method.restore(prefix, "0.5, 4 bit").size() < 0.32 * stored.size()
 
 
 def test_commonkv_whole_and_apart_is_the_cache_and_merged_is_small(model, text, prefix) -> None:
@@ -113,18 +112,18 @@ def test_commonkv_whole_and_apart_is_the_cache_and_merged_is_small(model, text, 
     method.fit(text)
     assert error(method.restore(prefix, str(whole)).cache, prefix.cache) < 1e-3
     stored = method.restore(prefix, str(merged))
-    groups, tokens, rank = len(model.layers) // 2, len(prefix), 384
-    apart = groups * 4 * min(2 * 2 * rank, 2 * 4 * 128)
-    assert stored.size() == groups * ((tokens - 4) * 2 * rank + tokens // 8) + apart
+    groups, tokens, rank = len(model.layers) // 2, len(prefix) - 4, 384
+    bits = -(-tokens // 8)
+    assert stored.size() == groups * (tokens * 2 * rank + bits) + raw_bytes(model.layers, 4)
     for ours, theirs in zip(stored.cache, prefix.cache, strict=True):
         assert torch.equal(ours[1][:4], theirs[1][:4])
 
 
 def test_commonkv_leaves_those_apart_whose_layers_differ_most() -> None:
     latents = torch.randn(1, 10, 8).repeat(2, 1, 1)
-    latents[1, 6] *= -1
-    apart = commonkv.least_alike([latents], 0.1)[0]
-    assert apart.nonzero().flatten().tolist() == [0, 1, 2, 3, 6]
+    latents[1, [2, 6]] *= -1
+    apart = commonkv.least_alike([latents], 0.2)[0]
+    assert apart.nonzero().flatten().tolist() == [2, 6]
 
 
 def test_commonkv_merges_by_weights_that_sum_to_one(model, text) -> None:

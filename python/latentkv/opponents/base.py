@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cache import LayerCache, LoadedModel, rotate, rounded
+from ..cache import SINK_TOKENS, LayerCache, LoadedModel, rotate, rounded
 from ..geometry import DTYPE_BYTES, Layer
 
 
@@ -22,6 +22,7 @@ class Prefix:
 
     cache: LayerCache
     hidden: list[torch.Tensor]  # For each layer [tokens, width]; empty unless the method asked for it.
+    first: int = 0  # Position of its first token.
 
     def __len__(self) -> int:
         return self.cache[0][0].shape[0]
@@ -80,6 +81,32 @@ class Opponent(ABC):
         return 0
 
 
+class SinksApart(Opponent):
+    """A method that stores the sinks as they are, and the rest in its own way.
+
+    Where a paper does not say so it is still in the method's favour: their large values widen every scale that they
+    fall under, and nothing else of a prefix is as sensitive.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+
+    @abstractmethod
+    def restore_body(self, body: Prefix, setting: str) -> Stored:
+        """A prefix without its sinks."""
+
+    @torch.inference_mode()
+    def restore(self, prefix: Prefix, setting: str) -> Stored:
+        cache = [(keys[SINK_TOKENS:], values[SINK_TOKENS:]) for keys, values in prefix.cache]
+        body = Prefix(cache, [rows[SINK_TOKENS:] for rows in prefix.hidden], SINK_TOKENS)
+        stored = self.restore_body(body, setting)
+        whole, sinks = [], raw_bytes(self._model.layers, SINK_TOKENS)
+        for exact, pair in zip(prefix.cache, stored.cache, strict=True):
+            own = [torch.cat([one[:SINK_TOKENS], part]) for one, part in zip(exact, pair, strict=True)]
+            whole.append((own[0], own[1]))
+        return Stored(whole, lambda: sinks + stored.size())
+
+
 def read_prefix(model: LoadedModel, tokens: Sequence[int], with_hidden: bool) -> Prefix:
     """Prefills; with what the projections of keys and values read, if asked for."""
     if not with_hidden:
@@ -115,9 +142,11 @@ def value_bytes(layers: Sequence[Layer]) -> int:
     return DTYPE_BYTES[layers[0].dtype]
 
 
-def unrotated(cache: LayerCache, layers: Sequence[Layer]) -> torch.Tensor:
-    """[tokens, channels]: the keys of all layers and heads, as they are before rotation."""
-    return torch.cat([rotate(pair[0], layer, 0, -1).flatten(1) for layer, pair in zip(layers, cache, strict=True)], 1)
+def unrotated(cache: LayerCache, layers: Sequence[Layer], first: int = 0) -> torch.Tensor:
+    """[tokens, channels]: the keys of all layers and heads, from position `first` on, as they are before rotation."""
+    return torch.cat(
+        [rotate(pair[0], layer, first, -1).flatten(1) for layer, pair in zip(layers, cache, strict=True)], 1
+    )
 
 
 def values(cache: LayerCache) -> torch.Tensor:
@@ -125,13 +154,13 @@ def values(cache: LayerCache) -> torch.Tensor:
     return torch.cat([pair[1].flatten(1) for pair in cache], 1)
 
 
-def assemble(keys: torch.Tensor, values: torch.Tensor, layers: Sequence[Layer]) -> LayerCache:
+def assemble(keys: torch.Tensor, values: torch.Tensor, layers: Sequence[Layer], first: int = 0) -> LayerCache:
     """A cache from all un-rotated keys and all values, rounded as the engine's would be."""
     result, column = [], 0
     for layer in layers:
         width = layer.kv_heads * layer.head_dim
         shape = (keys.shape[0], layer.kv_heads, layer.head_dim)
         own = [part[:, column : column + width].reshape(shape) for part in (keys, values)]
-        result.append((rounded(rotate(own[0], layer, 0, 1), layer.dtype), rounded(own[1], layer.dtype)))
+        result.append((rounded(rotate(own[0], layer, first, 1), layer.dtype), rounded(own[1], layer.dtype)))
         column += width
     return result

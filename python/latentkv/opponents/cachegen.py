@@ -12,6 +12,7 @@ Open, and chosen for the method:
 - Levels as published, and twice and half as many, each with deltas and without.
 - Bytes are computed, not written: the symbols' lengths under distributions in 1/65536, which an arithmetic coder meets
   within 2 bytes a stream; one stream a layer, and a 16-bit scale a token and layer, each for keys and for values.
+- The sinks are kept raw.
 - Keys are rotated, as in the paper and its code.
 """
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from ..cache import LoadedModel, rounded
-from .base import Calibration, Opponent, Prefix, Stored
+from .base import Calibration, Prefix, SinksApart, Stored
 
 _GROUP_TOKENS = 10
 _ANCHOR_LEVELS = 256
@@ -81,20 +82,20 @@ def lengths_of(counts: torch.Tensor) -> torch.Tensor:
     return 16 - (1 + (share * room).floor()).log2()
 
 
-class CacheGen(Opponent):
+class CacheGen(SinksApart):
     """A setting is the number of levels, with deltas or without."""
 
     name = "CacheGen"
 
     def __init__(self, model: LoadedModel) -> None:
-        self._layers = model.layers
+        super().__init__(model)
         self._lengths: dict[str, list[list[torch.Tensor]]] = {}
 
     def _coded(self, prefix: Prefix, setting: Setting):
         """For each layer, keys then values: the symbols of each kind, and the part as restored."""
         for index, pair in enumerate(prefix.cache):
             for part, own in enumerate(pair):
-                count = int(setting.factor * levels(index, len(self._layers), part))
+                count = int(setting.factor * levels(index, len(self._model.layers), part))
                 yield (*coded(own.flatten(1), count, setting.deltas), count)
 
     def fit(self, calibration: Calibration) -> None:
@@ -117,17 +118,17 @@ class CacheGen(Opponent):
     def basis_bytes(self, setting: str) -> int:
         return sum(2 * one.numel() for kinds in self._lengths[setting] for one in kinds)
 
-    def restore(self, prefix: Prefix, setting: str) -> Stored:
-        bits, parts = torch.zeros((), dtype=torch.float64, device=prefix.cache[0][0].device), []
+    def restore_body(self, body: Prefix, setting: str) -> Stored:
+        bits, parts = torch.zeros((), dtype=torch.float64, device=body.cache[0][0].device), []
         for (kinds, restored, _), lengths in zip(
-            self._coded(prefix, SETTINGS[setting]), self._lengths[setting], strict=True
+            self._coded(body, SETTINGS[setting]), self._lengths[setting], strict=True
         ):
             parts.append(restored)
             for symbols, length in zip(kinds, lengths, strict=True):
                 bits += length.gather(1, symbols.T).sum(dtype=torch.float64)
         cache = []
-        for index, (layer, pair) in enumerate(zip(self._layers, prefix.cache, strict=True)):
+        for index, (layer, pair) in enumerate(zip(self._model.layers, body.cache, strict=True)):
             own = [rounded(parts[2 * index + i].reshape(pair[i].shape), layer.dtype) for i in (0, 1)]
             cache.append((own[0], own[1]))
-        total = bits.item() / 8 + len(parts) * (2 * len(prefix) + _STREAM_BYTES)
+        total = bits.item() / 8 + len(parts) * (2 * len(body) + _STREAM_BYTES)
         return Stored(cache, lambda: total)

@@ -9,8 +9,8 @@ after they are rebuilt. Ranks by Fisher information over the groups.
 Open, and chosen for the method:
 
 - Groups of four layers, as published, and of two, which lose less.
-- What is not merged is stored as latents or, where that takes no more bytes, as the keys and values themselves, which
-  then are exact.
+- Sinks are stored as they are: as latents of a cut rank they ruin a prefix. Else what is not merged is stored as
+  latents or, where that takes no more bytes, as the keys and values themselves, which then are exact.
 - The 128 newest tokens, not merged in the paper, are treated like the others.
 - A bit a token and group says what is merged. Latents have 16 bits, or 4 with a scale a token after a random rotation
   (the paper quantizes on top and gives no figures of that alone).
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cache import SINK_TOKENS, LoadedModel
-from .base import Calibration, NotApplicable, Opponent, Prefix, Stored, value_bytes
+from ..cache import LoadedModel
+from .base import Calibration, NotApplicable, Prefix, SinksApart, Stored, value_bytes
 from .weights import finished, fisher, projections, quantized, ranks_by
 
 _RANK_MULTIPLE = 32
@@ -63,14 +63,14 @@ class Group:
     merge: torch.Tensor  # [layers]
 
 
-class CommonKv(Opponent):
+class CommonKv(SinksApart):
     """The method."""
 
     name = "CommonKV"
     needs_hidden = True
 
     def __init__(self, model: LoadedModel, settings: Sequence[Setting] = SETTINGS) -> None:
-        self._model = model
+        super().__init__(model)
         self._settings = {str(setting): setting for setting in settings}
         self._groups: dict[int, list[Group]] = {}
         self._ranks: dict[str, list[int]] = {}
@@ -111,16 +111,15 @@ class CommonKv(Opponent):
         pairs = zip(groups, self._ranks[setting], strict=True)
         return sum(2 * rank * (group.encode.shape[1] + group.decode.shape[0]) for group, rank in pairs)
 
-    @torch.inference_mode()
-    def restore(self, prefix: Prefix, setting: str) -> Stored:
+    def restore_body(self, body: Prefix, setting: str) -> Stored:
         chosen = self._settings[setting]
         groups = self._groups[chosen.layers]
         latents = []
         for group, rank in zip(groups, self._ranks[setting], strict=True):
-            hidden = torch.stack(prefix.hidden[group.first : group.last])
+            hidden = torch.stack(body.hidden[group.first : group.last])
             latents.append(hidden @ group.encode[:rank].T)
         apart = least_alike(latents, chosen.apart)
-        rows, total = [], len(groups) * -(-len(prefix) // 8)
+        rows, total = [], len(groups) * -(-len(body) // 8)
         raw: list[torch.Tensor] = []
         for group, own, lone in zip(groups, latents, apart, strict=True):
             merged, size = quantized((group.merge[:, None, None] * own[:, ~lone]).sum(0), chosen.bits)
@@ -129,8 +128,8 @@ class CommonKv(Opponent):
             decoded = own @ group.decode[:, : own.shape[2]].reshape(len(own), -1, own.shape[2]).transpose(1, 2)
             rows += [tuple(one.chunk(2, dim=1)) for one in decoded]
             raw += [lone & self._stored_raw(group, own.shape[2], chosen.bits)] * len(own)
-        cache = finished(rows, self._projections, self._model.layers)
-        for pair, exact, is_raw in zip(cache, prefix.cache, raw, strict=True):
+        cache = finished(rows, self._projections, self._model.layers, body.first)
+        for pair, exact, is_raw in zip(cache, body.cache, raw, strict=True):
             for part, values in zip(pair, exact, strict=True):
                 part[is_raw] = values[is_raw]
         return Stored(cache, lambda: total)
@@ -149,7 +148,7 @@ class CommonKv(Opponent):
 
 
 def least_alike(latents: Sequence[torch.Tensor], share: float) -> list[torch.Tensor]:
-    """Of each group the tokens that are not merged: sinks, and the share of all whose first and last layer differ most.
+    """Of each group the tokens that are not merged: the share of all whose first and last layer differ most.
 
     latents: of each group [layers, tokens, rank].
     """
@@ -158,5 +157,4 @@ def least_alike(latents: Sequence[torch.Tensor], share: float) -> list[torch.Ten
     count = int(share * alike.numel())
     if count:
         apart.view(-1)[alike.flatten().argsort()[:count]] = True
-    apart[:, :SINK_TOKENS] = True
     return list(apart)

@@ -12,7 +12,7 @@ import torch
 from ..cache import LayerCache, LoadedModel, rotate, rounded
 from ..geometry import Layer
 from ..statistics import decoder_layers
-from .base import NotApplicable, Opponent, Prefix, Stored
+from .base import NotApplicable, Prefix, SinksApart, Stored
 from .quantize import affine
 
 _FISHER_DOCUMENTS = 8
@@ -52,11 +52,12 @@ def finished(
     rows: Sequence[tuple[torch.Tensor, torch.Tensor]],
     made_by: Sequence[tuple[Projection, Projection]],
     layers: Sequence[Layer],
+    first: int,
 ) -> LayerCache:
-    """The cache of what the weights of each layer gave for keys and for values."""
+    """The cache, from position `first` on, of what the weights of each layer gave for keys and for values."""
     cache = []
     for (keys, values), (key, value), layer in zip(rows, made_by, layers, strict=True):
-        rotated = rotate(key.finish(keys, layer), layer, 0, 1)
+        rotated = rotate(key.finish(keys, layer), layer, first, 1)
         cache.append((rounded(rotated, layer.dtype), rounded(value.finish(values, layer), layer.dtype)))
     return cache
 
@@ -124,13 +125,13 @@ def quantized(latents: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
 Columns = tuple[torch.Tensor, torch.Tensor]
 
 
-class Projected(Opponent):
+class Projected(SinksApart):
     """Stores the coordinates of what the projections give in some directions, the same for all tokens of a layer."""
 
     needs_hidden = True
 
     def __init__(self, model: LoadedModel) -> None:
-        self._model = model
+        super().__init__(model)
         self._projections: list[tuple[Projection, Projection]] = []
 
     @abstractmethod
@@ -144,14 +145,13 @@ class Projected(Opponent):
     def basis_bytes(self, setting: str) -> int:
         return sum(2 * part.numel() for pair in self.columns(setting) for part in pair)
 
-    @torch.inference_mode()
-    def restore(self, prefix: Prefix, setting: str) -> Stored:
+    def restore_body(self, body: Prefix, setting: str) -> Stored:
         rows, total = [], 0
-        for hidden, made_by, columns in zip(prefix.hidden, self._projections, self.columns(setting), strict=True):
+        for hidden, made_by, columns in zip(body.hidden, self._projections, self.columns(setting), strict=True):
             pair = []
             for projection, own in zip(made_by, columns, strict=True):
                 latents, size = quantized(hidden @ projection.weight.T @ own, self.bits(setting))
                 pair.append(latents @ own.T)
                 total += size
             rows.append((pair[0], pair[1]))
-        return Stored(finished(rows, self._projections, self._model.layers), lambda: total)
+        return Stored(finished(rows, self._projections, self._model.layers, body.first), lambda: total)
