@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "client/raw_buffers.h"
 #include "client/staging_budget.h"
 #include "client/store_progress.h"
 #include "core/bytes.h"
@@ -20,7 +21,7 @@ struct StagedBlock {
   std::shared_ptr<const std::vector<uint32_t>> chain_tokens;  // Up to this block's last, and maybe more.
   float loss_inherited = 0;
 
-  std::unique_ptr<uint8_t[]> raw;  // Until it is encoded.
+  RawBuffers::Buffer raw;  // Until it is encoded.
   uint64_t raw_bytes = 0;
   std::shared_ptr<const Bytes> frame;  // From then on.
   bool exact = false;

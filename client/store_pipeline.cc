@@ -9,6 +9,7 @@ namespace latentkv {
 StorePipeline::StorePipeline(const Parts& parts)
     : parts_(parts),
       raw_bytes_(RawBytes(parts.codec->geometry(), kBlockTokens)),
+      buffers_(raw_bytes_),
       budget_(parts.staging_bytes_max),
       ledger_(parts.counters, parts.log, parts.clock),
       sender_(parts.channel, &ledger_),
@@ -40,7 +41,7 @@ std::unique_ptr<Job> StorePipeline::Store(StoreRequest request) {
     block.first_token = at * kBlockTokens;
     block.chain_tokens = tokens;
     block.loss_inherited = inherited;
-    block.raw = std::make_unique_for_overwrite<uint8_t[]>(raw_bytes_);
+    block.raw = buffers_.Take();
     block.raw_bytes = raw_bytes_;
     GatherRaw(parts_.codec->geometry(), *request.pages, request.slots[i], {block.raw.get(), raw_bytes_});
     block.progress = progress;

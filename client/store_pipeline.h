@@ -12,6 +12,7 @@
 #include "client/encode_worker.h"
 #include "client/failure_log.h"
 #include "client/frame_sender.h"
+#include "client/raw_buffers.h"
 #include "client/restored_losses.h"
 #include "client/staging_budget.h"
 #include "client/store_ledger.h"
@@ -54,6 +55,7 @@ class StorePipeline {
  private:
   const Parts parts_;
   const uint64_t raw_bytes_;  // Of a block.
+  RawBuffers buffers_;
   StagingBudget budget_;
   StoreLedger ledger_;
   FrameSender sender_;

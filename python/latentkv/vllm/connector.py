@@ -234,10 +234,14 @@ class LatentkvConnector(KVConnectorBase_V1):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         (self._worker or self._off()).begin_step(self._plan())
 
-    @_never_raises(_nothing)
     def wait_for_layer_load(self, layer_name: str) -> None:
-        if self._worker is not None:
-            self._worker.wait_for_layer(self._layer_index.get(layer_name, -1))
+        """Every layer of every step comes here: at once back where nothing is loaded synchronously."""
+        if self._worker is not None and self._worker.loads_in_step:
+            self._wait_for_layer_load(layer_name)
+
+    @_never_raises(_nothing)
+    def _wait_for_layer_load(self, layer_name: str) -> None:
+        self._worker.wait_for_layer(self._layer_index.get(layer_name, -1))
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing: blocks are stored whole, in wait_for_save."""

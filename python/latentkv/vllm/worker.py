@@ -58,6 +58,11 @@ class Worker:
             else:
                 self._current.append(load)
 
+    @property
+    def loads_in_step(self) -> bool:
+        """Whether this step has synchronous loads."""
+        return bool(self._current)
+
     def wait_for_layer(self, layer: int) -> None:
         """Holds the forward pass until this step's synchronous loads have filled the layer, or failed."""
         for load in self._current:
