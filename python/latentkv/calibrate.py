@@ -194,7 +194,8 @@ def _collect(
     model: LoadedModel, embedding: Embedding, documents: Sequence[Sequence[int]]
 ) -> tuple[Corpus, QueryEnergy]:
     tokens = sum(map(len, documents))
-    print(f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache", file=sys.stderr)
+    held = tokens * bytes_per_token(model.layers) >> 20
+    print(f"calibrating on {tokens} tokens, {held} MiB of cache", file=sys.stderr)
     corpus, energy = Corpus(model, embedding), QueryEnergy(model)
     progress = Progress("reading the calibration text", len(documents))
     for document in documents:
