@@ -110,7 +110,7 @@ TEST(InspectTest, BasisIsExplained) {
   EXPECT_EQ(ran.exit_status, 0) << ran.error;
   EXPECT_THAT(ran.output,
               AllOf(HasSubstr(basis->digest().Hex()), HasSubstr("made from      a test"), HasSubstr("2 layers"),
-                    HasSubstr("balanced"), HasSubstr("step 4"), HasSubstr("32 latents, 6 coded at balanced")));
+                    HasSubstr("balanced"), HasSubstr("step 4"), HasSubstr("32 latents, 5 coded at balanced")));
 }
 
 TEST(InspectTest, DamagedBasisIsAnError) {
