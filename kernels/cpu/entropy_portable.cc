@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "kernels/cpu/entropy_backends.h"
 
 namespace latentkv::kernels {
@@ -10,18 +8,7 @@ bool DecodePortable(const EntropyShape& shape, ByteSpan words, uint32_t* states,
   for (uint32_t row = 0; row < shape.rows; ++row) {
     const uint32_t* slots = shape.tables[shape.table_of_row[row]]->slot.data();
     for (uint32_t i = 0; i < shape.row_symbols; ++i) {
-      uint32_t x = states[i % kEntropyLanes];
-      const uint32_t slot = slots[x & (kProbabilityOne - 1)];
-      *symbols++ = static_cast<uint8_t>(slot);
-      x = ((slot >> 8 & 0xfff) + 1) * (x >> kProbabilityBits) + (slot >> 20);
-      if (x < kEntropyStart) {
-        if (next == end) return false;
-        uint16_t word;
-        std::memcpy(&word, next, sizeof(word));
-        next += sizeof(word);
-        x = x << 16 | word;
-      }
-      states[i % kEntropyLanes] = x;
+      if (!DecodeSymbol(slots, &states[i % kEntropyLanes], &next, end, symbols++)) return false;
     }
   }
   return next == end;

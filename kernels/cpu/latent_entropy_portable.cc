@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "kernels/cpu/latent_context.h"
 #include "kernels/cpu/latent_entropy_backends.h"
 #include "kernels/cpu/rans.h"
@@ -13,20 +11,9 @@ bool DecodeLatentsPortable(const LatentTables& tables, absl::Span<const uint8_t>
   LatentContext context(tables, class_of_row);
   for (size_t row = 0; row < class_of_row.size(); ++row) {
     for (uint32_t t = 0; t < kBlockTokens; ++t) {
-      uint32_t x = states[t % kEntropyLanes];
       const uint32_t* slots = tables.slots.data() + size_t{context.Class(row, t)} * kProbabilityOne;
-      const uint32_t slot = slots[x & (kProbabilityOne - 1)];
-      *symbols = static_cast<uint8_t>(slot);
+      if (!DecodeSymbol(slots, &states[t % kEntropyLanes], &next, end, symbols)) return false;
       context.Add(t, *symbols++);
-      x = ((slot >> 8 & 0xfff) + 1) * (x >> kProbabilityBits) + (slot >> 20);
-      if (x < kEntropyStart) {
-        if (next == end) return false;
-        uint16_t word;
-        std::memcpy(&word, next, sizeof(word));
-        next += sizeof(word);
-        x = x << kWordBits | word;
-      }
-      states[t % kEntropyLanes] = x;
     }
     context.EndRow(row);
   }

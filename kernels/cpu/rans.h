@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -40,6 +41,29 @@ class RansEncoder {
 };
 
 using RansStates = std::array<uint32_t, kEntropyLanes>;
+
+// Decodes one symbol under a table's `slots`, moving the lane's state and, if it wants a word, `next`. False if there is
+// none left. Unnamed: each backend compiles this for its own instruction set, and the linker must not merge them.
+namespace {
+
+inline bool DecodeSymbol(const uint32_t* slots, uint32_t* state, const uint8_t** next, const uint8_t* end,
+                         uint8_t* symbol) {
+  uint32_t x = *state;
+  const uint32_t slot = slots[x & (kProbabilityOne - 1)];
+  *symbol = static_cast<uint8_t>(slot);
+  x = ((slot >> 8 & 0xfff) + 1) * (x >> kProbabilityBits) + (slot >> 20);
+  if (x < kEntropyStart) {
+    if (*next == end) return false;
+    uint16_t word;
+    std::memcpy(&word, *next, sizeof(word));
+    *next += sizeof(word);
+    x = x << kWordBits | word;
+  }
+  *state = x;
+  return true;
+}
+
+}  // namespace
 
 // The words of `coded`, and its states. DataLoss for bytes that no encoder writes.
 absl::StatusOr<ByteSpan> OpenStream(ByteSpan coded, RansStates* states);
