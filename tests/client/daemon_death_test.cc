@@ -71,8 +71,9 @@ class DaemonDeathTest : public ::testing::Test {
     return *right_;
   }
 
-  // Blocks of half a megabyte, so that a stream has more to bring than its sockets hold.
-  const Geometry geometry_ = SmallGeometry(8, 4, 64);
+  // Blocks of two megabytes, so that three quarters of a stream are more than the client receives ahead (8 MiB) and
+  // what the sockets and gRPC's windows hold.
+  const Geometry geometry_ = SmallGeometry(8, 8, 128);
   const std::vector<uint32_t> tokens_ = TestTokens(1, kTokens);
   DaemonProcess daemon_;
   TestPages pages_;
