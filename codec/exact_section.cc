@@ -16,8 +16,8 @@ namespace {
 
 enum class Form : uint8_t { kPlain = 0, kCoded = 1 };
 
-// Channels are sorted by how their symbols spread, and those that spread alike share a table: more tables fit better and
-// cost 2 bytes a symbol each.
+// Channels are sorted by how their symbols spread, and those that spread alike share a table: more tables fit better
+// and cost 2 bytes a symbol each.
 constexpr uint32_t kTables = 4;
 
 // The layer's first planes as rows of one channel each, K's then V's, and each row's largest byte.

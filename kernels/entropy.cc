@@ -63,7 +63,9 @@ absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequen
     const uint32_t f = symbol < frequency.size() ? frequency[symbol] : 0;
     table.frequency[symbol] = f;
     table.start[symbol] = start;
-    for (uint32_t i = 0; i < f && use == EntropyUse::kBoth; ++i) table.slot[start + i] = symbol | (f - 1) << 8 | i << 20;
+    if (use == EntropyUse::kBoth) {
+      for (uint32_t i = 0; i < f; ++i) table.slot[start + i] = symbol | (f - 1) << 8 | i << 20;
+    }
     start += f;
   }
   return table;

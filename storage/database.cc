@@ -19,9 +19,9 @@
 #include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
 
-// RocksDB checksums each byte twice on its way to disk, in software in Debian's build: a third of what the daemon does to
-// store. It calls this function of its own through the dynamic linker, which takes the program's. Not in a header of
-// RocksDB's: where it calls another, that stays as slow, and nothing else changes.
+// RocksDB checksums each byte twice on its way to disk, in software in Debian's build: a third of what the daemon did to
+// store. It calls this function of its own through the dynamic linker, which takes the program's
+// (docs/decisions/0013-a-checksum-in-the-place-of-rocksdbs.md).
 namespace rocksdb::crc32c {
 uint32_t Extend(uint32_t crc, const char* data, size_t size) {
   return latentkv::Crc32c({reinterpret_cast<const uint8_t*>(data), size}, crc);

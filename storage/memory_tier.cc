@@ -5,7 +5,7 @@
 namespace latentkv {
 
 void MemoryTier::Insert(uint64_t sequence, SharedBytes frame) {
-  if (!Takes(frame.bytes.size())) return;
+  if (frame.bytes.size() > capacity_) return;
   Erase(sequence);
   while (bytes_ > capacity_ - frame.bytes.size()) Erase(slots_.back().sequence);
   bytes_ += frame.bytes.size();

@@ -1,4 +1,5 @@
-// The frames used last, in memory: a bounded LRU in front of the disk.
+// The frames read last, in memory: a bounded LRU in front of the disk. Storing puts nothing here: most frames are not
+// read soon, the operating system's cache has them as well, and memory for them was half of what a store cost.
 #ifndef LATENTKV_STORAGE_MEMORY_TIER_H_
 #define LATENTKV_STORAGE_MEMORY_TIER_H_
 
@@ -15,8 +16,6 @@ class MemoryTier {
  public:
   explicit MemoryTier(uint64_t capacity_bytes) : capacity_(capacity_bytes) {}
 
-  // Whether a frame of that size would be kept.
-  bool Takes(uint64_t bytes) const { return bytes <= capacity_; }
   // Drops those used longest ago until `frame` fits; does nothing with one that is larger than the tier.
   void Insert(uint64_t sequence, SharedBytes frame);
   // Without owner if it is not here.

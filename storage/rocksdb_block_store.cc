@@ -221,11 +221,6 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
   changes.push_back({Family::kIndex, SerializeRecordId(record.entry.id), entry});
   changes.push_back({Family::kPayload, SequenceKey(record.sequence), frame});
   absl::Status status = Write(std::move(changes), &record);
-  SharedBytes copy;
-  if (status.ok() && tier_.Takes(frame.size())) {
-    auto bytes = std::make_shared<const Bytes>(frame.begin(), frame.end());
-    copy = {*bytes, bytes};
-  }
   std::lock_guard lock(mutex_);
   if (!status.ok()) {
     for (const IndexedRecord& victim : victims) index_.Insert(victim);
@@ -236,7 +231,6 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
   index_.Insert(record);
   disk_bytes_ += frame.size();
   if (disk_bytes_ > disk_bytes_max_) changed_.notify_all();
-  if (copy.owner != nullptr) tier_.Insert(record.sequence, std::move(copy));
   return absl::OkStatus();
 }
 

@@ -74,7 +74,7 @@ def main() -> None:
         median = statistics.median(rates)
         print(
             f"{row:10}{median:8.0f} tokens/s{100 * (median / base - 1):+7.1f} %    ({spread(rates)})"
-            f"{values[0]['blocks']:6.0f} blocks stored, drained in {statistics.median(drains):.0f} ms ({spread(drains)})"
+            f"{values[0]['blocks']:6.0f} blocks, drained in {statistics.median(drains):.0f} ms ({spread(drains)})"
         )
     if options.json:
         options.json.write_text(json.dumps(turns, indent=1) + "\n")

@@ -61,8 +61,9 @@ bool EncodeAvx512(const EntropyShape& shape, const uint8_t* symbols, Bytes* code
       const __m512i first = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(both));
       const __m512i last_range = _mm512_i32gather_epi32(last, table, sizeof(uint32_t));
       const __m512i first_range = _mm512_i32gather_epi32(first, table, sizeof(uint32_t));
-      const __m512i frequencies = _mm512_set1_epi32(0xffff);
-      impossible |= _mm512_testn_epi32_mask(last_range, frequencies) | _mm512_testn_epi32_mask(first_range, frequencies);
+      const __m512i frequency_bits = _mm512_set1_epi32(0xffff);
+      impossible |= _mm512_testn_epi32_mask(last_range, frequency_bits);
+      impossible |= _mm512_testn_epi32_mask(first_range, frequency_bits);
       begin = Put(last_range, &high, begin);
       begin = Put(first_range, &low, begin);
     }
