@@ -59,7 +59,7 @@ void ReconstructGroup(benchmark::State& state) {
   std::vector<int16_t> latents(kTokens * kRank);
   for (int16_t& q : latents) q = random() % 100 < static_cast<uint32_t>(state.range(1)) ? 1 + random() % 5 : 0;
   std::vector<int32_t> sums(size_t{kTokens} * kChannels);
-  for (auto _ : state) Reconstruct(packed, latents, kTokens, absl::MakeSpan(sums), backend);
+  for (auto _ : state) Reconstruct(packed, latents, kRank, kTokens, kChannels, absl::MakeSpan(sums), backend);
   state.counters["GMAC/s"] =
       benchmark::Counter(1e-9 * kRank * kChannels * kTokens * state.iterations(), benchmark::Counter::kIsRate);
 }

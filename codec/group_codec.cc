@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 
 #include "codec/latent_model.h"
 #include "codec/sinks.h"
 #include "core/limits.h"
+#include "kernels/distance.h"
 #include "kernels/latents.h"
 #include "kernels/rotary.h"
 
@@ -41,10 +41,7 @@ GroupCodec::GroupCodec(const Basis& basis, uint32_t index, const LatentTables& l
       latent_tables_(latent_tables),
       rotary_tables_(rotary_tables),
       stride_(group_.rank + index * basis.inherited_rank()),
-      decoder_(PackDecoder(absl::MakeConstSpan(group_.decoder).first(size_t{group_.rank} * group_.channels), group_.rank,
-                           group_.channels)),
-      inherited_decoder_(PackDecoder(absl::MakeConstSpan(group_.decoder).subspan(size_t{group_.rank} * group_.channels),
-                                     stride_ - group_.rank, group_.channels)),
+      decoder_(PackDecoder(group_.decoder, stride_, group_.channels)),
       feature_decoder_(PackDecoder(group_.feature_rows, basis.embedding().Features(), group_.channels)),
       sink_bytes_(SinkBytes(geometry_, group_.first_layer, group_.last_layer)),
       sink_offset_(SinkBytes(geometry_, 0, group_.first_layer)) {
@@ -75,18 +72,16 @@ absl::Status GroupCodec::MakeEncoderOnce() const {
 }
 
 std::vector<float> GroupCodec::Base(const BlockState& state, bool predicted) const {
-  const size_t count = size_t{kBlockTokens} * group_.channels;
-  std::vector<float> base(count);
+  std::vector<float> base(size_t{kBlockTokens} * group_.channels);
   const std::vector<int16_t> features = predicted ? state.Features() : std::vector<int16_t>();
-  if (features.empty()) {
-    for (size_t t = 0; t < kBlockTokens; ++t) {
-      std::copy(group_.mean.begin(), group_.mean.end(), base.begin() + t * group_.channels);
-    }
+  if (!features.empty()) {
+    Restore(feature_decoder_, features, feature_decoder_.rank, kBlockTokens, group_.feature_scale, 1.0f, group_.mean,
+            absl::MakeSpan(base));
     return base;
   }
-  const auto sums = std::make_unique_for_overwrite<int32_t[]>(count);
-  Reconstruct(feature_decoder_, features, kBlockTokens, absl::MakeSpan(sums.get(), count));
-  Dequantize(absl::MakeConstSpan(sums.get(), count), group_.mean, group_.feature_scale, 1.0f, absl::MakeSpan(base));
+  for (size_t t = 0; t < kBlockTokens; ++t) {
+    std::copy(group_.mean.begin(), group_.mean.end(), base.begin() + t * group_.channels);
+  }
   return base;
 }
 
@@ -100,32 +95,22 @@ std::vector<int16_t> GroupCodec::Inherit(const BlockState& state, bool predicted
   return latents;
 }
 
-std::vector<int32_t> GroupCodec::InheritedSums(absl::Span<const int16_t> latents) const {
-  std::vector<int32_t> sums(size_t{kBlockTokens} * group_.channels);
-  if (inherited_decoder_.rank > 0) {
-    ReconstructOnto(inherited_decoder_, latents.subspan(group_.rank), stride_, kBlockTokens, group_.channels,
-                    absl::MakeSpan(sums));
-  }
-  return sums;
+void GroupCodec::AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* values) const {
+  Restore(decoder_, latents, stride_, kBlockTokens, group_.row_scale, step, *values, absl::MakeSpan(*values));
 }
 
-void GroupCodec::AddOwn(absl::Span<const int16_t> latents, std::vector<int32_t>* sums) const {
-  ReconstructOnto(decoder_, latents, stride_, kBlockTokens, group_.channels, absl::MakeSpan(*sums));
-}
-
-bool GroupCodec::PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
-                                 absl::Span<const float> predicted) const {
+bool GroupCodec::PredictionHelps(absl::Span<const float> channels, absl::Span<const float> predicted) const {
   // Logarithms, as bits are: one token of values far beyond all others, which will be stored exact, does not decide.
   constexpr float kLeast = std::numeric_limits<float>::min();
+  constexpr size_t kEvery = 4;  // Tokens that are asked, the last of each four: no sinks.
+  static_assert(kSinkTokens < kEvery * 2);
   float gain = 0;
-  for (size_t i = size_t{SinkTokens(first_token)} * group_.channels; i < channels.size(); i += group_.channels) {
-    float with = kLeast, without = kLeast;
-    for (size_t c = 0; c < group_.channels; ++c) {
-      const float left = channels[i + c] - predicted[i + c], all = channels[i + c] - group_.mean[c];
-      with += group_.weight[c] * left * left;
-      without += group_.weight[c] * all * all;
-    }
-    if (std::isfinite(with) && std::isfinite(without)) gain += std::log(without / with);
+  for (size_t t = kEvery * 2 - 1; t < kBlockTokens; t += kEvery) {
+    const size_t i = t * group_.channels;
+    const absl::Span<const float> token = channels.subspan(i, group_.channels);
+    const float with = WeightedDistance(token, predicted.subspan(i, group_.channels), group_.weight);
+    const float without = WeightedDistance(token, group_.mean, group_.weight);
+    if (std::isfinite(with) && std::isfinite(without)) gain += std::log((without + kLeast) / (with + kLeast));
   }
   return gain > 0;
 }
@@ -134,13 +119,12 @@ void GroupCodec::QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, 
                                 float step, const BlockState& state, std::vector<int16_t>* latents,
                                 LatentSection* section) const {
   const uint32_t live = LiveRank(group_.latent_scale, step);
-  std::vector<float> residual(channels.size()), projected(size_t{kBlockTokens} * live);
-  for (size_t i = 0; i < residual.size(); ++i) residual[i] = channels[i] - predicted[i];
-  Project(*encoder_, residual, step, kBlockTokens, live, absl::MakeSpan(projected));
+  std::vector<float> projected(size_t{kBlockTokens} * live);
+  Project(*encoder_, channels, predicted, step, kBlockTokens, live, absl::MakeSpan(projected));
   for (uint32_t t = SinkTokens(state.first_token()); t < kBlockTokens; ++t) {
     const absl::Span<int16_t> token = absl::MakeSpan(*latents).subspan(size_t{t} * stride_, stride_);
     const absl::Span<const float> own = absl::MakeConstSpan(projected).subspan(size_t{t} * live, live);
-    if (std::all_of(own.begin(), own.end(), [](float latent) { return std::isfinite(latent); })) {
+    if (own.empty() || !std::isnan(own.front())) {
       Quantize(own, token.first(live));
       if (LatentsInBounds(token)) continue;
     }
@@ -151,21 +135,29 @@ void GroupCodec::QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, 
   }
 }
 
+double GroupCodec::Loss(uint32_t first_token, absl::Span<const float> channels, absl::Span<const float> predicted,
+                        absl::Span<const int16_t> own, float step, const LatentSection& section) const {
+  const std::vector<float> distances = RestoredDistances(decoder_, own, stride_, kBlockTokens, group_.row_scale, step,
+                                                         predicted, channels, group_.sensitivity);
+  double loss = 0;
+  for (uint32_t t = SinkTokens(first_token); t < kBlockTokens; ++t) {
+    if (!std::binary_search(section.exact_tokens.begin(), section.exact_tokens.end(), t)) loss += distances[t];
+  }
+  return loss / kBlockTokens;
+}
+
 absl::StatusOr<EncodedSection> GroupCodec::Encode(ByteSpan raw, absl::Span<const float> channels, float step,
                                                   BlockState* state) const {
   if (absl::Status status = MakeEncoderOnce(); !status.ok()) return status;
   LatentSection section;
   section.predicted = true;
-  std::vector<float> restored = Base(*state, true);
+  std::vector<float> predicted = Base(*state, true);
   std::vector<int16_t> latents = Inherit(*state, true);
-  std::vector<int32_t> sums = InheritedSums(latents);
-  std::vector<float> predicted = restored;
-  DequantizeOnto(sums, group_.row_scale, step, absl::MakeSpan(predicted));
-  if (!PredictionHelps(state->first_token(), channels, predicted)) {
+  AddLatents(latents, step, &predicted);
+  if (!PredictionHelps(channels, predicted)) {
     section.predicted = false;
-    predicted = restored = Base(*state, false);
+    predicted = Base(*state, false);
     latents = Inherit(*state, false);
-    std::fill(sums.begin(), sums.end(), 0);
   }
   QuantizeTokens(raw, channels, predicted, step, *state, &latents, &section);
   if (SinkTokens(state->first_token()) > 0) {
@@ -177,23 +169,14 @@ absl::StatusOr<EncodedSection> GroupCodec::Encode(ByteSpan raw, absl::Span<const
       section.sinks = WriteSinks(geometry_, group_.first_layer, group_.last_layer, raw);
     }
   }
-  // What is stored exact has its inherited latents' sums here all the same, and counts for no loss.
-  AddOwn(latents, &sums);
-  DequantizeOnto(sums, group_.row_scale, step, absl::MakeSpan(restored));
-  EncodedSection encoded;
-  for (uint32_t t = SinkTokens(state->first_token()); t < kBlockTokens; ++t) {
-    if (std::binary_search(section.exact_tokens.begin(), section.exact_tokens.end(), t)) continue;
-    float loss = 0;
-    for (size_t c = 0; c < group_.channels; ++c) {
-      const float error = channels[t * group_.channels + c] - restored[t * group_.channels + c];
-      loss += group_.sensitivity[c] * error * error;
-    }
-    encoded.loss += loss / kBlockTokens;
-  }
   section.latents.resize(size_t{kBlockTokens} * group_.rank);
   for (uint32_t t = 0; t < kBlockTokens; ++t) {
-    std::copy_n(latents.begin() + size_t{t} * stride_, group_.rank, section.latents.begin() + size_t{t} * group_.rank);
+    int16_t* token = latents.data() + size_t{t} * stride_;
+    std::copy_n(token, group_.rank, section.latents.begin() + size_t{t} * group_.rank);
+    std::fill(token + group_.rank, token + stride_, 0);  // What is inherited is in `predicted`.
   }
+  EncodedSection encoded;
+  encoded.loss = Loss(state->first_token(), channels, predicted, latents, step, section);
   state->AddGroup(section.latents, group_.rank, group_.rank);
   absl::StatusOr<Bytes> payload = WriteLatentSection(group_, latent_tables_, step, section);
   if (!payload.ok()) return payload.status();
@@ -226,9 +209,7 @@ absl::Status GroupCodec::Decode(ByteSpan payload, float step, BlockState* state,
     if (!LatentsInBounds(token)) return absl::DataLossError("a section's latents are out of bounds");
   }
   std::vector<float> channels = Base(*state, section->predicted);
-  std::vector<int32_t> sums = InheritedSums(latents);
-  AddOwn(latents, &sums);
-  DequantizeOnto(sums, group_.row_scale, step, absl::MakeSpan(channels));
+  AddLatents(latents, step, &channels);
   ToRaw(state->first_token(), &channels, raw);
   if (section->sink_source != SinkSource::kNone) {
     ReadSinks(geometry_, group_.first_layer, group_.last_layer,

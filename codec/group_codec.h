@@ -51,17 +51,17 @@ class GroupCodec {
   std::vector<float> Base(const BlockState& state, bool predicted) const;
   // Latents with room for the inherited ones behind the group's own, which are set if `predicted`.
   std::vector<int16_t> Inherit(const BlockState& state, bool predicted) const;
-  // Sums of the decoder's rows for inherited latents, [kBlockTokens][channels].
-  std::vector<int32_t> InheritedSums(absl::Span<const int16_t> latents) const;
-  // Adds the rows for own latents to `sums`.
-  void AddOwn(absl::Span<const int16_t> latents, std::vector<int32_t>* sums) const;
-  // Whether the prediction leaves tokens less weighted energy than the means do, on geometric average; sinks do not
-  // count.
-  bool PredictionHelps(uint32_t first_token, absl::Span<const float> channels,
-                       absl::Span<const float> predicted) const;
+  // values[t][c] += row_scale[c] * step * the decoder's product with `latents`, [kBlockTokens][stride_].
+  void AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* values) const;
+  // Whether the prediction leaves tokens less weighted energy than the means do, on geometric average.
+  bool PredictionHelps(absl::Span<const float> channels, absl::Span<const float> predicted) const;
   // Quantizes what `predicted` leaves of `channels` into `latents`; tokens out of bounds go to `section` as they are.
   void QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, absl::Span<const float> predicted, float step,
                       const BlockState& state, std::vector<int16_t>* latents, LatentSection* section) const;
+  // Nats a token that `predicted` and `own` latents, [kBlockTokens][stride_], in the place of `channels` are expected to
+  // cost; what is stored exact costs nothing.
+  double Loss(uint32_t first_token, absl::Span<const float> channels, absl::Span<const float> predicted,
+              absl::Span<const int16_t> own, float step, const LatentSection& section) const;
   // Keys of `channels` rotated in place, then everything in the engine's types.
   void ToRaw(uint32_t first_token, std::vector<float>* channels, absl::Span<uint8_t> raw) const;
   // One token of the group, between the raw form and a run of token_bytes_.
@@ -74,7 +74,7 @@ class GroupCodec {
   const LatentTables& latent_tables_;
   RotaryTables* const rotary_tables_;
   const uint32_t stride_;  // Of latents: own and inherited.
-  const PackedDecoder decoder_, inherited_decoder_, feature_decoder_;
+  const PackedDecoder decoder_, feature_decoder_;
   size_t token_bytes_ = 0, raw_bytes_ = 0, sink_bytes_ = 0, sink_offset_ = 0;
   mutable absl::once_flag encoder_once_;
   mutable absl::StatusOr<Encoder> encoder_;

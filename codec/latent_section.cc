@@ -36,10 +36,10 @@ uint32_t UsedRank(absl::Span<const int16_t> latents, uint32_t stride) {
 }  // namespace
 
 bool LatentsInBounds(absl::Span<const int16_t> latents) {
-  int64_t sum = 0;
-  int32_t largest = 0;
+  int32_t sum = 0, largest = 0;
   for (int16_t latent : latents) {
-    const int32_t magnitude = std::abs(int32_t{latent});
+    // One more is as bad as any larger, and keeps the sum in int32.
+    const int32_t magnitude = std::min(std::abs(int32_t{latent}), kLatentMagnitudeMax + 1);
     sum += magnitude;
     largest = std::max(largest, magnitude);
   }

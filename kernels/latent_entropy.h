@@ -24,6 +24,7 @@ inline constexpr uint32_t kActivityBits = 8;     // Fractional bits of activitie
 // One distribution a class; its symbols are those of kernels/latents.h.
 struct LatentTables {
   std::vector<EntropyTable> tables;                     // [kLatentClasses]
+  std::vector<uint32_t> ranges;                         // [kLatentClasses][256], frequency | start << 16
   std::vector<uint32_t> slots;                          // [kLatentClasses][kProbabilityOne], EntropyTable::slot
   std::array<uint32_t, kLatentClasses> expected{};      // Mean magnitude, times 2^kActivityBits.
   std::array<uint8_t, kLatentClasses> magnitude_max{};  // Larger magnitudes escape.
@@ -40,9 +41,10 @@ struct CodedLatents {
   std::vector<LatentEscape> escapes;  // By rising place.
 };
 
-// Codes `latents` [rows][kBlockTokens]. InvalidArgument unless there are kBlockTokens latents for each class.
+// Codes `latents` [rows][kBlockTokens]. InvalidArgument unless there are kBlockTokens latents for each class. `backend`
+// must be available.
 absl::StatusOr<CodedLatents> EncodeLatents(const LatentTables& tables, absl::Span<const uint8_t> class_of_row,
-                                           absl::Span<const int16_t> latents);
+                                           absl::Span<const int16_t> latents, Backend backend = BestBackend());
 
 // Symbols [rows][kBlockTokens] as kernels/latents.h has them. DataLoss unless `coded` is exactly what EncodeLatents wrote
 // for some symbols; InvalidArgument if sizes do not fit. `symbols` may be written on failure. Never reads outside

@@ -3,12 +3,12 @@
 #include <cblas.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cpu/round.h"
+#include "kernels/cpu/project_backends.h"
 
 extern "C" {
 // LAPACK, part of OpenBLAS; Debian packs no header with it. The last argument is the length of `uplo`.
@@ -33,24 +33,6 @@ void UseOneThread() {
 // values reach beyond kWholeMax of these, to what makes them fit, since each 127 more cost one more product.
 constexpr float kResolution = 16;
 constexpr int32_t kWholeMax = 4 * 127;
-
-// Whole numbers of at most `limit` and their unit, in steps: values * root_weight / step. NaN unless all are finite.
-float ToWhole(absl::Span<const float> values, absl::Span<const float> root_weight, float step, int32_t limit,
-              int16_t* whole) {
-  // As integers magnitudes have the same order, and NaN lies above infinity: a loop that becomes vectors.
-  int32_t bits = 0;
-  for (size_t c = 0; c < values.size(); ++c) {
-    bits = std::max(bits, std::bit_cast<int32_t>(values[c] * root_weight[c]) & 0x7fffffff);
-  }
-  const float largest = std::bit_cast<float>(bits);
-  if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
-  const float unit = std::max(1 / kResolution, largest / step / static_cast<float>(limit));
-  const float factor = 1 / (step * unit);
-  for (size_t c = 0; c < values.size(); ++c) {
-    whole[c] = static_cast<int16_t>(kernels::RoundSmall(values[c] * root_weight[c] * factor));
-  }
-  return unit;
-}
 
 // `encoder` is [channels][rank].
 Encoder Pack(absl::Span<const float> encoder, absl::Span<const float> weight, uint32_t rank) {
@@ -122,19 +104,30 @@ absl::StatusOr<Encoder> MakeEncoder(absl::Span<const float> decoder, absl::Span<
   return Pack(encoder, weight, rank);
 }
 
-void Project(const Encoder& encoder, absl::Span<const float> values, float step, uint32_t tokens, uint32_t live,
-             absl::Span<float> latents, Backend backend) {
+void Project(const Encoder& encoder, absl::Span<const float> values, absl::Span<const float> base, float step,
+             uint32_t tokens, uint32_t live, absl::Span<float> latents, Backend backend) {
   const uint32_t channels = encoder.root_weight.size();
+  auto* weigh = &kernels::WeighPortable;
+  auto* round = &kernels::RoundPortable;
+#if defined(__x86_64__)
+  if (backend != Backend::kPortable) weigh = &kernels::WeighAvx2, round = &kernels::RoundAvx2;
+#endif
   // Of whole numbers whose sums with the columns stay in int32.
   const int32_t limit = std::min<int64_t>(kWholeMax, std::numeric_limits<int32_t>::max() / (int64_t{127} * channels));
   std::vector<int16_t> whole(size_t{tokens} * channels);
-  std::vector<float> unit(tokens);
+  std::vector<float> unit(tokens), weighted(channels);  // Units are in steps.
   for (uint32_t t = 0; t < tokens; ++t) {
-    unit[t] = ToWhole(values.subspan(size_t{t} * channels, channels), encoder.root_weight, step, limit,
-                      whole.data() + size_t{t} * channels);
+    const size_t at = size_t{t} * channels;
+    const float largest = weigh(values.data() + at, base.data() + at, encoder.root_weight.data(), channels,
+                                weighted.data());
+    unit[t] = std::numeric_limits<float>::quiet_NaN();
+    if (!std::isfinite(largest)) continue;
+    unit[t] = std::max(1 / kResolution, largest / step / static_cast<float>(limit));
+    round(weighted.data(), 1 / (step * unit[t]), channels, whole.data() + at);
   }
-  std::vector<int32_t> sums(size_t{tokens} * live);
-  ReconstructOnto(encoder.columns, whole, channels, tokens, live, absl::MakeSpan(sums), backend);
+  const auto sums = std::make_unique_for_overwrite<int32_t[]>(size_t{tokens} * live);
+  Reconstruct(encoder.columns, whole, channels, tokens, live, absl::MakeSpan(sums.get(), size_t{tokens} * live),
+              backend);
   for (uint32_t t = 0; t < tokens; ++t) {
     for (uint32_t r = 0; r < live; ++r) {
       latents[size_t{t} * live + r] = static_cast<float>(sums[size_t{t} * live + r]) * encoder.column_scale[r] * unit[t];

@@ -26,10 +26,10 @@ struct Encoder {
 absl::StatusOr<Encoder> MakeEncoder(absl::Span<const float> decoder, absl::Span<const float> weight, uint32_t rank,
                                     uint32_t channels);
 
-// latents [tokens][live] = the first `live` latents of `values` [tokens][channels], in units of `step`, with errors of
-// some hundredths of it. Infinite or NaN for tokens with such values. One thread.
-void Project(const Encoder& encoder, absl::Span<const float> values, float step, uint32_t tokens, uint32_t live,
-             absl::Span<float> latents, Backend backend = BestBackend());
+// latents [tokens][live] = the first `live` latents of values - base, both [tokens][channels], in units of `step`, with
+// errors of some hundredths of it. Every latent of a token for which that is infinite or NaN is NaN. One thread.
+void Project(const Encoder& encoder, absl::Span<const float> values, absl::Span<const float> base, float step,
+             uint32_t tokens, uint32_t live, absl::Span<float> latents, Backend backend = BestBackend());
 
 }  // namespace latentkv
 

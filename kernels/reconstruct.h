@@ -25,25 +25,26 @@ struct PackedDecoder {
 // `decoder` is [rank][channels].
 PackedDecoder PackDecoder(absl::Span<const int8_t> decoder, uint32_t rank, uint32_t channels);
 
-// sums[t][c] += sum over r of latents[t][r] * decoder[r][c], for the first `channels` channels of the decoder. `latents`
+// sums[t][c] = sum over r of latents[t][r] * decoder[r][c], for the first `channels` channels of the decoder. `latents`
 // is [tokens][stride], of which the first decoder.rank of each token count, |latent| <= 512; `sums` is
-// [tokens][channels]. What is added must be in the range of int32. Ranks 4i to 4i+3 cost nothing where four tokens have
-// only zeros. `backend` must be available.
-void ReconstructOnto(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t stride, uint32_t tokens,
-                     uint32_t channels, absl::Span<int32_t> sums, Backend backend = BestBackend());
+// [tokens][channels]. Sums must be in the range of int32. Ranks 4i to 4i+3 cost nothing where four tokens have only
+// zeros. `backend` must be available.
+void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t stride, uint32_t tokens,
+                 uint32_t channels, absl::Span<int32_t> sums, Backend backend = BestBackend());
 
-// The same onto zeros, for all channels and latents [tokens][decoder.rank].
-void Reconstruct(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t tokens,
-                 absl::Span<int32_t> sums, Backend backend = BestBackend());
+// The same sums for all channels C, as values[t][c] = fma(scale[c] * step, float(sums[t][c]), base[t][c]), all in float.
+// `scale` is [C], `values` [tokens][C]; `base` is [C], one row for all tokens, or [tokens][C], and then may be `values`.
+void Restore(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t stride, uint32_t tokens,
+             absl::Span<const float> scale, float step, absl::Span<const float> base, absl::Span<float> values,
+             Backend backend = BestBackend());
 
-// values[t][c] = fma(row_scale[c] * step, float(sums[t][c]), values[t][c]), all in float. `row_scale` has one entry a
-// channel, `sums` and `values` are [tokens][channels].
-void DequantizeOnto(absl::Span<const int32_t> sums, absl::Span<const float> row_scale, float step,
-                    absl::Span<float> values, Backend backend = BestBackend());
-
-// The same onto a row of means: values[t][c] = fma(row_scale[c] * step, float(sums[t][c]), mean[c]).
-void Dequantize(absl::Span<const int32_t> sums, absl::Span<const float> mean, absl::Span<const float> row_scale,
-                float step, absl::Span<float> values, Backend backend = BestBackend());
+// For each token WeightedDistance(values, what Restore makes onto `base`), both [tokens][C], under `weight`, [C]. With
+// 1024 channels and more it is estimated from a quarter of them, others for every four tokens: over 16 tokens each
+// channel counts equally.
+std::vector<float> RestoredDistances(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t stride,
+                                     uint32_t tokens, absl::Span<const float> scale, float step,
+                                     absl::Span<const float> base, absl::Span<const float> values,
+                                     absl::Span<const float> weight, Backend backend = BestBackend());
 
 }  // namespace latentkv
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace latentkv::kernels {
 
@@ -21,6 +22,11 @@ struct ByteQuad {
   uint32_t quad;
   int8_t latents[kGroupTokens][4];
 };
+
+// Appends, for `tokens` tokens of [tokens][stride], the quads of their first `rank` latents that are not all zero.
+void AppendQuads(const int16_t* latents, uint32_t stride, uint32_t tokens, uint32_t rank, std::vector<WideQuad>* quads);
+void AppendQuadsAvx512(const int16_t* latents, uint32_t stride, uint32_t tokens, uint32_t rank,
+                       std::vector<ByteQuad>* quads);
 
 // sums[token][channel] = bias[token] + the products of `quads` with the tile, whose bytes are the decoder plus 128: the
 // caller's bias takes the 128 out again. Wraps modulo 2^32, so partial sums may leave int32.

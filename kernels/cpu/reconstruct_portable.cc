@@ -1,8 +1,25 @@
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/cpu/reconstruct_backends.h"
 
 namespace latentkv::kernels {
+
+void AppendQuads(const int16_t* latents, uint32_t stride, uint32_t tokens, uint32_t rank,
+                 std::vector<WideQuad>* quads) {
+  for (uint32_t r = 0; r < rank; r += 4) {
+    WideQuad quad{r / 4, {}};
+    uint64_t any = 0;
+    for (uint32_t t = 0; t < tokens; ++t) {
+      uint64_t four = 0;
+      std::memcpy(&four, latents + size_t{t} * stride + r, std::min(4u, rank - r) * sizeof(int16_t));
+      std::memcpy(quad.latents[t], &four, sizeof(four));
+      any |= four;
+    }
+    if (any != 0) quads->push_back(quad);
+  }
+}
 
 void MultiplyPortable(const uint8_t* tile, const WideQuad* quads, size_t count, const int32_t* bias,
                       int32_t (*sums)[kTileWidth]) {

@@ -14,7 +14,7 @@
 namespace latentkv {
 
 // values[t][c] = fma(row_scale[c] * step, float(sum over r of latents[t][r] * decoder[r][c]), mean[c]): Reconstruct and
-// Dequantize of kernels/reconstruct.h. `latents` [tokens][rank], `decoder` [rank][channels] not packed.
+// Restore of kernels/reconstruct.h. `latents` [tokens][rank], `decoder` [rank][channels] not packed.
 absl::Status ReconstructOnDevice(const int16_t* latents, const int8_t* decoder, const float* mean,
                                  const float* row_scale, float step, uint32_t tokens, uint32_t rank, uint32_t channels,
                                  float* values, cudaStream_t stream);

@@ -16,7 +16,7 @@ from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, from_channels
 from .features import Embedding
 
 INHERITED = 128  # Leading latents of a group that later groups use: 64 gain 5 % less, and each costs a row a group.
-LIVE_RATIO = 0.162  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.cc).
+LIVE_RATIO = 0.229  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.cc).
 _RIDGE = 30.0  # Added to sums over the calibration text: what little text says about a token is not believed.
 _CHUNK = 8192  # Tokens at a time.
 _SAMPLE = 6000  # Tokens; three for each channel of a group of five layers of SmolLM2.

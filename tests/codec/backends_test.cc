@@ -76,7 +76,6 @@ class SecondDecoder {
   std::vector<float> Values(const BasisGroup& group, bool predicted, const std::vector<int16_t>& own) const {
     std::vector<float> values;
     for (uint32_t t = 0; t < kBlockTokens; ++t) values.insert(values.end(), group.mean.begin(), group.mean.end());
-    std::vector<int32_t> sums(values.size());
     const Embedding& embedding = basis_.embedding();
     if (predicted && embedding.Features() > 0) {
       std::vector<int16_t> features;
@@ -88,9 +87,8 @@ class SecondDecoder {
           }
         }
       }
-      Reconstruct(PackDecoder(group.feature_rows, embedding.Features(), group.channels), features, kBlockTokens,
-                  absl::MakeSpan(sums), backend_);
-      Dequantize(sums, group.mean, group.feature_scale, 1, absl::MakeSpan(values), backend_);
+      Restore(PackDecoder(group.feature_rows, embedding.Features(), group.channels), features, embedding.Features(),
+              kBlockTokens, group.feature_scale, 1, group.mean, absl::MakeSpan(values), backend_);
     }
     const uint32_t stride = group.rank + group_ * basis_.inherited_rank();
     std::vector<int16_t> latents(kBlockTokens * stride);
@@ -98,9 +96,8 @@ class SecondDecoder {
       std::copy_n(own.begin() + t * group.rank, group.rank, latents.begin() + t * stride);
       if (predicted) std::copy(inherited_[t].begin(), inherited_[t].end(), latents.begin() + t * stride + group.rank);
     }
-    Reconstruct(PackDecoder(group.decoder, stride, group.channels), latents, kBlockTokens, absl::MakeSpan(sums),
-                backend_);
-    DequantizeOnto(sums, group.row_scale, step_, absl::MakeSpan(values), backend_);
+    Restore(PackDecoder(group.decoder, stride, group.channels), latents, stride, kBlockTokens, group.row_scale, step_,
+            values, absl::MakeSpan(values), backend_);
     return values;
   }
 

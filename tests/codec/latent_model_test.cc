@@ -35,8 +35,8 @@ TEST(LatentClass, IsClampedAtBothEnds) {
 }
 
 TEST(LiveRank, CountsTheLatentsWhoseMeanMagnitudeIsWorthCoding) {
-  // Class 14 is a mean magnitude of 2^-2.5 = 0.177 steps.
-  const std::vector<float> scales = {8, 2, 1, 0.18f, 0.14f, 0};
+  // Class 16 is a mean magnitude of 2^-2 = 0.25 steps.
+  const std::vector<float> scales = {8, 2, 1, 0.26f, 0.2f, 0};
   EXPECT_EQ(LiveRank(scales, 1), 4u);
   EXPECT_EQ(LiveRank(scales, 2), 3u);
   EXPECT_EQ(LiveRank(scales, 1000), 0u);

@@ -52,9 +52,7 @@ TEST_F(Cuda, ReconstructGivesTheBitsOfTheCpu) {
     for (int16_t& q : latents) q = random_() % 4 == 0 ? static_cast<int>(random_() % 513) - 256 : 0;
     for (float& m : mean) m = static_cast<float>(random_() % 1000) / 377;
     for (float& s : scale) s = static_cast<float>(random_() % 1000) / 9001;
-    std::vector<int32_t> sums(expected.size());
-    Reconstruct(PackDecoder(decoder, rank, channels), latents, tokens, absl::MakeSpan(sums));
-    Dequantize(sums, mean, scale, 0.31f, absl::MakeSpan(expected));
+    Restore(PackDecoder(decoder, rank, channels), latents, rank, tokens, scale, 0.31f, mean, absl::MakeSpan(expected));
 
     const Shared<int8_t> d(decoder);
     const Shared<int16_t> q(latents);

@@ -25,6 +25,8 @@ std::vector<float> Weights() {
   return weight;
 }
 
+std::vector<float> Zeros(const std::vector<float>& like) { return std::vector<float>(like.size()); }
+
 TEST(MakeEncoder, FindsTheLatentsThatADecoderWasGiven) {
   const std::vector<float> decoder = Noise(kRank * kChannels, 1);
   const std::vector<float> latents = Noise(kTokens * kRank, 4);
@@ -41,11 +43,11 @@ TEST(MakeEncoder, FindsTheLatentsThatADecoderWasGiven) {
   for (const Backend backend : AvailableBackends()) {
     for (const float step : {1.0f, 0.01f, 1e-5f}) {
       std::vector<float> found(latents.size());
-      Project(*encoder, values, step, kTokens, kRank, absl::MakeSpan(found), backend);
+      Project(*encoder, values, Zeros(values), step, kTokens, kRank, absl::MakeSpan(found), backend);
       for (size_t i = 0; i < latents.size(); ++i) ASSERT_NEAR(found[i] * step, latents[i], 0.02f + kErrorMax * step);
       constexpr uint32_t kLive = 7;
       found.assign(kTokens * kLive, NAN);
-      Project(*encoder, values, step, kTokens, kLive, absl::MakeSpan(found), backend);
+      Project(*encoder, values, Zeros(values), step, kTokens, kLive, absl::MakeSpan(found), backend);
       for (size_t i = 0; i < kTokens * kLive; ++i) {
         ASSERT_NEAR(found[i] * step, latents[i / kLive * kRank + i % kLive], 0.02f + kErrorMax * step);
       }
@@ -57,9 +59,21 @@ TEST(Project, GivesTheSameBitsOnEveryBackend) {
   const auto encoder = MakeEncoder(Noise(kRank * kChannels, 1), Weights(), kRank, kChannels);
   const std::vector<float> values = Noise(kTokens * kChannels, 3);
   std::vector<float> first(kTokens * kRank), other(first.size());
-  Project(*encoder, values, 0.25f, kTokens, kRank, absl::MakeSpan(first), Backend::kPortable);
+  Project(*encoder, values, Zeros(values), 0.25f, kTokens, kRank, absl::MakeSpan(first), Backend::kPortable);
   for (const Backend backend : AvailableBackends()) {
-    Project(*encoder, values, 0.25f, kTokens, kRank, absl::MakeSpan(other), backend);
+    Project(*encoder, values, Zeros(values), 0.25f, kTokens, kRank, absl::MakeSpan(other), backend);
+    ASSERT_EQ(first, other) << BackendName(backend);
+  }
+}
+
+TEST(Project, TakesTheBaseAway) {
+  const auto encoder = MakeEncoder(Noise(kRank * kChannels, 1), Weights(), kRank, kChannels);
+  const std::vector<float> values = Noise(kTokens * kChannels, 3), base = Noise(kTokens * kChannels, 4);
+  std::vector<float> left, first(kTokens * kRank), other(first.size());
+  for (size_t i = 0; i < values.size(); ++i) left.push_back(values[i] - base[i]);
+  for (const Backend backend : AvailableBackends()) {
+    Project(*encoder, values, base, 0.25f, kTokens, kRank, absl::MakeSpan(first), backend);
+    Project(*encoder, left, Zeros(left), 0.25f, kTokens, kRank, absl::MakeSpan(other), backend);
     ASSERT_EQ(first, other) << BackendName(backend);
   }
 }
@@ -75,7 +89,7 @@ TEST(Project, KeepsTokensFarOutToTheirOwnAccuracyAndMarksWhatIsNotFinite) {
   values[2 * kChannels + 5] = INFINITY;
   values[3 * kChannels] = NAN;
   std::vector<float> found(4 * kRank);
-  Project(*encoder, values, 1.0f, 4, kRank, absl::MakeSpan(found));
+  Project(*encoder, values, Zeros(values), 1.0f, 4, kRank, absl::MakeSpan(found));
   EXPECT_NEAR(found[0], 3000, 60);
   EXPECT_NEAR(found[kRank], 0.25f, kErrorMax);
   for (uint32_t i = 2 * kRank; i < 4 * kRank; ++i) EXPECT_TRUE(std::isnan(found[i]));
@@ -88,7 +102,7 @@ TEST(MakeEncoder, LeavesAResidualWithNothingMoreToGain) {
   ASSERT_TRUE(encoder.ok()) << encoder.status();
   std::vector<float> latents(kTokens * kRank);
   constexpr float kStep = 1e-3f;
-  Project(*encoder, values, kStep, kTokens, kRank, absl::MakeSpan(latents));
+  Project(*encoder, values, Zeros(values), kStep, kTokens, kRank, absl::MakeSpan(latents));
   // Around the minimum of the weighted error moving any latent gains nothing that the product's accuracy hides.
   const auto error = [&](uint32_t t, uint32_t moved, double by) {
     double sum = 0;

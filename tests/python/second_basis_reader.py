@@ -15,7 +15,8 @@ from second_reader import crc32c, decode_symbols, normalise, sections
 ONE = 1 << 62
 DECAYS = (0x3FFC001FFF555800, 0x3FFCA302AD0D92BF, 0x3FFD2BFC32F3C235, 0x3FFD9F2B8EE51BDE)
 FACTORS = (
-    17867, 21247, 25268, 30048, 35734, 42495, 50535, 60097, 71468, 84990, 101070, 120194, 142935, 169979, 202141, 240387,
+    17867, 21247, 25268, 30048, 35734, 42495, 50535, 60097,
+    71468, 84990, 101070, 120194, 142935, 169979, 202141, 240387,
 )  # fmt: skip
 F32 = numpy.float32
 
@@ -230,7 +231,8 @@ class BlockReader:
         base = numpy.repeat(group["mean"][None], 64, axis=0)
         inherited = self._inherited if predicted else self._inherited * 0
         if predicted and len(group["feature_rows"]) > 0:
-            base = _fused(group["feature_scale"], (self._features() @ group["feature_rows"].astype(int)).astype(F32), base)
+            products = self._features() @ group["feature_rows"].astype(int)
+            base = _fused(group["feature_scale"], products.astype(F32), base)
         sums = numpy.concatenate([own, inherited], axis=1) @ group["decoder"].astype(numpy.int64)
         return _fused((group["row_scale"] * self._step).astype(F32), sums.astype(F32), base)
 
