@@ -1,13 +1,15 @@
 """Tokens a second when nothing hits: an engine without a connector and engines with it, taking turns.
 
 A turn is several batches back to back, so that storing one overlaps computing the next, as in service; what is then
-still to be stored is waited for before another engine's turn, and said.
+still to be stored is waited for before another engine's turn, and said. What was stored goes to disk for a while yet:
+before a turn the disk is given time to take it, and a batch that is not measured makes the engine's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 from pathlib import Path
@@ -16,8 +18,12 @@ from common import MODEL, Daemon, fresh_folder, ledger_tokens, options_of, promp
 from processes import EngineProcess, transfer
 
 
-def turn(engine: EngineProcess, prompts: list[list[int]], answer_tokens: int) -> dict[str, float]:
+def turn(
+    engine: EngineProcess, lead_in: list[list[int]], prompts: list[list[int]], answer_tokens: int
+) -> dict[str, float]:
     """Tokens a second of one turn, milliseconds until everything was stored, and blocks stored."""
+    os.sync()
+    engine.ask(lead_in, tokens=answer_tokens, together=True, forget=True)
     stored = engine.stats.get("stored_blocks", 0)
     answers = engine.ask(prompts, tokens=answer_tokens, together=True, forget=True)
     if any(answer["cached"] for answer in answers):
@@ -55,12 +61,13 @@ def main() -> None:
     turns: dict[str, list[dict[str, float]]] = {row: [] for row in engines}
     try:
         for _ in range(options.runs + 1):
-            count = options.requests * options.batches
+            count = options.requests * (options.batches + 1)
             prompts = [prompt_of(text, options.prompt_tokens, draw) for _ in range(count)]
             for row, engine in engines.items():
                 # A token of its own for each engine: what one stored is no hit for another.
                 own = [[draw.randrange(1000, 40000), *prompt[1:]] for prompt in prompts]
-                turns[row].append(turn(engine, own, options.answer_tokens))
+                lead_in, measured = own[: options.requests], own[options.requests :]
+                turns[row].append(turn(engine, lead_in, measured, options.answer_tokens))
     finally:
         for engine in engines.values():
             engine.kill()
