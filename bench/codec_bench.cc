@@ -205,7 +205,7 @@ void Products(benchmark::State& state, const Subject& subject) {
   for (auto _ : state) {
     for (size_t b = 0; b < stages.size(); ++b) {
       const BlockState block(*subject.basis, b * kBlockTokens, subject.Place(b).tokens);
-      const std::vector<int16_t> features = block.Features();
+      const absl::Span<const int16_t> features = block.features();
       for (size_t g = 0; g < decoders.size(); ++g) {
         const BasisGroup& group = *stages[b][g].group;
         std::vector<float> values(size_t{kBlockTokens} * group.channels);

@@ -6,35 +6,34 @@
 
 namespace latentkv {
 
+namespace {
+
+std::vector<int16_t> Features(const Embedding& embedding, uint32_t first_token, absl::Span<const uint32_t> tokens) {
+  std::vector<int16_t> features(size_t{kBlockTokens} * embedding.Features());
+  if (features.empty()) return features;
+  for (size_t t = 0; t < kBlockTokens; ++t) {
+    for (size_t back = 0; back < embedding.history && back <= first_token + t; ++back) {
+      const uint32_t token = tokens[first_token + t - back];
+      if (token >= embedding.vocabulary) continue;
+      std::copy_n(embedding.rows.begin() + size_t{token} * embedding.dims, embedding.dims,
+                  features.begin() + t * embedding.Features() + back * embedding.dims);
+    }
+  }
+  return features;
+}
+
+}  // namespace
+
 BlockState::BlockState(const Basis& basis, uint32_t first_token, absl::Span<const uint32_t> tokens)
-    : embedding_(basis.embedding()),
-      first_token_(first_token),
+    : first_token_(first_token),
       inherited_rank_(basis.inherited_rank()),
       inherited_stride_(basis.inherited_rank() * (basis.groups().size() - 1)),
+      features_(Features(basis.embedding(), first_token, tokens)),
       inherited_(size_t{kBlockTokens} * inherited_stride_) {
-  if (embedding_.history > 0) {
-    const uint32_t before = std::min(first_token, embedding_.history - 1);
-    tokens_.assign(tokens.begin() + (first_token - before), tokens.end());
-  }
   if (first_token != 0) return;
   for (const KnownSinks& sinks : basis.sinks()) {
     if (std::equal(sinks.tokens.begin(), sinks.tokens.end(), tokens.begin())) known_sinks_ = &sinks;
   }
-}
-
-std::vector<int16_t> BlockState::Features() const {
-  std::vector<int16_t> features(size_t{kBlockTokens} * embedding_.Features());
-  if (features.empty()) return features;
-  const size_t before = tokens_.size() - kBlockTokens;
-  for (size_t t = 0; t < kBlockTokens; ++t) {
-    for (size_t back = 0; back < embedding_.history && back <= before + t; ++back) {
-      const uint32_t token = tokens_[before + t - back];
-      if (token >= embedding_.vocabulary) continue;
-      std::copy_n(embedding_.rows.begin() + size_t{token} * embedding_.dims, embedding_.dims,
-                  features.begin() + t * embedding_.Features() + back * embedding_.dims);
-    }
-  }
-  return features;
 }
 
 absl::Span<const int16_t> BlockState::inherited(uint32_t token) const {

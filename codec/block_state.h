@@ -18,7 +18,7 @@ class BlockState {
 
   uint32_t first_token() const { return first_token_; }
   // int8 values, [kBlockTokens][features]; empty without an embedding.
-  std::vector<int16_t> Features() const;
+  absl::Span<const int16_t> features() const { return features_; }
   // Of a chain's first block whose tokens the basis knows; null otherwise.
   const KnownSinks* known_sinks() const { return known_sinks_; }
 
@@ -30,10 +30,9 @@ class BlockState {
   void Restart() { groups_ = 0; }
 
  private:
-  const Embedding& embedding_;
   const uint32_t first_token_;
   const uint32_t inherited_rank_, inherited_stride_;
-  std::vector<uint32_t> tokens_;  // Of the block, behind those of its history that there are.
+  std::vector<int16_t> features_;
   const KnownSinks* known_sinks_ = nullptr;
   uint32_t groups_ = 0;
   std::vector<int16_t> inherited_;  // [kBlockTokens][inherited_stride_]

@@ -71,18 +71,14 @@ absl::Status GroupCodec::MakeEncoderOnce() const {
   return encoder_.ok() ? absl::OkStatus() : absl::FailedPreconditionError(encoder_.status().message());
 }
 
-std::vector<float> GroupCodec::Base(const BlockState& state, bool predicted) const {
-  std::vector<float> base(size_t{kBlockTokens} * group_.channels);
-  const std::vector<int16_t> features = predicted ? state.Features() : std::vector<int16_t>();
-  if (!features.empty()) {
-    Restore(feature_decoder_, features, feature_decoder_.rank, kBlockTokens, group_.feature_scale, 1.0f, group_.mean,
-            absl::MakeSpan(base));
-    return base;
+void GroupCodec::Base(const BlockState& state, bool predicted, absl::Span<float> values) const {
+  if (predicted && !state.features().empty()) {
+    return Restore(feature_decoder_, state.features(), feature_decoder_.rank, kBlockTokens, group_.feature_scale, 1.0f,
+                   group_.mean, values);
   }
-  for (size_t t = 0; t < kBlockTokens; ++t) {
-    std::copy(group_.mean.begin(), group_.mean.end(), base.begin() + t * group_.channels);
+  for (uint32_t t = 0; t < kBlockTokens; ++t) {
+    std::copy(group_.mean.begin(), group_.mean.end(), values.begin() + size_t{t} * group_.channels);
   }
-  return base;
 }
 
 std::vector<int16_t> GroupCodec::Inherit(const BlockState& state, bool predicted) const {
@@ -95,8 +91,8 @@ std::vector<int16_t> GroupCodec::Inherit(const BlockState& state, bool predicted
   return latents;
 }
 
-void GroupCodec::AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* values) const {
-  Restore(decoder_, latents, stride_, kBlockTokens, group_.row_scale, step, *values, absl::MakeSpan(*values));
+void GroupCodec::AddLatents(absl::Span<const int16_t> latents, float step, absl::Span<float> values) const {
+  Restore(decoder_, latents, stride_, kBlockTokens, group_.row_scale, step, values, values);
 }
 
 bool GroupCodec::PredictionHelps(absl::Span<const float> channels, absl::Span<const float> predicted) const {
@@ -119,7 +115,7 @@ void GroupCodec::QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, 
                                 float step, const BlockState& state, std::vector<int16_t>* latents,
                                 LatentSection* section) const {
   const uint32_t live = LiveRank(group_.latent_scale, step);
-  std::vector<float> projected(size_t{kBlockTokens} * live);
+  absl::FixedArray<float, 0> projected(size_t{kBlockTokens} * live);
   Project(*encoder_, channels, predicted, step, kBlockTokens, live, absl::MakeSpan(projected));
   for (uint32_t t = SinkTokens(state.first_token()); t < kBlockTokens; ++t) {
     const absl::Span<int16_t> token = absl::MakeSpan(*latents).subspan(size_t{t} * stride_, stride_);
@@ -151,12 +147,13 @@ absl::StatusOr<EncodedSection> GroupCodec::Encode(ByteSpan raw, absl::Span<const
   if (absl::Status status = MakeEncoderOnce(); !status.ok()) return status;
   LatentSection section;
   section.predicted = true;
-  std::vector<float> predicted = Base(*state, true);
+  Values predicted = MakeValues();
+  Base(*state, true, absl::MakeSpan(predicted));
   std::vector<int16_t> latents = Inherit(*state, true);
-  AddLatents(latents, step, &predicted);
+  AddLatents(latents, step, absl::MakeSpan(predicted));
   if (!PredictionHelps(channels, predicted)) {
     section.predicted = false;
-    predicted = Base(*state, false);
+    Base(*state, false, absl::MakeSpan(predicted));
     latents = Inherit(*state, false);
   }
   QuantizeTokens(raw, channels, predicted, step, *state, &latents, &section);
@@ -208,9 +205,10 @@ absl::Status GroupCodec::Decode(ByteSpan payload, float step, BlockState* state,
     std::copy(own.begin(), own.end(), token.begin());
     if (!LatentsInBounds(token)) return absl::DataLossError("a section's latents are out of bounds");
   }
-  std::vector<float> channels = Base(*state, section->predicted);
-  AddLatents(latents, step, &channels);
-  ToRaw(state->first_token(), &channels, raw);
+  Values channels = MakeValues();
+  Base(*state, section->predicted, absl::MakeSpan(channels));
+  AddLatents(latents, step, absl::MakeSpan(channels));
+  ToRaw(state->first_token(), absl::MakeSpan(channels), raw);
   if (section->sink_source != SinkSource::kNone) {
     ReadSinks(geometry_, group_.first_layer, group_.last_layer,
               section->sink_source == SinkSource::kBasis ? known : ByteSpan(section->sinks), raw);
@@ -222,12 +220,12 @@ absl::Status GroupCodec::Decode(ByteSpan payload, float step, BlockState* state,
   return absl::OkStatus();
 }
 
-void GroupCodec::ToRaw(uint32_t first_token, std::vector<float>* channels, absl::Span<uint8_t> raw) const {
+void GroupCodec::ToRaw(uint32_t first_token, absl::Span<float> channels, absl::Span<uint8_t> raw) const {
   ForEachPart(geometry_, group_, [&](uint32_t l, size_t channel, size_t offset, bool keys) {
     const LayerGeometry& layer = geometry_.layers[l];
-    if (keys) Rotate(layer, *rotary_tables_->Get(l, first_token), channels->data() + channel, group_.channels);
+    if (keys) Rotate(layer, *rotary_tables_->Get(l, first_token), channels.data() + channel, group_.channels);
     for (size_t t = 0; t < kBlockTokens; ++t) {
-      FromFloat(layer.dtype, channels->data() + t * group_.channels + channel, layer.KvChannels(),
+      FromFloat(layer.dtype, channels.data() + t * group_.channels + channel, layer.KvChannels(),
                 raw.data() + offset + t * RowBytes(layer));
     }
   });

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/base/call_once.h"
+#include "absl/container/fixed_array.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "codec/basis.h"
@@ -13,6 +14,7 @@
 #include "codec/latent_section.h"
 #include "codec/rotary_tables.h"
 #include "core/bytes.h"
+#include "core/limits.h"
 #include "kernels/latent_entropy.h"
 #include "kernels/project.h"
 #include "kernels/reconstruct.h"
@@ -46,13 +48,16 @@ class GroupCodec {
   size_t raw_bytes() const { return raw_bytes_; }
 
  private:
+  // [kBlockTokens][channels], not set: most of what a block needs of memory, and all of it is written.
+  using Values = absl::FixedArray<float, 0>;
+  Values MakeValues() const { return Values(size_t{kBlockTokens} * group_.channels); }
   absl::Status MakeEncoderOnce() const;
-  // What is known before a latent is read: means, and features if `predicted`. [kBlockTokens][channels]
-  std::vector<float> Base(const BlockState& state, bool predicted) const;
+  // values = what is known before a latent is read: means, and features if `predicted`.
+  void Base(const BlockState& state, bool predicted, absl::Span<float> values) const;
   // Latents with room for the inherited ones behind the group's own, which are set if `predicted`.
   std::vector<int16_t> Inherit(const BlockState& state, bool predicted) const;
   // values[t][c] += row_scale[c] * step * the decoder's product with `latents`, [kBlockTokens][stride_].
-  void AddLatents(absl::Span<const int16_t> latents, float step, std::vector<float>* values) const;
+  void AddLatents(absl::Span<const int16_t> latents, float step, absl::Span<float> values) const;
   // Whether the prediction leaves tokens less weighted energy than the means do, on geometric average.
   bool PredictionHelps(absl::Span<const float> channels, absl::Span<const float> predicted) const;
   // Quantizes what `predicted` leaves of `channels` into `latents`; tokens out of bounds go to `section` as they are.
@@ -63,7 +68,7 @@ class GroupCodec {
   double Loss(uint32_t first_token, absl::Span<const float> channels, absl::Span<const float> predicted,
               absl::Span<const int16_t> own, float step, const LatentSection& section) const;
   // Keys of `channels` rotated in place, then everything in the engine's types.
-  void ToRaw(uint32_t first_token, std::vector<float>* channels, absl::Span<uint8_t> raw) const;
+  void ToRaw(uint32_t first_token, absl::Span<float> channels, absl::Span<uint8_t> raw) const;
   // One token of the group, between the raw form and a run of token_bytes_.
   Bytes TakeToken(ByteSpan raw, uint32_t token) const;
   void PutToken(ByteSpan values, uint32_t token, absl::Span<uint8_t> raw) const;

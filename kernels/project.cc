@@ -114,19 +114,22 @@ void Project(const Encoder& encoder, absl::Span<const float> values, absl::Span<
 #endif
   // Of whole numbers whose sums with the columns stay in int32.
   const int32_t limit = std::min<int64_t>(kWholeMax, std::numeric_limits<int32_t>::max() / (int64_t{127} * channels));
-  std::vector<int16_t> whole(size_t{tokens} * channels);
+  const auto whole = std::make_unique_for_overwrite<int16_t[]>(size_t{tokens} * channels);
   std::vector<float> unit(tokens), weighted(channels);  // Units are in steps.
   for (uint32_t t = 0; t < tokens; ++t) {
     const size_t at = size_t{t} * channels;
     const float largest = weigh(values.data() + at, base.data() + at, encoder.root_weight.data(), channels,
                                 weighted.data());
-    unit[t] = std::numeric_limits<float>::quiet_NaN();
-    if (!std::isfinite(largest)) continue;
+    if (!std::isfinite(largest)) {
+      unit[t] = std::numeric_limits<float>::quiet_NaN();
+      std::fill_n(whole.get() + at, channels, 0);
+      continue;
+    }
     unit[t] = std::max(1 / kResolution, largest / step / static_cast<float>(limit));
-    round(weighted.data(), 1 / (step * unit[t]), channels, whole.data() + at);
+    round(weighted.data(), 1 / (step * unit[t]), channels, whole.get() + at);
   }
   const auto sums = std::make_unique_for_overwrite<int32_t[]>(size_t{tokens} * live);
-  Reconstruct(encoder.columns, whole, channels, tokens, live, absl::MakeSpan(sums.get(), size_t{tokens} * live),
+  Reconstruct(encoder.columns, {whole.get(), size_t{tokens} * channels}, channels, tokens, live, absl::MakeSpan(sums.get(), size_t{tokens} * live),
               backend);
   for (uint32_t t = 0; t < tokens; ++t) {
     for (uint32_t r = 0; r < live; ++r) {

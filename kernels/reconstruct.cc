@@ -17,9 +17,9 @@ using kernels::WideQuad;
 static_assert(kTileWidth == PackedDecoder::kTileChannels);
 constexpr uint8_t kOffset = 128;
 
-// A distance is that of a quarter of the tiles, of all in turn over the tokens, where there are enough of them: it is
-// known within some percent, and its product would take a sixth of encoding.
-constexpr uint32_t kDistanceSampling = 4, kSampledTilesMin = 4 * kDistanceSampling;
+// A distance is that of an eighth of the tiles, of all in turn over the tokens, where there are enough of them: it is
+// known within some percent, and the whole product would take a sixth of encoding.
+constexpr uint32_t kDistanceSampling = 8, kSampledTilesMin = 2 * kDistanceSampling;
 
 // What the products need of four tokens.
 struct TokenGroup {

@@ -39,7 +39,7 @@ void Restore(const PackedDecoder& decoder, absl::Span<const int16_t> latents, ui
              Backend backend = BestBackend());
 
 // For each token WeightedDistance(values, what Restore makes onto `base`), both [tokens][C], under `weight`, [C]. With
-// 1024 channels and more it is estimated from a quarter of them, others for every four tokens: over 16 tokens each
+// 1024 channels and more it is estimated from an eighth of them, others for every four tokens: over 32 tokens each
 // channel counts equally.
 std::vector<float> RestoredDistances(const PackedDecoder& decoder, absl::Span<const int16_t> latents, uint32_t stride,
                                      uint32_t tokens, absl::Span<const float> scale, float step,

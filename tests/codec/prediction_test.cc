@@ -127,7 +127,8 @@ TEST(Prediction, TokensBeyondTheVocabularyHaveNoFeatures) {
   tokens[64 + 10] = 100;
   tokens[64 + 11] = 0xffffffff;
   tokens[64 + 12] = 1u << 31;
-  const std::vector<int16_t> features = BlockState(*Model().basis(), 64, tokens).Features();
+  const BlockState state(*Model().basis(), 64, tokens);
+  const absl::Span<const int16_t> features = state.features();
   const Embedding& embedding = Model().basis()->embedding();
   for (uint32_t t = 0; t < kBlockTokens; ++t) {
     for (uint32_t back = 0; back < 2; ++back) {
@@ -144,7 +145,8 @@ TEST(Prediction, TokensBeyondTheVocabularyHaveNoFeatures) {
 
 TEST(Prediction, AChainsFirstTokenHasNoneBefore) {
   const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
-  const std::vector<int16_t> features = BlockState(*Model().basis(), 0, tokens).Features();
+  const BlockState state(*Model().basis(), 0, tokens);
+  const absl::Span<const int16_t> features = state.features();
   EXPECT_THAT(std::vector<int16_t>(features.begin() + 8, features.begin() + 16), testing::Each(0));
   EXPECT_THAT(std::vector<int16_t>(features.begin() + 16, features.begin() + 24), testing::Not(testing::Each(0)));
 }

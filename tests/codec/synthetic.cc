@@ -148,13 +148,13 @@ std::vector<float> SyntheticModel::DrawGroup(size_t group, absl::Span<const int1
 
 Bytes SyntheticModel::Block(const std::vector<uint32_t>& tokens, uint32_t first_token, uint64_t seed) const {
   Random random(seed);
-  const std::vector<int16_t> features = BlockState(*basis_, first_token, tokens).Features();
+  const BlockState state(*basis_, first_token, tokens);
   std::vector<float> inherited;
   Bytes raw(RawBytes(geometry(), kBlockTokens));
   uint8_t* part = raw.data();
   for (size_t g = 0; g < basis_->groups().size(); ++g) {
     const BasisGroup& group = basis_->groups()[g];
-    std::vector<float> values = DrawGroup(g, features, &inherited, &random);
+    std::vector<float> values = DrawGroup(g, state.features(), &inherited, &random);
     size_t channel = 0;
     for (uint32_t l = group.first_layer; l < group.last_layer; ++l) {
       const LayerGeometry& layer = geometry().layers[l];

@@ -118,7 +118,7 @@ TEST(Restore, LatentsBehindTheDecodersRankDoNotCount) {
   }
 }
 
-TEST(RestoredDistances, AreExactWithFewChannelsAndOfAQuarterWithMany) {
+TEST(RestoredDistances, AreExactWithFewChannelsAndOfAnEighthWithMany) {
   for (uint32_t channels : {70, 2000}) {
     constexpr uint32_t kTokens = 64;
     const Problem p = MakeProblem(24, channels, kTokens, 5, 0.5, channels);
@@ -142,7 +142,7 @@ TEST(RestoredDistances, AreExactWithFewChannelsAndOfAQuarterWithMany) {
         sum += distances[t];
         expected_sum += expected;
       }
-      EXPECT_NEAR(sum, expected_sum, expected_sum * (channels < 1024 ? 1e-5 : 0.02)) << BackendName(backend);
+      EXPECT_NEAR(sum, expected_sum, expected_sum * (channels < 1024 ? 1e-5 : 0.03)) << BackendName(backend);
       if (first.empty()) first = distances;
       EXPECT_EQ(distances, first) << BackendName(backend);
     }
