@@ -69,7 +69,9 @@ TEST(DaemonDiskFullTest, RefusesWithResourceExhaustedAndGoesOnReading) {
     stored = StoreUntilRefused(channel.get());
     EXPECT_GT(stored, 10u);
     ExpectPrefix(channel.get(), stored);
-    EXPECT_GT(channel->Stats(CallLimits::In(absl::Seconds(10)))->stores_refused, 0u);
+    const auto stats = channel->Stats(CallLimits::In(absl::Seconds(10)));
+    ASSERT_TRUE(stats.ok()) << stats.status();  // Else the end of `daemon` shows what it said.
+    EXPECT_GT(stats->stores_refused, 0u);
     RemoteSession session;
     session.name = "talk";
     session.record = std::string(1 << 20, 'x');
