@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
+#include "storage/database.h"
 #include "tests/storage/frames.h"
 #include "tests/storage/small_disk.h"
 
@@ -75,6 +76,24 @@ TEST(DiskFullTest, ReadsGoOnAndStoringRecoversWhenThereIsSpaceAgain) {
   ASSERT_TRUE(store.ok()) << store.status();
   EXPECT_EQ((*store)->Stats().records, stored + 1);
   ExpectBlocks(store->get(), stored + 1);
+}
+
+// Some of these run into assertions of RocksDB's where a write to its log failed just before.
+TEST(DiskFullTest, WhatFollowsARefusedWriteIsRefusedToo) {
+  SmallDisk disk(96);
+  if (!disk.mounted()) GTEST_SKIP() << disk.reason();
+  auto database = Database::Open(disk.path() + "/data", uint64_t{1} << 30);
+  ASSERT_TRUE(database.ok()) << database.status();
+  const Bytes value(kFrameBytes, 7);
+  absl::Status status;
+  for (uint64_t i = 0; i < 400 && status.ok(); ++i) {
+    status = (*database)->Write({{Family::kPayload, SequenceKey(i), value}});
+  }
+  ASSERT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_TRUE(absl::IsResourceExhausted((*database)->Sync()));
+  EXPECT_TRUE(absl::IsResourceExhausted((*database)->Reclaim([] { return false; })));
+  EXPECT_TRUE((*database)->Read(Family::kPayload, SequenceKey(0)).ok());
+  EXPECT_TRUE((*database)->Close().ok());
 }
 
 TEST(DiskFullTest, AFileSizeLimitIsAFullDisk) {
