@@ -37,7 +37,7 @@ class ClientImpl final : public Client {
         pool_(config_.thread_count),
         loads_({channel_.get(), config_.codec.get(), &pool_, &losses_, &counters_, &log_, config_.read}),
         stores_({channel_.get(), &breaker_, config_.codec.get(), &losses_, &counters_, &log_, config_.clock,
-                 config_.write, config_.staging_bytes_max}) {}
+                 config_.write, config_.staging_bytes_max, config_.thread_count}) {}
 
   absl::Status RegisterPages(PagedCache pages) override {
     absl::Status status = CheckPages(geometry(), pages);

@@ -13,7 +13,8 @@ StorePipeline::StorePipeline(const Parts& parts)
       budget_(parts.staging_bytes_max),
       ledger_(parts.counters, parts.log, parts.clock),
       sender_(parts.channel, &ledger_),
-      encoder_(parts.codec, parts.options, &ledger_, [this](StagedBlock block) { sender_.Push(std::move(block)); }) {}
+      encoders_(parts.codec, parts.options, &ledger_, parts.thread_count,
+                [this](StagedBlock block) { sender_.Push(std::move(block)); }) {}
 
 std::unique_ptr<Job> StorePipeline::Store(StoreRequest request) {
   const absl::Span<const Digest> keys = request.keys;
@@ -48,7 +49,7 @@ std::unique_ptr<Job> StorePipeline::Store(StoreRequest request) {
     block.index = i;
     parts_.losses->Computed(block.key);
     ledger_.Admit(&block);
-    encoder_.Push(std::move(block));
+    encoders_.Push(std::move(block));
   }
   return MakeStoreJob(std::move(progress));
 }

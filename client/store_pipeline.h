@@ -9,7 +9,7 @@
 #include "client/circuit_breaker.h"
 #include "client/client.h"
 #include "client/counters.h"
-#include "client/encode_worker.h"
+#include "client/encode_workers.h"
 #include "client/failure_log.h"
 #include "client/frame_sender.h"
 #include "client/raw_buffers.h"
@@ -44,6 +44,7 @@ class StorePipeline {
     const Clock* clock = nullptr;
     EncodeOptions options;
     uint64_t staging_bytes_max = 0;
+    uint32_t thread_count = 1;  // That encode.
   };
   explicit StorePipeline(const Parts& parts);
 
@@ -59,7 +60,7 @@ class StorePipeline {
   StagingBudget budget_;
   StoreLedger ledger_;
   FrameSender sender_;
-  EncodeWorker encoder_;  // Before the sender, which it hands its frames to, is destroyed.
+  EncodeWorkers encoders_;  // Before the sender, which it hands its frames to, is destroyed.
 };
 
 }  // namespace latentkv

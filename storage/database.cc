@@ -15,6 +15,7 @@
 #include "rocksdb/convenience.h"
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
+#include "rocksdb/listener.h"
 #include "rocksdb/options.h"
 #include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
@@ -36,6 +37,8 @@ constexpr size_t kFamilies = 3;
 constexpr std::array<const char*, kFamilies> kFamilyNames = {"index", "payload", "named"};
 // A named value of this size or more (a basis) is written to a file of its own kind, not moved by compactions.
 constexpr uint64_t kNamedBlobBytes = 64 << 10;
+// What opening writes besides the log that it replays: tables of keys, a manifest. Some MiB, generously.
+constexpr uint64_t kProbeBytes = 4 * kMiB;
 
 rocksdb::Slice ToSlice(ByteSpan bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
 absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
@@ -49,14 +52,26 @@ absl::Status FromRead(const rocksdb::Status& status) {
   return absl::UnavailableError(status.ToString());
 }
 
-absl::Status FromWrite(const rocksdb::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat("the disk refuses to store: ", status.ToString()));
-}
-
 // Buffers and files in proportion to the capacity, so that a small store does not hold its capacity again in logs.
 uint64_t BufferBytes(uint64_t capacity) { return std::clamp(capacity / 32, kMiB, 64 * kMiB); }
 uint64_t BlobFileBytes(uint64_t capacity) { return std::clamp(capacity / 64, kMiB, 256 * kMiB); }
+
+// Debian's build of RocksDB keeps assertions: who asks more of a file of its that the disk has refused than to be closed
+// ends the process. Hence these two, and the refusals below
+// (docs/decisions/0014-a-refusal-is-recovered-by-opening-anew.md).
+
+// Keeps RocksDB from trying by itself to recover the log of writes.
+class NoRecovery : public rocksdb::EventListener {
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status, bool* auto_recovery) override {
+    *auto_recovery = false;
+  }
+};
+
+// In the place of RocksDB's file of messages, which would meet the full disk too. What matters comes as a status.
+class NoMessages : public rocksdb::Logger {
+  using rocksdb::Logger::Logv;
+  void Logv(const char*, va_list) override {}
+};
 
 rocksdb::DBOptions MakeDbOptions(uint64_t capacity) {
   rocksdb::DBOptions options;
@@ -68,10 +83,10 @@ rocksdb::DBOptions MakeDbOptions(uint64_t capacity) {
   options.max_background_jobs = 4;
   options.max_open_files = 512;
   options.bytes_per_sync = kMiB;
-  options.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
-  options.max_log_file_size = 4 * kMiB;
-  options.keep_log_file_num = 2;
+  options.info_log = std::make_shared<NoMessages>();
   options.stats_dump_period_sec = 0;
+  options.listeners.push_back(std::make_shared<NoRecovery>());
+  options.max_bgerror_resume_count = 0;
   return options;
 }
 
@@ -128,6 +143,9 @@ class RocksDatabase : public Database {
   rocksdb::ColumnFamilyHandle* Handle(Family family) const { return handles_[static_cast<size_t>(family)]; }
   void CloseFiles();  // Under life_.
   bool HasSpace() const;
+  // OK, or how the disk refuses until the files are opened anew. Keeps a refusal that `status` is.
+  absl::Status Remember(const rocksdb::Status& status);
+  absl::Status Refused() const { return absl::ResourceExhaustedError("the disk refuses to store; waiting for space"); }
 
   const std::string path_;
   const uint64_t capacity_;
@@ -137,8 +155,9 @@ class RocksDatabase : public Database {
   bool closed_ = false;
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // As Family; default comes last.
+  // Over every call that writes to the log, so that none reaches a log that has just failed.
   std::mutex log_mutex_;
-  bool log_failed_ = false;  // Under log_mutex_: how the last write ended.
+  std::atomic<bool> refused_ = false;  // Since the files were opened.
 };
 
 absl::Status RocksDatabase::OpenFiles() {
@@ -160,7 +179,14 @@ absl::Status RocksDatabase::OpenFiles() {
     return absl::FailedPreconditionError(text);
   }
   db_.reset(db);
+  refused_ = false;
   return absl::OkStatus();
+}
+
+absl::Status RocksDatabase::Remember(const rocksdb::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  refused_ = true;
+  return absl::ResourceExhaustedError(absl::StrCat("the disk refuses to store: ", status.ToString()));
 }
 
 void RocksDatabase::CloseFiles() {
@@ -178,7 +204,10 @@ absl::Status RocksDatabase::Close() {
   closed_ = true;
   if (db_ == nullptr) return absl::OkStatus();
   // So that the next opening has no log to replay. On a full disk the log keeps what this cannot write.
-  (void)db_->Flush(rocksdb::FlushOptions(), {Handle(Family::kIndex), Handle(Family::kPayload), Handle(Family::kNamed)});
+  if (!refused_) {
+    (void)db_->Flush(rocksdb::FlushOptions(),
+                     {Handle(Family::kIndex), Handle(Family::kPayload), Handle(Family::kNamed)});
+  }
   CloseFiles();
   return absl::OkStatus();
 }
@@ -193,18 +222,14 @@ absl::Status RocksDatabase::Write(const std::vector<Change>& changes) {
     if (!status.ok()) return absl::InvalidArgumentError(status.ToString());
   }
   std::lock_guard log_lock(log_mutex_);
-  const rocksdb::Status status = db_->Write(rocksdb::WriteOptions(), &batch);
-  log_failed_ = !status.ok();
-  return FromWrite(status);
+  return refused_ ? Refused() : Remember(db_->Write(rocksdb::WriteOptions(), &batch));
 }
 
 absl::Status RocksDatabase::Sync() {
   std::shared_lock lock(life_);
   if (db_ == nullptr) return Gone();
   std::lock_guard log_lock(log_mutex_);
-  // To sync a log whose last write failed ends the process: an assertion that Debian's build of RocksDB holds.
-  if (log_failed_) return absl::ResourceExhaustedError("the disk refuses to store: the write before failed");
-  return FromWrite(db_->SyncWAL());
+  return refused_ ? Refused() : Remember(db_->SyncWAL());
 }
 
 absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string& key) {
@@ -233,19 +258,28 @@ absl::Status RocksDatabase::Scan(Family family, const std::string& prefix, const
   return FromRead(entry->status());
 }
 
-// Whether a file of some MiB can be written, before files are given up for opening them anew.
+// Whether files can be given up for opening them anew: the log must fit a second time, as what is replayed goes to files.
 bool RocksDatabase::HasSpace() const {
+  uint64_t log_bytes = 0;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(path_, error), end; !error && entry != end; entry.increment(error)) {
+    std::error_code gone;
+    const uint64_t size = entry->path().extension() == ".log" ? entry->file_size(gone) : 0;
+    if (!gone) log_bytes += size;
+  }
+  const std::filesystem::space_info space = std::filesystem::space(path_, error);
+  if (error || space.available < log_bytes + 2 * kProbeBytes) return false;
+  // A quota or a limit of a file's size shows only to who writes.
   const std::string probe = path_ + "/latentkv-probe";
   bool written = false;
   {
     std::ofstream file(probe, std::ios::binary | std::ios::trunc);
-    const std::string block(4 * kMiB, 'x');
+    const std::string block(kProbeBytes, 'x');
     file.write(block.data(), block.size());
     file.flush();
     written = file.good();
   }
-  std::error_code ignored;
-  std::filesystem::remove(probe, ignored);
+  std::filesystem::remove(probe, error);
   return written;
 }
 
@@ -253,14 +287,9 @@ absl::Status RocksDatabase::Recover() {
   {
     std::shared_lock lock(life_);
     if (closed_) return Gone();
-    if (db_ != nullptr) {
-      const rocksdb::Status status = db_->Resume();
-      if (status.ok()) return absl::OkStatus();
-      if (status.IsNoSpace() || status.IsBusy()) return FromWrite(status);
-    }
+    if (db_ != nullptr && !refused_) return absl::OkStatus();
+    if (!HasSpace()) return Refused();
   }
-  // RocksDB does not resume from every error (a write beyond a file size limit, say); opening anew does.
-  if (!HasSpace()) return absl::ResourceExhaustedError("the disk refuses to store");
   std::unique_lock lock(life_);
   if (closed_) return Gone();
   CloseFiles();
@@ -270,9 +299,11 @@ absl::Status RocksDatabase::Recover() {
 absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
   std::shared_lock lock(life_);
   if (db_ == nullptr) return Gone();
-  auto from = [](const rocksdb::Status& status) {
+  if (refused_) return Refused();
+  auto from = [this](const rocksdb::Status& status) {
     if (status.IsManualCompactionPaused() || status.IsIncomplete()) return absl::OkStatus();
-    return IsDamage(status) ? absl::DataLossError(status.ToString()) : FromWrite(status);
+    const absl::Status refusal = Remember(status);
+    return IsDamage(status) ? absl::DataLossError(status.ToString()) : refusal;
   };
   rocksdb::Status status = db_->Flush(rocksdb::FlushOptions(), {Handle(Family::kIndex), Handle(Family::kPayload)});
   if (!status.ok()) return from(status);

@@ -35,8 +35,8 @@ class Database {
   static absl::StatusOr<std::unique_ptr<Database>> Open(const std::string& path, uint64_t capacity_bytes);
   virtual ~Database() = default;
 
-  // All changes or none; they survive kill -9. ResourceExhausted if the disk refuses: then call Recover until it is
-  // OK, and count on nothing of what this wrote.
+  // All changes or none; they survive kill -9. ResourceExhausted if the disk refuses: then every call that writes is
+  // refused until Recover is OK, and nothing of what this wrote can be counted on.
   virtual absl::Status Write(const std::vector<Change>& changes) = 0;
   // What Write has acknowledged so far survives the loss of power.
   virtual absl::Status Sync() = 0;
@@ -47,7 +47,7 @@ class Database {
   using Visitor = std::function<void(absl::string_view key, absl::string_view value)>;
   virtual absl::Status Scan(Family family, const std::string& prefix, const Visitor& visit) = 0;
 
-  // Tries to write again after a refusal. OK when writes are possible.
+  // After a refusal: opens the files anew once there is space for it, while other calls wait. OK when writes are possible.
   virtual absl::Status Recover() = 0;
   // Gives space of removed payloads back: first files in which nothing lives, then, while `enough` is false, by
   // rewriting what lives in ever more of the older files. DataLoss when a payload in the way cannot be read. Of this

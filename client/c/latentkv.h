@@ -64,7 +64,7 @@ typedef struct {
   float step;                    /* Above 0: instead of the profile's */
   float loss_chain_max;          /* What a reader accepts; 0: four times the profile's bound */
   uint64_t staging_bytes_max;    /* Bound of what waits to be sent; 0 for 256 MiB */
-  uint32_t thread_count;         /* Decoding threads; 0 for the machine's cores, 4 at most */
+  uint32_t thread_count;         /* That encode, and as many that decode; 0 for the machine's cores, 4 at most */
   uint32_t reserved;
 } latentkv_options;
 
