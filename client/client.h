@@ -23,7 +23,7 @@ struct ClientOptions {
   ChainScope scope;
   Geometry geometry;
   std::string basis_path;                            // Empty: exact alone.
-  std::string profile = "exact";                     // Or one of the basis: "high", "balanced", "small".
+  std::string profile = "exact";                     // "uncalibrated" needs no basis; "high", "balanced", "small" do.
   float step = 0;                                    // Above 0: instead of the profile's.
   float loss_chain_max = 0;                          // What a reader accepts; 0: four times the profile's bound.
   uint64_t staging_bytes_max = uint64_t{256} << 20;  // Of what waits to be sent: 11,000 tokens of SmolLM2.

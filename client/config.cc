@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "codec/basis.h"
+#include "codec/scalar_codec.h"
 #include "transport/grpc_channel.h"
 
 namespace latentkv {
@@ -59,6 +60,14 @@ absl::Status ChooseQuality(const ClientOptions& options, const Basis& basis, Cli
   return absl::OkStatus();
 }
 
+// The same without a basis.
+void ChooseScalar(const ClientOptions& options, ClientConfig* config) {
+  config->write.exact = false;
+  config->write.step = options.step > 0 ? options.step : kScalarStep;
+  config->read.bases = {ScalarQuantizer()};
+  config->read.loss_chain_max = kLossRounds * ScalarLoss(config->write.step);
+}
+
 }  // namespace
 
 absl::StatusOr<ClientConfig> MakeClientConfig(const ClientOptions& options) {
@@ -78,8 +87,11 @@ absl::StatusOr<ClientConfig> MakeClientConfig(const ClientOptions& options) {
     basis = *std::move(loaded);
     status = ChooseQuality(options, *basis, &config);
     if (!status.ok()) return status;
-  } else if (options.step > 0 || (options.profile != "exact" && !options.profile.empty())) {
-    config.logger->warn("no basis is given for profile \"{}\": blocks are stored exact", options.profile);
+  } else if (options.step > 0 || options.profile == kScalarProfile) {
+    ChooseScalar(options, &config);
+  } else if (options.profile != "exact" && !options.profile.empty()) {
+    config.logger->warn("no basis is given for profile \"{}\": blocks are stored exact; \"{}\" needs none",
+                        options.profile, kScalarProfile);
   }
   if (options.loss_chain_max > 0) config.read.loss_chain_max = options.loss_chain_max;
   absl::StatusOr<std::unique_ptr<Codec>> codec = Codec::Create(options.geometry, std::move(basis));

@@ -16,7 +16,7 @@ namespace latentkv {
 namespace {
 
 constexpr uint32_t kBasisMagic = 0x424b764c;  // "LvKB"
-constexpr uint16_t kBasisVersion = 0;         // 0 until the formats are frozen.
+constexpr uint16_t kBasisVersion = 1;
 // Of a group, with the latents that it inherits: a section counts rows in 16 bits, and sums of that many latents times
 // 128 stay below 2^31.
 constexpr uint32_t kRankMax = 0xffff;

@@ -12,6 +12,7 @@
 #include "codec/group_codec.h"
 #include "codec/latent_model.h"
 #include "codec/rotary_tables.h"
+#include "codec/scalar_codec.h"
 #include "core/checksum.h"
 #include "core/limits.h"
 
@@ -22,14 +23,13 @@ constexpr int kGuardHalvings = 2;  // A block over its bound is tried at half an
 
 // What encoding and decoding in a basis need; null without one.
 struct BasisCodec {
-  explicit BasisCodec(std::shared_ptr<const Basis> from) : basis(std::move(from)), rotary_tables(basis->geometry()) {
+  BasisCodec(std::shared_ptr<const Basis> from, const LatentTables& latent_tables, RotaryTables* rotary_tables)
+      : basis(std::move(from)) {
     for (uint32_t g = 0; g < basis->groups().size(); ++g) {
-      groups.push_back(std::make_unique<GroupCodec>(*basis, g, latent_tables, &rotary_tables));
+      groups.push_back(std::make_unique<GroupCodec>(*basis, g, latent_tables, rotary_tables));
     }
   }
   const std::shared_ptr<const Basis> basis;
-  const LatentTables latent_tables = MakeLatentTables();
-  RotaryTables rotary_tables;
   std::vector<std::unique_ptr<const GroupCodec>> groups;
 };
 
@@ -46,8 +46,10 @@ bool AllFinite(absl::Span<const float> values) {
 
 class FrameReader final : public BlockReader {
  public:
-  FrameReader(FrameHeader header, const Geometry& geometry, const BasisCodec* in_basis, const BlockPlace& place)
-      : header_(std::move(header)), geometry_(geometry), in_basis_(header_.encoding.IsExact() ? nullptr : in_basis) {
+  // `in_basis` is null unless the frame is in it.
+  FrameReader(FrameHeader header, const Geometry& geometry, const ScalarCodec& scalar, const BasisCodec* in_basis,
+              const BlockPlace& place)
+      : header_(std::move(header)), geometry_(geometry), scalar_(scalar), in_basis_(in_basis) {
     if (in_basis_ != nullptr) {
       state_ = std::make_unique<BlockState>(*in_basis_->basis, place.first_token, place.tokens);
     }
@@ -70,9 +72,7 @@ class FrameReader final : public BlockReader {
     for (uint32_t l = first; l < last; ++l) bytes += LayerBytes(geometry_.layers[l]);
     const auto raw = std::make_unique_for_overwrite<uint8_t[]>(bytes);
     const absl::Span<uint8_t> span(raw.get(), bytes);
-    absl::Status status = in_basis_ == nullptr
-                              ? ReadExactSection(geometry_.layers[section], payload, span)
-                              : in_basis_->groups[section]->Decode(payload, header_.encoding.step, state_.get(), span);
+    absl::Status status = Decode(section, payload, span);
     if (!status.ok()) return status;
     ScatterRaw(geometry_, first, last, span, pages, slot);
     ++next_section_;
@@ -80,9 +80,18 @@ class FrameReader final : public BlockReader {
   }
 
  private:
+  absl::Status Decode(uint32_t section, ByteSpan payload, absl::Span<uint8_t> raw) {
+    if (in_basis_ != nullptr) {
+      return in_basis_->groups[section]->Decode(payload, header_.encoding.step, state_.get(), raw);
+    }
+    if (header_.encoding.IsScalar()) return scalar_.Decode(section, header_.first_token, payload, raw);
+    return ReadExactSection(geometry_.layers[section], payload, raw);
+  }
+
   const FrameHeader header_;
   const Geometry& geometry_;
-  const BasisCodec* const in_basis_;  // Null for exact.
+  const ScalarCodec& scalar_;
+  const BasisCodec* const in_basis_;
   std::unique_ptr<BlockState> state_;
   uint32_t next_section_ = 0;
 };
@@ -92,7 +101,11 @@ class BlockCodec final : public Codec {
   BlockCodec(Geometry geometry, std::shared_ptr<const Basis> basis)
       : geometry_(std::move(geometry)),
         geometry_digest_(geometry_.ComputeDigest()),
-        in_basis_(basis == nullptr ? nullptr : std::make_unique<BasisCodec>(std::move(basis))) {}
+        rotary_tables_(geometry_),
+        scalar_(geometry_, latent_tables_, &rotary_tables_),
+        in_basis_(basis == nullptr ? nullptr
+                                   : std::make_unique<BasisCodec>(std::move(basis), latent_tables_, &rotary_tables_)) {
+  }
 
   absl::StatusOr<Bytes> Encode(const BlockPlace& place, ByteSpan raw_block,
                                const EncodeOptions& options) const override {
@@ -107,8 +120,15 @@ class BlockCodec final : public Codec {
     header.first_token = place.first_token;
     header.token_count = kBlockTokens;
     std::vector<Bytes> sections;
-    absl::Status status = options.exact ? EncodeExact(raw_block, &sections)
-                                        : EncodeInBasis(place, raw_block, options, &header, &sections);
+    absl::Status status = options.exact ? absl::OkStatus() : CheckLossy(options);
+    if (!status.ok()) return status;
+    if (options.exact) {
+      status = EncodeExact(raw_block, &sections);
+    } else if (in_basis_ != nullptr) {
+      status = EncodeInBasis(place, raw_block, options, &header, &sections);
+    } else {
+      status = EncodeScalar(place.first_token, raw_block, options, &header, &sections);
+    }
     if (!status.ok()) return status;
     header.loss_chain = header.loss_own + options.loss_inherited;
     return WriteFrame(std::move(header), sections);
@@ -122,9 +142,8 @@ class BlockCodec final : public Codec {
       return absl::FailedPreconditionError(absl::StrCat("a frame of tokens from ", header.first_token, " on, not from ",
                                                         place.first_token));
     }
-    const bool known = header.encoding.IsExact() ||
-                       (in_basis_ != nullptr && header.encoding.basis == in_basis_->basis->digest());
-    if (!known) {
+    const bool in_basis = in_basis_ != nullptr && header.encoding.basis == in_basis_->basis->digest();
+    if (!in_basis && !header.encoding.IsExact() && !header.encoding.IsScalar()) {
       return absl::FailedPreconditionError(absl::StrCat("a frame encoded as ", header.encoding.ToString(),
                                                         ", a basis that is not here"));
     }
@@ -132,15 +151,16 @@ class BlockCodec final : public Codec {
       return absl::FailedPreconditionError(absl::StrCat("a frame of ", header.sections.size(), " sections, not ",
                                                         SectionCount(header.encoding)));
     }
-    return std::make_unique<FrameReader>(std::move(header), geometry_, in_basis_.get(), place);
+    return std::make_unique<FrameReader>(std::move(header), geometry_, scalar_, in_basis ? in_basis_.get() : nullptr,
+                                         place);
   }
 
   uint32_t SectionCount(const Encoding& encoding) const override {
-    return encoding.IsExact() ? geometry_.layers.size() : in_basis_->groups.size();
+    return IsByLayer(encoding) ? geometry_.layers.size() : in_basis_->groups.size();
   }
 
   std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding, uint32_t section) const override {
-    if (encoding.IsExact()) return {section, section + 1};
+    if (IsByLayer(encoding)) return {section, section + 1};
     const BasisGroup& group = in_basis_->groups[section]->group();
     return {group.first_layer, group.last_layer};
   }
@@ -149,6 +169,8 @@ class BlockCodec final : public Codec {
   const Digest& geometry_digest() const override { return geometry_digest_; }
 
  private:
+  static bool IsByLayer(const Encoding& encoding) { return encoding.IsExact() || encoding.IsScalar(); }
+
   absl::Status CheckPlace(const BlockPlace& place) const {
     if (place.first_token % kBlockTokens == 0 && place.tokens.size() == uint64_t{place.first_token} + kBlockTokens) {
       return absl::OkStatus();
@@ -168,16 +190,44 @@ class BlockCodec final : public Codec {
     return absl::OkStatus();
   }
 
-  // Sets the header's encoding and own loss: exact where the basis cannot hold the block within its bound.
-  absl::Status EncodeInBasis(const BlockPlace& place, ByteSpan raw_block, const EncodeOptions& options,
-                             FrameHeader* header, std::vector<Bytes>* sections) const {
-    if (in_basis_ == nullptr) return absl::FailedPreconditionError("without a basis only exact can be written");
+  static absl::Status CheckLossy(const EncodeOptions& options) {
     if (!std::isfinite(options.step) || options.step <= 0) {
       return absl::InvalidArgumentError(absl::StrCat("a step of ", options.step));
     }
     if (!(options.loss_own_max >= 0)) {
       return absl::InvalidArgumentError(absl::StrCat("a loss_own_max of ", options.loss_own_max));
     }
+    return absl::OkStatus();
+  }
+
+  // Sets the header's encoding and own loss: exact where a layer cannot be quantized, or the step is too coarse.
+  absl::Status EncodeScalar(uint32_t first_token, ByteSpan raw_block, const EncodeOptions& options, FrameHeader* header,
+                            std::vector<Bytes>* sections) const {
+    float step = options.step;
+    for (int halvings = 0; options.loss_own_max > 0 && ScalarLoss(step) > options.loss_own_max; ++halvings) {
+      if (halvings == kGuardHalvings) return EncodeExact(raw_block, sections);
+      step /= 2;
+    }
+    size_t offset = 0;
+    for (uint32_t l = 0; l < geometry_.layers.size(); ++l) {
+      const size_t bytes = LayerBytes(geometry_.layers[l]);
+      absl::StatusOr<Bytes> section = scalar_.Encode(l, first_token, raw_block.subspan(offset, bytes), step);
+      if (absl::IsOutOfRange(section.status())) {
+        sections->clear();
+        return EncodeExact(raw_block, sections);
+      }
+      if (!section.ok()) return section.status();
+      sections->push_back(*std::move(section));
+      offset += bytes;
+    }
+    header->encoding = {ScalarQuantizer(), step};
+    header->loss_own = ScalarLoss(step);
+    return absl::OkStatus();
+  }
+
+  // Sets the header's encoding and own loss: exact where the basis cannot hold the block within its bound.
+  absl::Status EncodeInBasis(const BlockPlace& place, ByteSpan raw_block, const EncodeOptions& options,
+                             FrameHeader* header, std::vector<Bytes>* sections) const {
     std::vector<std::vector<float>> channels;
     size_t offset = 0;
     for (const auto& group : in_basis_->groups) {
@@ -212,6 +262,9 @@ class BlockCodec final : public Codec {
 
   const Geometry geometry_;
   const Digest geometry_digest_;
+  const LatentTables latent_tables_ = MakeLatentTables();
+  RotaryTables rotary_tables_;
+  const ScalarCodec scalar_;
   const std::unique_ptr<const BasisCodec> in_basis_;
 };
 

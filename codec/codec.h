@@ -17,7 +17,7 @@ namespace latentkv {
 
 class Basis;  // codec/basis.h
 
-// What a block is written with. `exact` ignores the step.
+// What a block is written with. `exact` ignores the step, which is the basis's, or without one that of ScalarCodec.
 struct EncodeOptions {
   bool exact = true;
   float step = 0;            // Above 0 unless exact.
@@ -46,7 +46,7 @@ class BlockReader {
 // Encodes and decodes blocks of one geometry. Thread-safe.
 class Codec {
  public:
-  // `basis` may be null: then only `exact` is written and read. InvalidArgument if the basis was made for another
+  // `basis` may be null: then blocks are exact, or quantized without one; both are read with a basis too. InvalidArgument if the basis was made for another
   // geometry.
   static absl::StatusOr<std::unique_ptr<Codec>> Create(Geometry geometry, std::shared_ptr<const Basis> basis);
   virtual ~Codec() = default;
@@ -59,7 +59,7 @@ class Codec {
   // differs. `place.tokens` is copied as far as it is needed.
   virtual absl::StatusOr<std::unique_ptr<BlockReader>> Open(FrameHeader header, const BlockPlace& place) const = 0;
 
-  // Sections of a frame are in layer order: one a layer for `exact`, one a group of the basis otherwise. The layers
+  // Sections of a frame are in layer order: one a group of the basis, one a layer without. The layers
   // [first, last) that section `section` of `encoding` restores. `encoding` is one that Open accepts.
   virtual uint32_t SectionCount(const Encoding& encoding) const = 0;
   virtual std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding, uint32_t section) const = 0;

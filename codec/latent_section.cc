@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "codec/escapes.h"
 #include "codec/latent_model.h"
 #include "core/limits.h"
 #include "kernels/latents.h"
@@ -11,7 +12,6 @@ namespace latentkv {
 namespace {
 
 constexpr uint8_t kStoredSinksFlag = 1, kBasisSinksFlag = 2, kPredictedFlag = 4;
-constexpr size_t kEscapeBytes = 6;  // Place u32, latent i16.
 
 std::vector<uint8_t> Classes(const BasisGroup& group, float step, uint32_t rank) {
   std::vector<uint8_t> classes(rank);
@@ -63,10 +63,7 @@ absl::StatusOr<Bytes> WriteLatentSection(const BasisGroup& group, const LatentTa
   writer.PutBytes(section.exact_tokens);
   writer.PutBytes(section.exact_values);
   writer.PutBytes(section.sinks);
-  for (const LatentEscape& escape : coded->escapes) {
-    writer.Put(escape.place);
-    writer.Put(escape.latent);
-  }
+  PutEscapes(coded->escapes, &writer);
   writer.PutBytes(coded->bytes);
   return payload;
 }
@@ -91,7 +88,7 @@ absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group, const L
   const ByteSpan tokens = reader.GetBytes(exact_count);
   const ByteSpan exact = reader.GetBytes(exact_count * shape.exact_token_bytes);
   const ByteSpan sinks = reader.GetBytes(section.sink_source == SinkSource::kStored ? shape.sink_bytes : 0);
-  ByteReader escapes(reader.GetBytes(escape_count * kEscapeBytes));
+  const ByteSpan escapes = reader.GetBytes(escape_count * kEscapeBytes);
   if (!reader.ok()) return absl::DataLossError("a section ends early");
   section.exact_tokens.assign(tokens.begin(), tokens.end());
   section.exact_values.assign(exact.begin(), exact.end());
@@ -107,18 +104,10 @@ absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group, const L
   if (!decoded.ok()) return decoded;
   section.latents.resize(size_t{group.rank} * kBlockTokens);
   LatentsFromSymbols(symbols, kBlockTokens, group.rank, rank, absl::MakeSpan(section.latents));
-  if (std::count(symbols.begin(), symbols.end(), kEscapeSymbol) != escape_count) {
-    return absl::DataLossError("a section's escapes are not those of its symbols");
-  }
-  for (uint32_t e = 0, next = 0; e < escape_count; ++e) {
-    const uint32_t place = escapes.Get<uint32_t>();
-    const int16_t latent = escapes.Get<int16_t>();
-    if (place < next || place >= symbols.size() || symbols[place] != kEscapeSymbol) {
-      return absl::DataLossError("a section's escapes are not those of its symbols");
-    }
+  absl::Status fit = TakeEscapes(symbols, escapes, [&](uint32_t place, int16_t latent) {
     section.latents[size_t{place % kBlockTokens} * group.rank + place / kBlockTokens] = latent;
-    next = place + 1;
-  }
+  });
+  if (!fit.ok()) return fit;
   return section;
 }
 

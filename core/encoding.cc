@@ -9,6 +9,11 @@ namespace latentkv {
 
 static_assert(sizeof(Digest) + sizeof(float) == kEncodingBytes);
 
+const Digest& ScalarQuantizer() {
+  static const Digest digest = Sha256({AsBytes("latentkv/scalar/1")});
+  return digest;
+}
+
 std::string Encoding::ToBytes() const {
   std::string bytes(AsText(basis.span()));
   bytes.append(reinterpret_cast<const char*>(&step), sizeof(step));
@@ -16,7 +21,8 @@ std::string Encoding::ToBytes() const {
 }
 
 std::string Encoding::ToString() const {
-  return IsExact() ? "exact" : absl::StrCat(basis.Hex().substr(0, 8), "@", step);
+  if (IsExact()) return "exact";
+  return absl::StrCat(IsScalar() ? "scalar" : basis.Hex().substr(0, 8), "@", step);
 }
 
 absl::StatusOr<Encoding> EncodingFromBytes(ByteSpan bytes) {

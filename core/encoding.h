@@ -13,17 +13,23 @@ namespace latentkv {
 
 inline constexpr size_t kEncodingBytes = 36;  // 32 of basis digest, 4 of step as IEEE binary32.
 
-// `exact` has a zero digest and step 0; a basis encoding has a non-zero digest and a finite step above 0.
+// What stands in the place of a basis for blocks that are quantized without one (docs/formats/payload.md): the digest
+// of the ASCII text "latentkv/scalar/1".
+const Digest& ScalarQuantizer();
+
+// `exact` has a zero digest and step 0; any other encoding has the digest of its basis, or ScalarQuantizer, and a finite
+// step above 0.
 struct Encoding {
   Digest basis;
   float step = 0;
 
   static Encoding Exact() { return {}; }
   bool IsExact() const { return basis.IsZero(); }
+  bool IsScalar() const { return basis == ScalarQuantizer(); }
   friend bool operator==(const Encoding&, const Encoding&) = default;
   // kEncodingBytes bytes: digest, then step.
   std::string ToBytes() const;
-  // "exact" or "<8 hex digits of the basis>@<step>".
+  // "exact", "scalar@<step>" or "<8 hex digits of the basis>@<step>".
   std::string ToString() const;
 };
 

@@ -13,7 +13,7 @@
 namespace latentkv {
 
 inline constexpr uint32_t kFrameMagic = 0x464b764c;  // "LvKF"
-inline constexpr uint16_t kFrameVersion = 0;         // 0 until the formats are frozen.
+inline constexpr uint16_t kFrameVersion = 1;
 
 // Section g belongs to group g of the encoding: a run of layers, restored at once, behind those before it.
 struct FrameSection {

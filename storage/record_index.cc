@@ -6,7 +6,7 @@
 namespace latentkv {
 namespace {
 
-constexpr uint8_t kRecordVersion = 0;
+constexpr uint8_t kRecordVersion = 1;
 // Chains being stored at one time: far above the requests that an engine runs together.
 constexpr size_t kRunsMax = 1024;
 

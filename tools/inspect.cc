@@ -49,6 +49,8 @@ std::string ExplainHeader(const FrameHeader& header, size_t frame_bytes) {
   absl::StrAppend(&text, "  chain key      ", header.key.Hex(), "\n  geometry       ", header.geometry.Hex(), "\n");
   if (header.encoding.IsExact()) {
     absl::StrAppend(&text, "  encoding       exact: the engine's own bits\n");
+  } else if (header.encoding.IsScalar()) {
+    absl::StrAppendFormat(&text, "  encoding       quantized without a basis, step %.4g\n", header.encoding.step);
   } else {
     absl::StrAppendFormat(&text, "  encoding       step %.4g in basis %s\n", header.encoding.step,
                           header.encoding.basis.Hex());
@@ -65,8 +67,7 @@ Outcome ExplainFrame(ByteSpan frame) {
   absl::StatusOr<FrameHeader> header = ParseFrameHeader(frame, frame.size());
   if (!header.ok()) return Outcome::Failed(absl::StrCat("as a frame: ", header.status().message()));
   Outcome outcome = Outcome::Done(ExplainHeader(*header, frame.size()));
-  absl::StrAppend(&outcome.output, "  sections       one a ", header->encoding.IsExact() ? "layer" : "group of layers",
-                  ":\n");
+  absl::StrAppend(&outcome.output, "  sections       one a ", header->encoding.IsExact() || header->encoding.IsScalar() ? "layer" : "group of layers", ":\n");
   for (size_t i = 0; i < header->sections.size(); ++i) {
     const FrameSection& section = header->sections[i];
     const std::string place =

@@ -60,7 +60,7 @@ typedef struct {
   const latentkv_layer* layers;
   uint32_t layer_count;
   const char* basis_path;        /* NULL: exact alone */
-  const char* profile;           /* "exact", "high", "balanced", "small"; NULL for "exact" */
+  const char* profile;           /* "exact"; "uncalibrated" without a basis; "high", "balanced", "small" of one; NULL for "exact" */
   float step;                    /* Above 0: instead of the profile's */
   float loss_chain_max;          /* What a reader accepts; 0: four times the profile's bound */
   uint64_t staging_bytes_max;    /* Bound of what waits to be sent; 0 for 256 MiB */

@@ -11,6 +11,7 @@
 #include "client/c/whole_file.h"
 #include "codec/basis.h"
 #include "codec/codec.h"
+#include "codec/scalar_codec.h"
 #include "codec/sinks.h"
 #include "core/limits.h"
 
@@ -197,7 +198,14 @@ latentkv_code latentkv_codec_profile(latentkv_codec* codec, const char* name, fl
     if (status.ok()) status = NotNull(step, "step");
     if (status.ok()) status = NotNull(loss_own_max, "loss_own_max");
     if (!status.ok()) return status;
-    if (codec->basis == nullptr) return absl::NotFoundError("the codec has no basis, hence no profiles");
+    if (codec->basis == nullptr) {
+      if (name != absl::string_view(latentkv::kScalarProfile)) {
+        return absl::NotFoundError(absl::StrCat("the codec has no basis, hence no profile but ", latentkv::kScalarProfile));
+      }
+      *step = latentkv::kScalarStep;
+      *loss_own_max = 0;
+      return absl::OkStatus();
+    }
     absl::StatusOr<latentkv::Profile> profile = codec->basis->FindProfile(name);
     if (!profile.ok()) return profile.status();
     *step = profile->step;

@@ -47,11 +47,11 @@ typedef struct {
 /* Writes a basis file, whole or not at all; digest is [32]. */
 LATENTKV_API latentkv_code latentkv_basis_write(const char* path, const latentkv_basis* basis, uint8_t* digest);
 
-/* basis_path NULL: exact alone. */
+/* basis_path NULL: exact, and blocks that are quantized without a basis. */
 LATENTKV_API latentkv_code latentkv_codec_open(const char* basis_path, const latentkv_layer* layers,
                                                uint32_t layer_count, latentkv_codec** codec);
 LATENTKV_API void latentkv_codec_close(latentkv_codec* codec);
-/* Step and guard of a profile of the codec's basis. */
+/* Step and guard of a profile of the codec's basis; without one, of "uncalibrated". */
 LATENTKV_API latentkv_code latentkv_codec_profile(latentkv_codec* codec, const char* name, float* step,
                                                   float* loss_own_max);
 

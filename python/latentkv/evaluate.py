@@ -83,8 +83,8 @@ def _setting(options: argparse.Namespace, codec: native.Codec) -> Setting:
 
 def evaluate(options: argparse.Namespace) -> dict[str, object]:
     """Runs what the command line asks for."""
-    if options.basis is None and (options.step is not None or options.profile != "exact"):
-        raise ValueError("--basis is needed for anything but --profile exact")
+    if options.basis is None and options.step is None and options.profile not in ("exact", native.UNCALIBRATED):
+        raise ValueError(f"--basis is needed for anything but --profile exact and --profile {native.UNCALIBRATED}")
     conversations = read_conversations(options.sessions)
     conversations = spread(conversations, options.limit or len(conversations))
     encoder, model = load_encoder(options.model), load_model(options.model, options.device)
@@ -115,10 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line. Exit 1 on an error, and when an exact profile did not give back every bit."""
     parser = argparse.ArgumentParser(prog="python -m latentkv.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of a transformers model")
-    parser.add_argument("--basis", type=Path, help="basis file; not needed for exact")
+    parser.add_argument("--basis", type=Path, help="basis file; not needed for exact and uncalibrated")
     parser.add_argument("--sessions", type=Path, required=True, help="JSONL file: prefix, continuation, recall")
     quality = parser.add_mutually_exclusive_group()
-    quality.add_argument("--profile", default="balanced", help="exact, high, balanced or small (%(default)s)")
+    quality.add_argument("--profile", default="balanced", help="exact, uncalibrated, high, balanced or small (%(default)s)")
     quality.add_argument("--step", type=float, help="a step instead of a profile")
     parser.add_argument("--limit", type=int, default=0, help="conversations, spread over the file (all)")
     parser.add_argument("--continuation-tokens", type=int, default=128, help="tokens to score (%(default)s)")

@@ -12,6 +12,7 @@ from typing import Any
 
 from .geometry import Layer
 
+UNCALIBRATED = "uncalibrated"  # The profile that needs no basis.
 OK, NOT_FOUND, DEADLINE_EXCEEDED, UNAVAILABLE = 0, 5, 4, 14
 _NAMES = {
     3: "invalid argument", 4: "deadline exceeded", 5: "not found", 8: "resource exhausted", 9: "failed precondition",

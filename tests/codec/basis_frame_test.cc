@@ -233,8 +233,6 @@ TEST(Encode, RefusesWhatItCannotWrite) {
   EncodeOptions options = AtStep(1);
   options.loss_inherited = -1;
   EXPECT_EQ(code(Model().codec(), place, options), absl::StatusCode::kInvalidArgument);
-  const auto without_basis = *Codec::Create(Model().geometry(), nullptr);
-  EXPECT_EQ(code(*without_basis, place, AtStep(1)), absl::StatusCode::kFailedPrecondition);
   BlockPlace short_of_tokens = place;
   short_of_tokens.tokens.remove_suffix(1);
   EXPECT_EQ(code(Model().codec(), short_of_tokens, AtStep(1)), absl::StatusCode::kInvalidArgument);

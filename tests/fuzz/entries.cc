@@ -37,6 +37,7 @@ struct Blocks {
   SyntheticModel model;
   std::vector<uint32_t> tokens = model.Tokens(2 * kBlockTokens, 77);
   std::vector<Bytes> frames;  // [2][4]: at first token 0 and 64, at each step.
+  std::vector<Bytes> scalar_frames;  // [2]
   const LatentTables tables = MakeLatentTables();
 
   Blocks() {
@@ -48,6 +49,12 @@ struct Blocks {
         const Bytes raw = model.Block(tokens, first_token);
         frames.push_back(*model.codec().Encode(PlaceOf(tokens, first_token), raw, options));
       }
+      EncodeOptions options;
+      options.exact = false;
+      options.step = 0.5f;
+      const auto codec = *Codec::Create(model.geometry(), nullptr);
+      const Bytes raw = model.Block(tokens, first_token);
+      scalar_frames.push_back(*codec->Encode(PlaceOf(tokens, first_token), raw, options));
     }
   }
 };
@@ -172,6 +179,24 @@ void FuzzExactSection(ByteSpan input) {
   const Bytes written = *WriteExactSection(layer, raw);
   Require(written.size() <= raw.size() + 1, "a section grows by a byte at most");
   Require(ReadExactSection(layer, written, absl::MakeSpan(again)).ok() && again == raw, "exact is exact");
+}
+
+void FuzzScalarSection(ByteSpan input) {
+  if (input.empty()) return;
+  Blocks& blocks = SharedBlocks();
+  const uint32_t layer = input[0] & 3, first_token = input[0] & 4 ? 64 : 0;
+  const Bytes payload(input.begin() + 1, input.end());
+  FrameHeader header = *VerifyFrame(blocks.scalar_frames[first_token / 64]);
+  header.sections[layer] = {0, payload.size(), Crc32c(payload)};
+  const auto reader = *blocks.model.codec().Open(header, PlaceOf(blocks.tokens, first_token));
+  BlockPages pages(blocks.model.geometry());
+  for (uint32_t l = 0; l < layer; ++l) {
+    const Bytes sound = SectionsOf(blocks.scalar_frames[first_token / 64])[l];
+    Require(reader->ReadSection(l, sound, pages.cache(), pages.slot()).ok(), "a sound section is read");
+  }
+  const absl::Status status = reader->ReadSection(layer, payload, pages.cache(), pages.slot());
+  Require(status.ok() || status.code() == absl::StatusCode::kDataLoss, "a section is read or damaged");
+  Require(status.ok() || pages.Untouched(layer, 4), "a damaged section touches no page");
 }
 
 void FuzzBasis(ByteSpan input) {

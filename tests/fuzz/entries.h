@@ -17,6 +17,8 @@ void FuzzLatentSection(ByteSpan input);
 void FuzzLatents(ByteSpan input);
 // The first byte chooses type and heads; the rest is a section's payload.
 void FuzzExactSection(ByteSpan input);
+// The first byte chooses layer and block; the rest is a section's payload, read behind a right checksum.
+void FuzzScalarSection(ByteSpan input);
 // A basis: as it is, and with its checksum made right; one that is accepted must encode and restore a block.
 void FuzzBasis(ByteSpan input);
 

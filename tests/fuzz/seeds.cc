@@ -58,6 +58,7 @@ const std::vector<FuzzEntry>& FuzzEntries() {
                                    {"latent_section", FuzzLatentSection, {}},
                                    {"latents", FuzzLatents, {{2, 9, 40, 7, 0, 3, 0}, {1, 17, 9, 60, 200, 1, 44, 1}}},
                                    {"exact_section", FuzzExactSection, {}},
+                                   {"scalar_section", FuzzScalarSection, {}},
                                    {"basis", FuzzBasis, {Golden("synthetic.basis"), SmallBasis()}}};
     // At step 0.75, as the golden frames are.
     for (uint8_t group : {0, 1}) {
@@ -67,6 +68,8 @@ const std::vector<FuzzEntry>& FuzzEntries() {
     // Of two heads, in bf16; and as plain bytes.
     made[3].seeds.push_back(Chosen(4, SectionsOf(exact)[0]));
     made[3].seeds.push_back(Chosen(3, Bytes(1 + 2 * 16 * 64)));
+    const std::vector<Bytes> scalar = SectionsOf(Golden("synthetic-scalar.frame"));
+    for (uint8_t layer = 0; layer < scalar.size(); ++layer) made[4].seeds.push_back(Chosen(layer, scalar[layer]));
     return made;
   }();
   return entries;

@@ -85,7 +85,7 @@ def read_geometry(content: bytes) -> list[Layer]:
 def read_basis(content: bytes) -> Basis:
     """basis.md."""
     cursor = _Cursor(content)
-    assert cursor.numbers("IHH") == (0x424B764C, 0, 0)
+    assert cursor.numbers("IHH") == (0x424B764C, 1, 0)
     assert struct.unpack("<I", content[-4:])[0] == crc32c(content[:-4])
     basis = Basis(read_geometry(cursor.take(cursor.numbers("I")[0])), digest=hashlib.sha256(content).digest())
     cursor.take(cursor.numbers("I")[0])
@@ -219,12 +219,7 @@ class BlockReader:
         classes = [latent_class(scale, self._step) for scale in group["latent_scale"][:rows]]
         symbols = decode_latents(coded, classes)
         latents = numpy.zeros((64, group["rank"]), dtype=numpy.int64)
-        for row in range(rows):
-            for token, symbol in enumerate(symbols[row]):
-                latents[token, row] = 0 if symbol == 255 else (symbol + 1) // 2 * (-1 if symbol % 2 else 1)
-        for place, latent in escapes:
-            assert symbols[place // 64][place % 64] == 255
-            latents[place % 64, place // 64] = latent
+        latents[:, :rows] = latents_of(symbols, escapes).T
         return latents
 
     def _values(self, group: dict, own: numpy.ndarray, predicted: bool) -> numpy.ndarray:
@@ -291,6 +286,44 @@ def _in_type(layer: Layer, row: numpy.ndarray) -> bytes:
     assert layer.dtype == 1
     bits = flat.view(numpy.uint32).astype(numpy.uint64)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(numpy.uint16).tobytes()
+
+
+def latents_of(symbols: Sequence[Sequence[int]], escapes: Sequence[tuple[int, int]]) -> numpy.ndarray:
+    """payload.md: [rows, 64]."""
+    rows = [[0 if s == 255 else (s + 1) // 2 * (-1 if s % 2 else 1) for s in row] for row in symbols]
+    latents = numpy.array(rows, dtype=numpy.int64).reshape(-1, 64)
+    for place, latent in escapes:
+        assert symbols[place // 64][place % 64] == 255
+        latents[place // 64, place % 64] = latent
+    return latents
+
+
+def scalar_layer(payload: bytes, layer: Layer, first_token: int) -> bytes:
+    """payload.md, a scalar section: the raw form of one layer (bf16 or fp32)."""
+    cursor = _Cursor(payload)
+    (escape_count,) = cursor.numbers("I")
+    lowest = cursor.numbers("BB")
+    key_step, value_step = cursor.array("<f4", layer.heads), cursor.array("<f4", layer.heads)
+    mean = cursor.array("i1", layer.width).astype(int)
+
+    def nibbles(size: int) -> list[int]:
+        return [half for byte in cursor.take(size) for half in (byte & 15, byte >> 4)]
+
+    classes = [lowest[r // layer.width] + nibble for r, nibble in enumerate(nibbles(layer.width))]
+    exponents = numpy.array(nibbles(32 * layer.heads)).reshape(64, layer.heads)
+    sinks = cursor.take(8 * layer.heads * (4 + layer.dims)) if first_token == 0 else b""
+    escapes = [cursor.numbers("Ih") for _ in range(escape_count)]
+    latents = latents_of(decode_latents(payload[cursor.at :], classes), escapes).T
+    shape = (64, layer.heads, layer.dims)
+    keys = (latents[:, : layer.width] + mean).astype(F32).reshape(shape) * key_step[:, None]
+    quarter = numpy.array([float.fromhex(x) for x in ("1", "0x1.306fep0", "0x1.6a09e6p0", "0x1.ae89fap0")], dtype=F32)
+    scale = value_step * numpy.ldexp(quarter[exponents % 4], exponents // 4 - 2)
+    values = latents[:, layer.width :].astype(F32).reshape(shape) * scale[:, :, None]
+    keys = _rotated(layer, keys, first_token) if layer.pairing else keys
+    parts = [[_in_type(layer, row) for row in part] for part in (keys, values)]
+    for part, (token, row) in _sink_rows([layer], sinks):
+        parts[part][token] = row
+    return b"".join(b"".join(part) for part in parts)
 
 
 def restore(frame: bytes, basis: Basis, tokens: Sequence[int]) -> bytes:

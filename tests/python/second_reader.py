@@ -19,7 +19,7 @@ def crc32c(content: bytes) -> int:
 def sections(frame: bytes) -> Iterator[bytes]:
     """frame.md; header and sections verified."""
     magic, version, _, header_bytes, count = struct.unpack_from("<IHHII", frame)
-    assert (magic, version, header_bytes) == (0x464B764C, 0, 136 + 8 * count)
+    assert (magic, version, header_bytes) == (0x464B764C, 1, 136 + 8 * count)
     assert struct.unpack_from("<I", frame, header_bytes - 4)[0] == crc32c(frame[: header_bytes - 4])
     at = header_bytes
     for index in range(count):

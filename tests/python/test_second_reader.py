@@ -64,6 +64,15 @@ def test_a_golden_exact_frame_restores_what_the_document_says() -> None:
     assert hashlib.sha256(raw).hexdigest() == _documented()[1]["synthetic-exact.frame"]
 
 
+def test_a_golden_scalar_frame_restores_what_the_document_says() -> None:
+    layers = second_basis_reader.read_basis((GOLDEN / "synthetic.basis").read_bytes()).layers
+    frame = (GOLDEN / "synthetic-scalar.frame").read_bytes()
+    assert frame[80:112] == hashlib.sha256(b"latentkv/scalar/1").digest()
+    parts = second_reader.sections(frame)
+    raw = b"".join(second_basis_reader.scalar_layer(part, layer, 0) for part, layer in zip(parts, layers, strict=True))
+    assert hashlib.sha256(raw).hexdigest() == _documented()[1]["synthetic-scalar.frame"]
+
+
 @pytest.mark.parametrize("step", [0.4, 1.7])
 def test_frames_at_other_steps_give_the_same_bits(step: float) -> None:
     path = GOLDEN / "synthetic.basis"

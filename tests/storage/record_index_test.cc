@@ -220,7 +220,7 @@ TEST(RecordIndexTest, EntriesOfAnyOtherLengthOrVersionAreRefused) {
   }
   Bytes longer = value, newer = value;
   longer.push_back(0);
-  newer[0] = 1;
+  newer[0] = 2;
   EXPECT_TRUE(absl::IsDataLoss(ParseRecord(AsBytes(id), longer).status()));
   EXPECT_TRUE(absl::IsDataLoss(ParseRecord(AsBytes(id), newer).status()));
 }

@@ -101,7 +101,7 @@ def compare(options: argparse.Namespace) -> Sequence[str]:
     texts, files = _texts(options), _basis_files(options)
     encoder, model = load_encoder(options.model), load_model(options.model, options.device)
     opponents = _fitted(options, model, encoder)
-    bases = [Basis.open(model, path) for path in files]
+    bases = [Basis.none(model), *(Basis.open(model, path) for path in files)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bench = Bench(model, encoder, opponents, bases, pool)
         results = {

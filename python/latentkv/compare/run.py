@@ -16,9 +16,10 @@ from ..progress import Progress
 from ..scoring import Outcome, Trial, caches_at_once, judge, prepare
 from ..text import Conversation, TextEncoder
 
-OURS, OURS_GUARDED = "latentkv", "latentkv with guard"
+OURS, OURS_GUARDED, OURS_SCALAR = "latentkv", "latentkv with guard", "latentkv without a basis"
 UNCOMPRESSED, ZEROED = "uncompressed", "zeroed"
 STEPS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+SCALAR_STEPS = (0.21, 0.3, 0.42, 0.6)  # The third is that of its profile.
 PROFILES = ("high", "balanced", "small")
 _SECTION_COUNT = slice(12, 16)  # In a frame (docs/formats/frame.md).
 
@@ -35,7 +36,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Basis:
-    """A basis of latentkv in use."""
+    """A basis of latentkv in use, or none."""
 
     codec: native.Codec
     labels: dict[Label, Setting]
@@ -53,6 +54,12 @@ class Basis:
             profile = codec.profile(name)
             labels[Label(OURS_GUARDED, layers, name, size)] = Setting(profile.step, profile.loss_own_max)
         return Basis(codec, labels)
+
+    @staticmethod
+    def none(model: LoadedModel) -> Basis:
+        """Without one: each layer quantized by itself."""
+        labels = {Label(OURS_SCALAR, 1, f"step {step:g}", 0): Setting(step) for step in SCALAR_STEPS}
+        return Basis(native.Codec(model.layers), labels)
 
 
 @dataclass

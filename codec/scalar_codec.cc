@@ -1,0 +1,248 @@
+#include "codec/scalar_codec.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+#include "codec/escapes.h"
+#include "codec/latent_model.h"
+#include "codec/sinks.h"
+#include "core/limits.h"
+#include "kernels/rotary.h"
+
+namespace latentkv {
+namespace {
+
+constexpr float kLossOfStep = 0.0127f;  // Nats a token at a step of 1.
+// Keys finer than values: halves of their cost at equal bytes (SmolLM2).
+constexpr float kKeyShare = 0.8f;
+// Above, a latent times its scale could be infinite.
+constexpr float kScaleMax = 0x1p110f;
+constexpr int32_t kLatentMax = 32767;
+constexpr int kNibbleZero = 8;
+// 2^((n - 8) / 4) for n = 0 to 15, to nearest.
+constexpr std::array<float, 16> kQuarterOctaves = {
+    0x1p-2f,       0x1.306fep-2f, 0x1.6a09e6p-2f, 0x1.ae89fap-2f, 0x1p-1f, 0x1.306fep-1f, 0x1.6a09e6p-1f, 0x1.ae89fap-1f,
+    0x1p0f,        0x1.306fep0f,  0x1.6a09e6p0f,  0x1.ae89fap0f,  0x1p1f,  0x1.306fep1f,  0x1.6a09e6p1f,  0x1.ae89fap1f};
+
+uint32_t SinkTokens(uint32_t first_token) { return first_token == 0 ? kSinkTokens : 0; }
+
+// A section's fields but for its sinks.
+struct Section {
+  explicit Section(const LayerGeometry& layer)
+      : key_step(layer.kv_heads),
+        value_step(layer.kv_heads),
+        mean(layer.KvChannels()),
+        exponent(size_t{kBlockTokens} * layer.kv_heads),
+        class_of_row(2 * layer.KvChannels()),
+        rows(size_t{kBlockTokens} * 2 * layer.KvChannels()) {}
+
+  std::vector<float> key_step, value_step;  // [kv_heads]
+  std::vector<int8_t> mean;                 // [channels], of keys, in steps.
+  std::vector<uint8_t> exponent;            // [kBlockTokens][kv_heads], of values' scales: nibbles.
+  std::vector<uint8_t> class_of_row;        // [2 * channels], keys first.
+  std::vector<int16_t> rows;                // [2 * channels][kBlockTokens]
+
+  float ValueScale(uint32_t token, uint32_t head) const {
+    return value_step[head] * kQuarterOctaves[exponent[token * value_step.size() + head]];
+  }
+};
+
+// `value` over `scale` to nearest, less `offset`; false if no latent holds it.
+bool Take(float value, float scale, int32_t offset, int16_t* latent) {
+  const float whole = scale > 0 ? std::nearbyintf(value / scale) : 0;
+  if (!(std::fabs(whole) <= 0x1p20f)) return false;  // A NaN too.
+  const int32_t own = static_cast<int32_t>(whole) - offset;
+  *latent = static_cast<int16_t>(own);
+  return std::abs(own) <= kLatentMax;
+}
+
+// Keys of one head, [tokens][stride], un-rotated, those from token `first` on.
+bool QuantizeKeys(const float* keys, size_t stride, const LayerGeometry& layer, uint32_t head, uint32_t first,
+                  float step, Section* section) {
+  const uint32_t dim = layer.head_dim, count = kBlockTokens - first;
+  std::vector<float> mean(dim);
+  double energy = 0;
+  float largest = 0;
+  for (uint32_t c = 0; c < dim; ++c) {
+    double sum = 0, squares = 0;
+    for (uint32_t t = first; t < kBlockTokens; ++t) sum += keys[t * stride + c];
+    mean[c] = static_cast<float>(sum / count);
+    for (uint32_t t = first; t < kBlockTokens; ++t) {
+      const double off = double{keys[t * stride + c]} - mean[c];
+      squares += off * off;
+    }
+    energy += squares;
+    largest = std::max(largest, std::fabs(mean[c]));
+  }
+  // Keys that hardly change have steps that their mean is not too many of.
+  const float spread = std::max(static_cast<float>(std::sqrt(energy / (dim * count))), largest * 0x1p-12f);
+  const float scale = kKeyShare * step * spread;
+  if (!(scale <= kScaleMax)) return false;
+  section->key_step[head] = scale;
+  bool held = true;
+  for (uint32_t c = 0; c < dim; ++c) {
+    const size_t row = size_t{head} * dim + c;
+    const float steps = scale > 0 ? std::nearbyintf(mean[c] / scale) : 0;
+    section->mean[row] = static_cast<int8_t>(std::clamp(steps, -127.0f, 127.0f));
+    for (uint32_t t = first; t < kBlockTokens; ++t) {
+      held = Take(keys[t * stride + c], scale, section->mean[row], &section->rows[row * kBlockTokens + t]) && held;
+    }
+  }
+  return held;
+}
+
+// Values of one head in the same form: a token of small ones gets a small scale, as attention often looks at it.
+bool QuantizeValues(const float* values, size_t stride, const LayerGeometry& layer, uint32_t head, uint32_t first,
+                    float step, Section* section) {
+  const uint32_t dim = layer.head_dim;
+  std::array<double, kBlockTokens> spread{};
+  double logs = 0, count = 0;
+  for (uint32_t t = first; t < kBlockTokens; ++t) {
+    double energy = 0;
+    for (uint32_t c = 0; c < dim; ++c) energy += double{values[t * stride + c]} * values[t * stride + c];
+    spread[t] = std::sqrt(energy / dim);
+    if (spread[t] <= 0) continue;
+    logs += std::log2(spread[t]);
+    ++count;
+  }
+  const float usual = count > 0 ? static_cast<float>(std::exp2(logs / count)) : 0;
+  section->value_step[head] = step * usual;
+  if (!(section->value_step[head] <= kScaleMax)) return false;
+  bool held = true;
+  for (uint32_t t = first; t < kBlockTokens; ++t) {
+    const double quarters = spread[t] > 0 && usual > 0 ? std::nearbyint(4 * std::log2(spread[t] / usual)) : 0;
+    section->exponent[t * layer.kv_heads + head] = static_cast<uint8_t>(std::clamp(quarters, -8.0, 7.0) + kNibbleZero);
+    const float scale = section->ValueScale(t, head);
+    for (uint32_t c = 0; c < dim; ++c) {
+      const size_t row = size_t{layer.KvChannels()} + size_t{head} * dim + c;
+      held = Take(values[t * stride + c], scale, 0, &section->rows[row * kBlockTokens + t]) && held;
+    }
+  }
+  return held;
+}
+
+// The nearest classes of `rows` within the 16 from `*lowest` on, which is set so that the largest fits.
+void ChooseClasses(absl::Span<const int16_t> rows, absl::Span<uint8_t> class_of_row, uint8_t* lowest) {
+  uint8_t largest = 0;
+  for (size_t r = 0; r < class_of_row.size(); ++r) {
+    int32_t sum = 0;
+    for (uint32_t t = 0; t < kBlockTokens; ++t) sum += std::abs(int32_t{rows[r * kBlockTokens + t]});
+    class_of_row[r] = static_cast<uint8_t>(LatentClass(static_cast<float>(sum) / kBlockTokens, 1));
+    largest = std::max(largest, class_of_row[r]);
+  }
+  *lowest = largest > 15 ? largest - 15 : 0;
+  for (uint8_t& one : class_of_row) one = std::max(one, *lowest);
+}
+
+// Both for an even number of them.
+void PutNibbles(absl::Span<const uint8_t> values, ByteWriter* writer) {
+  for (size_t i = 0; i < values.size(); i += 2) writer->Put(static_cast<uint8_t>(values[i] | values[i + 1] << 4));
+}
+
+void GetNibbles(ByteSpan bytes, absl::Span<uint8_t> values) {
+  for (size_t i = 0; i < values.size(); ++i) values[i] = bytes[i / 2] >> (4 * (i % 2)) & 15;
+}
+
+bool ScalesInBounds(const std::vector<float>& scales) {
+  return std::all_of(scales.begin(), scales.end(), [](float scale) { return scale >= 0 && scale <= kScaleMax; });
+}
+
+}  // namespace
+
+float ScalarLoss(float step) { return kLossOfStep * step * step; }
+
+absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token, ByteSpan raw, float step) const {
+  const LayerGeometry& layer = geometry_.layers[l];
+  const uint32_t channels = layer.KvChannels(), first = SinkTokens(first_token);
+  const size_t count = size_t{channels} * kBlockTokens;
+  std::vector<float> values(2 * count);
+  ToFloat(layer.dtype, raw.data(), values.size(), values.data());
+  Unrotate(layer, *rotary_tables_->Get(l, first_token), values.data(), channels);
+  Section section(layer);
+  for (uint32_t h = 0; h < layer.kv_heads; ++h) {
+    const float* head = values.data() + size_t{h} * layer.head_dim;
+    if (!QuantizeKeys(head, channels, layer, h, first, step, &section) ||
+        !QuantizeValues(head + count, channels, layer, h, first, step, &section)) {
+      return absl::OutOfRangeError("values that are not finite, or too far apart");
+    }
+  }
+  std::array<uint8_t, 2> lowest{};
+  for (uint32_t part = 0; part < 2; ++part) {
+    ChooseClasses(absl::MakeConstSpan(section.rows).subspan(part * count, count),
+                  absl::MakeSpan(section.class_of_row).subspan(part * channels, channels), &lowest[part]);
+  }
+  absl::StatusOr<CodedLatents> coded = EncodeLatents(latent_tables_, section.class_of_row, section.rows);
+  if (!coded.ok()) return coded.status();
+  Bytes payload;
+  ByteWriter writer(&payload);
+  writer.Put<uint32_t>(coded->escapes.size());
+  for (uint8_t one : lowest) writer.Put(one);
+  for (float scale : section.key_step) writer.Put(scale);
+  for (float scale : section.value_step) writer.Put(scale);
+  for (int8_t mean : section.mean) writer.Put(mean);
+  for (uint32_t r = 0; r < 2 * channels; ++r) section.class_of_row[r] -= lowest[r / channels];
+  PutNibbles(section.class_of_row, &writer);
+  PutNibbles(section.exponent, &writer);
+  if (first > 0) {
+    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+      return absl::OutOfRangeError("values that are not finite");
+    }
+    writer.PutBytes(WriteSinks(geometry_, l, l + 1, raw));
+  }
+  PutEscapes(coded->escapes, &writer);
+  writer.PutBytes(coded->bytes);
+  return payload;
+}
+
+absl::Status ScalarCodec::Decode(uint32_t l, uint32_t first_token, ByteSpan payload, absl::Span<uint8_t> raw) const {
+  const LayerGeometry& layer = geometry_.layers[l];
+  const uint32_t channels = layer.KvChannels(), first = SinkTokens(first_token);
+  const size_t count = size_t{channels} * kBlockTokens;
+  Section section(layer);
+  ByteReader reader(payload);
+  const uint32_t escape_count = reader.Get<uint32_t>();
+  const std::array<uint8_t, 2> lowest = {reader.Get<uint8_t>(), reader.Get<uint8_t>()};
+  for (float& scale : section.key_step) scale = reader.Get<float>();
+  for (float& scale : section.value_step) scale = reader.Get<float>();
+  for (int8_t& mean : section.mean) mean = reader.Get<int8_t>();
+  const ByteSpan classes = reader.GetBytes(channels);
+  const ByteSpan exponents = reader.GetBytes(section.exponent.size() / 2);
+  const ByteSpan sinks = reader.GetBytes(first > 0 ? SinkBytes(geometry_, l, l + 1) : 0);
+  if (!reader.ok() || escape_count > section.rows.size()) return absl::DataLossError("a section ends early");
+  const ByteSpan escapes = reader.GetBytes(escape_count * kEscapeBytes);
+  if (!reader.ok()) return absl::DataLossError("a section ends early");
+  if (std::max(lowest[0], lowest[1]) + 15u >= kLatentClasses || !ScalesInBounds(section.key_step) ||
+      !ScalesInBounds(section.value_step)) {
+    return absl::DataLossError("a section's classes or scales are out of bounds");
+  }
+  GetNibbles(classes, absl::MakeSpan(section.class_of_row));
+  for (uint32_t r = 0; r < 2 * channels; ++r) section.class_of_row[r] += lowest[r / channels];
+  GetNibbles(exponents, absl::MakeSpan(section.exponent));
+  std::vector<uint8_t> symbols(section.rows.size());
+  absl::Status status = DecodeLatents(latent_tables_, section.class_of_row, payload.subspan(reader.offset()),
+                                      absl::MakeSpan(symbols));
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    section.rows[i] = symbols[i] == kEscapeSymbol ? 0 : (symbols[i] >> 1) ^ -(symbols[i] & 1);
+  }
+  status = TakeEscapes(symbols, escapes, [&](uint32_t place, int16_t latent) { section.rows[place] = latent; });
+  if (!status.ok()) return status;
+  std::vector<float> values(2 * count);
+  for (uint32_t c = 0; c < channels; ++c) {
+    const uint32_t head = c / layer.head_dim;
+    const int16_t* key = section.rows.data() + size_t{c} * kBlockTokens;
+    for (uint32_t t = 0; t < kBlockTokens; ++t) {
+      values[size_t{t} * channels + c] = static_cast<float>(key[t] + section.mean[c]) * section.key_step[head];
+      values[count + size_t{t} * channels + c] = static_cast<float>(key[count + t]) * section.ValueScale(t, head);
+    }
+  }
+  Rotate(layer, *rotary_tables_->Get(l, first_token), values.data(), channels);
+  FromFloat(layer.dtype, values.data(), values.size(), raw.data());
+  if (first > 0) ReadSinks(geometry_, l, l + 1, sinks, raw);
+  return absl::OkStatus();
+}
+
+}  // namespace latentkv
