@@ -22,10 +22,10 @@ import torch
 
 from . import native
 from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, load_model
-from .features import Embedding, make_embedding
+from .features import Embedding, Prediction, make_embedding
 from .geometry import bytes_per_token
 from .progress import Progress
-from .solve import INHERITED, Corpus, Group, restore_cache, solve_group
+from .solve import Corpus, Group, restore_cache, solve_group
 from .statistics import QueryEnergy, sensitivities
 from .text import load_encoder, read_conversations
 
@@ -129,6 +129,7 @@ class Calibration:
 
     groups: list[Group]
     embedding: Embedding
+    inherited: int
     sinks: dict[tuple[int, ...], torch.Tensor]
     profiles: dict[str, tuple[float, float]]  # name: (step, loss_own_max)
 
@@ -162,7 +163,12 @@ def known_sinks(model: LoadedModel, documents: Sequence[Sequence[int]]) -> dict[
     }
 
 
-def calibrate(model: LoadedModel, documents: Sequence[Sequence[int]], layers_per_group: int) -> Calibration:
+def calibrate(
+    model: LoadedModel,
+    documents: Sequence[Sequence[int]],
+    layers_per_group: int,
+    prediction: Prediction = Prediction(),  # noqa: B008 (it is frozen)
+) -> Calibration:
     """Calibrates on token sequences; ValueError if there is too little text."""
     usable = [tokens for tokens in documents if len(tokens) >= _PREFIX_TOKENS // 2]
     if len(usable) < 2 * _HELD_OUT:
@@ -173,7 +179,7 @@ def calibrate(model: LoadedModel, documents: Sequence[Sequence[int]], layers_per
     training = [tokens for tokens in usable if not any(tokens is other for other in held)]
     training = _spread(training, _TEXT_TOKENS // (_PREFIX_TOKENS // 2))
     training = [tokens[: max(_PREFIX_TOKENS, _TEXT_TOKENS // len(training))] for tokens in training]
-    embedding = make_embedding(model, training)
+    embedding = make_embedding(model, training, prediction)
     corpus, energy = _collect(model, embedding, training)
     sample = corpus.sample()
     probes = [_split(model, tokens, _PROBE_TOKENS) for tokens in _spread(training, _PROBES)]
@@ -181,10 +187,11 @@ def calibrate(model: LoadedModel, documents: Sequence[Sequence[int]], layers_per
     ranges = group_ranges([layer.window for layer in model.layers], layers_per_group)
     by_group = [torch.cat([part.flatten() for pair in sensitive[slice(*one)] for part in pair]) for one in ranges]
     start = starting_step(sample, by_group)
-    groups = _solve(model, corpus, ranges, by_group, start)
+    groups = _solve(corpus, ranges, by_group, start, prediction.inherited)
     tests = [_split(model, tokens, _FOLLOWING_TOKENS) for tokens in held]
     measured = measure_steps(model, groups, embedding, tests, [factor * start for factor in _LADDER])
-    return Calibration(groups, embedding, known_sinks(model, documents), normalise(groups, measured))
+    sinks, profiles = known_sinks(model, documents), normalise(groups, measured)
+    return Calibration(groups, embedding, prediction.inherited, sinks, profiles)
 
 
 def group_ranges(windows: Sequence[int], layers_per_group: int) -> list[tuple[int, int]]:
@@ -217,11 +224,11 @@ def _collect(
 
 
 def _solve(
-    model: LoadedModel,
     corpus: Corpus,
     ranges: Sequence[tuple[int, int]],
     sensitivity: Sequence[torch.Tensor],
     start: float,
+    leading_count: int,
 ) -> list[Group]:
     progress = Progress("solving the groups", len(ranges))
     groups: list[Group] = []
@@ -230,7 +237,7 @@ def _solve(
     for layers, sensitive in zip(ranges, sensitivity, strict=True):
         columns = slice(column, column + len(sensitive))
         group, leading = solve_group(
-            corpus, layers, columns, sensitive, inherited, start * _LADDER[1], start * _LADDER[0]
+            corpus, layers, columns, sensitive, inherited, start * _LADDER[1], start * _LADDER[0], leading_count
         )
         groups.append(group)
         inherited = torch.cat([inherited, leading], dim=1)
@@ -273,11 +280,12 @@ def write(calibration: Calibration, model: LoadedModel, path: Path, description:
         )
         for group in calibration.groups
     ]
+    rows = calibration.embedding.rows if calibration.embedding.history > 0 else torch.zeros(0, 0)
     basis = native.Basis(
         description=description,
-        embedding=calibration.embedding.rows.cpu().numpy(),
+        embedding=rows.cpu().numpy(),
         history=calibration.embedding.history,
-        inherited_rank=INHERITED,
+        inherited_rank=calibration.inherited,
         sinks={tokens: values.float().cpu().numpy() for tokens, values in calibration.sinks.items()},
         profiles=[native.Profile(name, step, loss) for name, (step, loss) in calibration.profiles.items()],
         groups=groups,

@@ -118,7 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--basis", type=Path, help="basis file; not needed for exact and uncalibrated")
     parser.add_argument("--sessions", type=Path, required=True, help="JSONL file: prefix, continuation, recall")
     quality = parser.add_mutually_exclusive_group()
-    quality.add_argument("--profile", default="balanced", help="exact, uncalibrated, high, balanced or small (%(default)s)")
+    quality.add_argument(
+        "--profile", default="balanced", help="exact, uncalibrated, high, balanced or small (%(default)s)"
+    )
     quality.add_argument("--step", type=float, help="a step instead of a profile")
     parser.add_argument("--limit", type=int, default=0, help="conversations, spread over the file (all)")
     parser.add_argument("--continuation-tokens", type=int, default=128, help="tokens to score (%(default)s)")

@@ -15,7 +15,6 @@ import torch
 from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, from_channels
 from .features import Embedding
 
-INHERITED = 128  # Leading latents of a group that later groups use: 64 gain 5 % less, and each costs a row a group.
 LIVE_RATIO = 0.229  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.cc).
 _RIDGE = 30.0  # Added to sums over the calibration text: what little text says about a token is not believed.
 _CHUNK = 8192  # Tokens at a time.
@@ -113,6 +112,8 @@ def _moments(corpus: Corpus, columns: slice, mean: torch.Tensor, root: torch.Ten
 
 def _int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole numbers of at most 127 and the scale of each column."""
+    if matrix.shape[0] == 0:
+        return matrix, torch.ones(matrix.shape[1], device=matrix.device)
     scale = matrix.abs().amax(0).clamp_min(1e-30) / 127
     return (matrix / scale).round(), scale
 
@@ -125,8 +126,9 @@ def solve_group(
     inherited: torch.Tensor,
     step: float,
     finest: float,
+    leading_count: int,
 ) -> tuple[Group, torch.Tensor]:
-    """The basis of one group, and its own leading latents on the corpus at `step`, [tokens, INHERITED].
+    """The basis of one group, and its own leading latents on the corpus at `step`, [tokens, leading_count].
 
     `inherited` are those of the groups before, side by side. Latents that are not coded at `finest` are left out.
     """
@@ -176,8 +178,8 @@ def solve_group(
     order = order[: max(8, int((scale[order] >= LIVE_RATIO * finest).sum()))]
     group.latent_scale, group.encoder = scale[order], encoder[:, order]
     group.decoder = torch.cat([decoder[order], decoder[rank:]])
-    chosen = torch.zeros(len(corpus), INHERITED, dtype=torch.int16)
-    chosen[:, : min(INHERITED, len(order))] = torch.cat(leading)[:, order[:INHERITED].cpu()]
+    chosen = torch.zeros(len(corpus), leading_count, dtype=torch.int16)
+    chosen[:, : min(leading_count, len(order))] = torch.cat(leading)[:, order[:leading_count].cpu()]
     return group, chosen
 
 
@@ -193,6 +195,7 @@ def restore_cache(
     features = embedding.features(tokens)
     loss = torch.zeros(len(features) - SINK_TOKENS, device=model.device)
     inherited = torch.zeros(len(features), 0, device=model.device)
+    leading_count = (groups[-1].decoder.shape[0] - groups[-1].rank) // max(1, len(groups) - 1)
     for group in groups:
         rows = channels(cache, model.layers, group.first_layer, group.last_layer)
         predicted = group.predict(features, inherited, step)
@@ -202,7 +205,7 @@ def restore_cache(
         restored[:SINK_TOKENS] = rows[:SINK_TOKENS]
         loss += ((rows - restored).square() @ group.sensitivity)[SINK_TOKENS:]
         result += from_channels(restored, model.layers, group.first_layer, group.last_layer)
-        own = torch.zeros(len(features), INHERITED, device=model.device)
-        own[:, : min(INHERITED, group.rank)] = latents[:, :INHERITED]
+        own = torch.zeros(len(features), leading_count, device=model.device)
+        own[:, : min(leading_count, group.rank)] = latents[:, :leading_count]
         inherited = torch.cat([inherited, own], dim=1)
     return result, loss.tolist()
