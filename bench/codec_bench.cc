@@ -2,6 +2,7 @@
 //   latentkv_codec_bench BASIS BLOCKS [--benchmark_...]
 // BLOCKS is what bench/codec_blocks.py wrote: the number of tokens, the tokens, then each block's raw form.
 #include <benchmark/benchmark.h>
+#include <zstd.h>
 
 #include <cstdio>
 #include <fstream>
@@ -16,6 +17,7 @@
 #include "codec/latent_model.h"
 #include "codec/latent_section.h"
 #include "codec/rotary_tables.h"
+#include "codec/scalar_codec.h"
 #include "codec/sinks.h"
 #include "core/limits.h"
 #include "kernels/pages.h"
@@ -35,10 +37,10 @@ struct Stage {
 // Everything that is measured on; made once, for all benchmarks.
 struct Subject {
   std::shared_ptr<const Basis> basis;
-  std::unique_ptr<Codec> codec;
+  std::unique_ptr<Codec> codec, without_basis;
   std::vector<uint32_t> tokens;
   std::vector<Bytes> blocks;
-  EncodeOptions balanced;
+  EncodeOptions balanced, uncalibrated;
   PagedCache pages;  // One block as the raw form has it: a page of kBlockTokens.
   Bytes page_memory;
 
@@ -69,6 +71,7 @@ bool Load(const char* basis_path, const char* blocks_path, Subject* subject) {
   subject->basis = *basis;
   const Geometry& geometry = subject->basis->geometry();
   subject->codec = *Codec::Create(geometry, subject->basis);
+  subject->without_basis = *Codec::Create(geometry, nullptr);
   std::ifstream file(blocks_path, std::ios::binary);
   const Bytes bytes((std::istreambuf_iterator<char>(file)), {});
   ByteReader reader(bytes);
@@ -85,6 +88,8 @@ bool Load(const char* basis_path, const char* blocks_path, Subject* subject) {
   if (!profile.ok()) return std::fprintf(stderr, "%s\n", profile.status().ToString().c_str()), false;
   subject->balanced.exact = false;
   subject->balanced.step = profile->step;
+  subject->uncalibrated.exact = false;
+  subject->uncalibrated.step = kScalarStep;
   subject->page_memory.resize(RawBytes(geometry, kBlockTokens));
   subject->pages = PageOfOneBlock(geometry, subject->page_memory.data());
   return true;
@@ -98,29 +103,29 @@ void Count(const Subject& subject, benchmark::State* state) {
   state->SetBytesProcessed(state->iterations() * subject.RawBytesOfAll());
 }
 
-std::vector<Bytes> Frames(const Subject& subject, const EncodeOptions& options) {
+std::vector<Bytes> Frames(const Subject& subject, const Codec& codec, const EncodeOptions& options) {
   std::vector<Bytes> frames;
   for (size_t b = 0; b < subject.blocks.size(); ++b) {
-    frames.push_back(*subject.codec->Encode(subject.Place(b), subject.blocks[b], options));
+    frames.push_back(*codec.Encode(subject.Place(b), subject.blocks[b], options));
   }
   return frames;
 }
 
-void Encode(benchmark::State& state, const Subject& subject, const EncodeOptions& options) {
+void Encode(benchmark::State& state, const Subject& subject, const Codec& codec, const EncodeOptions& options) {
   std::vector<Bytes> frames;
-  for (auto _ : state) frames = Frames(subject, options);
+  for (auto _ : state) frames = Frames(subject, codec, options);
   size_t bytes = 0;
   for (const Bytes& frame : frames) bytes += frame.size();
   state.counters["ratio"] = static_cast<double>(subject.RawBytesOfAll()) / bytes;
   Count(subject, &state);
 }
 
-void Decode(benchmark::State& state, Subject& subject, const EncodeOptions& options) {
-  const std::vector<Bytes> frames = Frames(subject, options);
+void Decode(benchmark::State& state, Subject& subject, const Codec& codec, const EncodeOptions& options) {
+  const std::vector<Bytes> frames = Frames(subject, codec, options);
   for (auto _ : state) {
     for (size_t b = 0; b < frames.size(); ++b) {
       const FrameHeader header = *ParseFrameHeader(frames[b], frames[b].size());
-      const auto reader = *subject.codec->Open(header, subject.Place(b));
+      const auto reader = *codec.Open(header, subject.Place(b));
       for (size_t s = 0; s < header.sections.size(); ++s) {
         const ByteSpan payload = ByteSpan(frames[b]).subspan(header.sections[s].offset, header.sections[s].bytes);
         const TokenRun run{0, 0, kBlockTokens};
@@ -133,7 +138,7 @@ void Decode(benchmark::State& state, Subject& subject, const EncodeOptions& opti
 
 std::vector<std::vector<Stage>> Stages(const Subject& subject, const LatentTables& tables) {
   std::vector<std::vector<Stage>> stages;
-  const std::vector<Bytes> frames = Frames(subject, subject.balanced);
+  const std::vector<Bytes> frames = Frames(subject, *subject.codec, subject.balanced);
   for (size_t b = 0; b < frames.size(); ++b) {
     const FrameHeader header = *ParseFrameHeader(frames[b], frames[b].size());
     BlockState state(*subject.basis, b * kBlockTokens, subject.Place(b).tokens);
@@ -243,6 +248,34 @@ void Channels(benchmark::State& state, const Subject& subject) {
   Count(subject, &state);
 }
 
+// The same raw blocks through zstd, one at a time.
+void EncodeZstd(benchmark::State& state, const Subject& subject, int level) {
+  Bytes frame(ZSTD_compressBound(subject.blocks[0].size()));
+  size_t bytes = 0;
+  for (auto _ : state) {
+    bytes = 0;
+    for (const Bytes& raw : subject.blocks) {
+      bytes += ZSTD_compress(frame.data(), frame.size(), raw.data(), raw.size(), level);
+    }
+  }
+  state.counters["ratio"] = static_cast<double>(subject.RawBytesOfAll()) / bytes;
+  Count(subject, &state);
+}
+
+void DecodeZstd(benchmark::State& state, const Subject& subject, int level) {
+  std::vector<Bytes> frames;
+  for (const Bytes& raw : subject.blocks) {
+    frames.emplace_back(ZSTD_compressBound(raw.size()));
+    frames.back().resize(ZSTD_compress(frames.back().data(), frames.back().size(), raw.data(), raw.size(), level));
+  }
+  Bytes raw(subject.blocks[0].size());
+  for (auto _ : state) {
+    for (const Bytes& frame : frames) ZSTD_decompress(raw.data(), raw.size(), frame.data(), frame.size());
+    benchmark::DoNotOptimize(raw.data());
+  }
+  Count(subject, &state);
+}
+
 }  // namespace
 }  // namespace latentkv
 
@@ -253,13 +286,21 @@ int main(int argc, char** argv) {
   if (argc != 3) return std::fprintf(stderr, "usage: %s BASIS BLOCKS\n", argv[0]), 2;
   if (!latentkv::Load(argv[1], argv[2], &subject)) return 1;
   const latentkv::EncodeOptions exact;
-  const auto add = [](const char* name, auto run) {
-    benchmark::RegisterBenchmark(name, run)->Unit(benchmark::kMillisecond);
+  const auto add = [](const std::string& name, auto run) {
+    benchmark::RegisterBenchmark(name.c_str(), run)->Unit(benchmark::kMillisecond);
   };
-  add("encode/exact", [&](benchmark::State& state) { latentkv::Encode(state, subject, exact); });
-  add("decode/exact", [&](benchmark::State& state) { latentkv::Decode(state, subject, exact); });
-  add("encode/balanced", [&](benchmark::State& state) { latentkv::Encode(state, subject, subject.balanced); });
-  add("decode/balanced", [&](benchmark::State& state) { latentkv::Decode(state, subject, subject.balanced); });
+  const auto add_both = [&](const std::string& name, const latentkv::Codec& codec, const latentkv::EncodeOptions& how) {
+    add("encode/" + name, [&](benchmark::State& state) { latentkv::Encode(state, subject, codec, how); });
+    add("decode/" + name, [&](benchmark::State& state) { latentkv::Decode(state, subject, codec, how); });
+  };
+  add_both("exact", *subject.codec, exact);
+  for (const int level : {3, 19}) {
+    const std::string name = "zstd -" + std::to_string(level);
+    add("encode/" + name, [&, level](benchmark::State& state) { latentkv::EncodeZstd(state, subject, level); });
+    add("decode/" + name, [&, level](benchmark::State& state) { latentkv::DecodeZstd(state, subject, level); });
+  }
+  add_both("uncalibrated", *subject.without_basis, subject.uncalibrated);
+  add_both("balanced", *subject.codec, subject.balanced);
   add("encode/channels", [&](benchmark::State& state) { latentkv::Channels(state, subject); });
   add("encode/entropy", [&](benchmark::State& state) { latentkv::EntropyEncode(state, subject); });
   add("decode/entropy", [&](benchmark::State& state) { latentkv::EntropyDecode(state, subject); });

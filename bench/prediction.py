@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--sessions", type=Path, required=True)
     parser.add_argument("--layers", default="1,2,5,10,30", help="layers a group (%(default)s)")
+    parser.add_argument("--predictions", nargs="+", default=list(PREDICTIONS), choices=PREDICTIONS)
     parser.add_argument("--limit", type=int, default=24, help="conversations (%(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -94,7 +95,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for layers in map(int, options.layers.split(",")):
-            for name, prediction in PREDICTIONS.items():
+            for name in options.predictions:
+                prediction = PREDICTIONS[name]
                 path = Path(folder) / f"{layers} layers, {name}.basis"
                 begun = time.monotonic()
                 write(calibrate(model, documents, layers, prediction), model, path, "")

@@ -52,9 +52,10 @@ struct Section {
 
 // `value` over `scale` to nearest, less `offset`; false if no latent holds it.
 bool Take(float value, float scale, int32_t offset, int16_t* latent) {
-  const float whole = scale > 0 ? std::nearbyintf(value / scale) : 0;
-  if (!(std::fabs(whole) <= 0x1p20f)) return false;  // A NaN too.
-  const int32_t own = static_cast<int32_t>(whole) - offset;
+  const float quotient = scale > 0 ? value / scale : 0;
+  if (!(std::fabs(quotient) <= 0x1p20f)) return false;  // A NaN too.
+  constexpr float kRound = 0x1.8p23f;  // Nothing smaller than 1 is left beside it: added and taken off, it rounds.
+  const int32_t own = static_cast<int32_t>((quotient + kRound) - kRound) - offset;
   *latent = static_cast<int16_t>(own);
   return std::abs(own) <= kLatentMax;
 }
