@@ -20,7 +20,7 @@ constexpr float kLossOfStep = 0.0127f;  // Nats a token at a step of 1.
 constexpr float kKeyShare = 0.8f;
 // Above, a latent times its scale could be infinite.
 constexpr float kScaleMax = 0x1p110f;
-constexpr int32_t kLatentMax = 32767;
+constexpr float kLatentMax = 32767;
 constexpr int kNibbleZero = 8;
 // 2^((n - 8) / 4) for n = 0 to 15, to nearest.
 constexpr std::array<float, 16> kQuarterOctaves = {
@@ -50,77 +50,98 @@ struct Section {
   }
 };
 
-// `value` over `scale` to nearest, less `offset`; false if no latent holds it.
-bool Take(float value, float scale, int32_t offset, int16_t* latent) {
-  const float quotient = scale > 0 ? value / scale : 0;
-  if (!(std::fabs(quotient) <= 0x1p20f)) return false;  // A NaN too.
+// Whole numbers that are floats: `values` over their scales, to nearest. Scales of 0 give 0.
+void RoundQuotients(const float* values, const float* scales, float* whole) {
   constexpr float kRound = 0x1.8p23f;  // Nothing smaller than 1 is left beside it: added and taken off, it rounds.
-  const int32_t own = static_cast<int32_t>((quotient + kRound) - kRound) - offset;
-  *latent = static_cast<int16_t>(own);
-  return std::abs(own) <= kLatentMax;
+  for (uint32_t t = 0; t < kBlockTokens; ++t) {
+    const float quotient = scales[t] > 0 ? values[t] / scales[t] : 0;
+    whole[t] = (quotient + kRound) - kRound;
+  }
 }
 
-// Keys of one head, [tokens][stride], un-rotated, those from token `first` on.
-bool QuantizeKeys(const float* keys, size_t stride, const LayerGeometry& layer, uint32_t head, uint32_t first,
-                  float step, Section* section) {
+// The latents of one row from token `first` on: `values` over `scales` to nearest, less `offset`. False if one is not
+// held.
+bool Take(const float* values, const float* scales, float offset, uint32_t first, int16_t* latents) {
+  std::array<float, kBlockTokens> whole;
+  RoundQuotients(values, scales, whole.data());
+  float largest = 0;
+  bool ordered = true;  // No NaN.
+  for (uint32_t t = first; t < kBlockTokens; ++t) {
+    const float own = whole[t] - offset;
+    ordered &= own == own;
+    largest = std::max(largest, std::fabs(own));
+    latents[t] = static_cast<int16_t>(static_cast<int32_t>(std::clamp(own, -kLatentMax, kLatentMax)));
+  }
+  return ordered && largest <= kLatentMax;
+}
+
+// Sum over the tokens from `first` on.
+double Sum(const float* values, uint32_t first) {
+  double sum = 0;
+  for (uint32_t t = first; t < kBlockTokens; ++t) sum += values[t];
+  return sum;
+}
+
+// Un-rotated keys of one head, [head_dim][kBlockTokens], those from token `first` on.
+bool QuantizeKeys(const float* keys, const LayerGeometry& layer, uint32_t head, uint32_t first, float step,
+                  Section* section) {
   const uint32_t dim = layer.head_dim, count = kBlockTokens - first;
   std::vector<float> mean(dim);
-  double energy = 0;
+  std::array<float, kBlockTokens> energy{};
   float largest = 0;
   for (uint32_t c = 0; c < dim; ++c) {
-    double sum = 0, squares = 0;
-    for (uint32_t t = first; t < kBlockTokens; ++t) sum += keys[t * stride + c];
-    mean[c] = static_cast<float>(sum / count);
-    for (uint32_t t = first; t < kBlockTokens; ++t) {
-      const double off = double{keys[t * stride + c]} - mean[c];
-      squares += off * off;
-    }
-    energy += squares;
+    const float* row = keys + size_t{c} * kBlockTokens;
+    mean[c] = static_cast<float>(Sum(row, first) / count);
+    for (uint32_t t = 0; t < kBlockTokens; ++t) energy[t] += (row[t] - mean[c]) * (row[t] - mean[c]);
     largest = std::max(largest, std::fabs(mean[c]));
   }
   // Keys that hardly change have steps that their mean is not too many of.
-  const float spread = std::max(static_cast<float>(std::sqrt(energy / (dim * count))), largest * 0x1p-12f);
-  const float scale = kKeyShare * step * spread;
+  const double spread = std::max(std::sqrt(Sum(energy.data(), first) / (dim * count)), largest * 0x1p-12);
+  const float scale = static_cast<float>(kKeyShare * step * spread);
   if (!(scale <= kScaleMax)) return false;
   section->key_step[head] = scale;
+  std::array<float, kBlockTokens> scales;
+  scales.fill(scale);
   bool held = true;
   for (uint32_t c = 0; c < dim; ++c) {
     const size_t row = size_t{head} * dim + c;
-    const float steps = scale > 0 ? std::nearbyintf(mean[c] / scale) : 0;
-    section->mean[row] = static_cast<int8_t>(std::clamp(steps, -127.0f, 127.0f));
-    for (uint32_t t = first; t < kBlockTokens; ++t) {
-      held = Take(keys[t * stride + c], scale, section->mean[row], &section->rows[row * kBlockTokens + t]) && held;
-    }
+    const float steps = scale > 0 ? std::clamp(std::nearbyintf(mean[c] / scale), -127.0f, 127.0f) : 0;
+    section->mean[row] = static_cast<int8_t>(steps);
+    held &= Take(keys + size_t{c} * kBlockTokens, scales.data(), steps, first, &section->rows[row * kBlockTokens]);
   }
   return held;
 }
 
 // Values of one head in the same form: a token of small ones gets a small scale, as attention often looks at it.
-bool QuantizeValues(const float* values, size_t stride, const LayerGeometry& layer, uint32_t head, uint32_t first,
-                    float step, Section* section) {
+bool QuantizeValues(const float* values, const LayerGeometry& layer, uint32_t head, uint32_t first, float step,
+                    Section* section) {
   const uint32_t dim = layer.head_dim;
-  std::array<double, kBlockTokens> spread{};
-  double logs = 0, count = 0;
+  std::array<float, kBlockTokens> energy{};
+  for (uint32_t c = 0; c < dim; ++c) {
+    const float* row = values + size_t{c} * kBlockTokens;
+    for (uint32_t t = 0; t < kBlockTokens; ++t) energy[t] += row[t] * row[t];
+  }
+  float logs = 0, count = 0;
+  std::array<float, kBlockTokens> spread_log{};
   for (uint32_t t = first; t < kBlockTokens; ++t) {
-    double energy = 0;
-    for (uint32_t c = 0; c < dim; ++c) energy += double{values[t * stride + c]} * values[t * stride + c];
-    spread[t] = std::sqrt(energy / dim);
-    if (spread[t] <= 0) continue;
-    logs += std::log2(spread[t]);
+    if (!(energy[t] > 0)) continue;
+    spread_log[t] = std::log2(energy[t] / dim) / 2;
+    logs += spread_log[t];
     ++count;
   }
-  const float usual = count > 0 ? static_cast<float>(std::exp2(logs / count)) : 0;
-  section->value_step[head] = step * usual;
+  const float usual_log = count > 0 ? logs / count : 0;
+  section->value_step[head] = count > 0 ? step * std::exp2(usual_log) : 0;
   if (!(section->value_step[head] <= kScaleMax)) return false;
-  bool held = true;
+  std::array<float, kBlockTokens> scales{};
   for (uint32_t t = first; t < kBlockTokens; ++t) {
-    const double quarters = spread[t] > 0 && usual > 0 ? std::nearbyint(4 * std::log2(spread[t] / usual)) : 0;
-    section->exponent[t * layer.kv_heads + head] = static_cast<uint8_t>(std::clamp(quarters, -8.0, 7.0) + kNibbleZero);
-    const float scale = section->ValueScale(t, head);
-    for (uint32_t c = 0; c < dim; ++c) {
-      const size_t row = size_t{layer.KvChannels()} + size_t{head} * dim + c;
-      held = Take(values[t * stride + c], scale, 0, &section->rows[row * kBlockTokens + t]) && held;
-    }
+    const float quarters = energy[t] > 0 ? std::nearbyintf(4 * (spread_log[t] - usual_log)) : 0;
+    section->exponent[t * layer.kv_heads + head] = static_cast<uint8_t>(std::clamp(quarters, -8.0f, 7.0f) + kNibbleZero);
+    scales[t] = section->ValueScale(t, head);
+  }
+  bool held = true;
+  for (uint32_t c = 0; c < dim; ++c) {
+    const size_t row = size_t{layer.KvChannels()} + size_t{head} * dim + c;
+    held &= Take(values + size_t{c} * kBlockTokens, scales.data(), 0, first, &section->rows[row * kBlockTokens]);
   }
   return held;
 }
@@ -162,11 +183,19 @@ absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token, Byte
   std::vector<float> values(2 * count);
   ToFloat(layer.dtype, raw.data(), values.size(), values.data());
   Unrotate(layer, *rotary_tables_->Get(l, first_token), values.data(), channels);
+  // [2 * channels][kBlockTokens], as rows are.
+  std::vector<float> turned(2 * count);
+  for (uint32_t part = 0; part < 2; ++part) {
+    for (uint32_t t = 0; t < kBlockTokens; ++t) {
+      const float* token = values.data() + part * count + size_t{t} * channels;
+      for (uint32_t c = 0; c < channels; ++c) turned[part * count + size_t{c} * kBlockTokens + t] = token[c];
+    }
+  }
   Section section(layer);
   for (uint32_t h = 0; h < layer.kv_heads; ++h) {
-    const float* head = values.data() + size_t{h} * layer.head_dim;
-    if (!QuantizeKeys(head, channels, layer, h, first, step, &section) ||
-        !QuantizeValues(head + count, channels, layer, h, first, step, &section)) {
+    const float* head = turned.data() + size_t{h} * layer.head_dim * kBlockTokens;
+    if (!QuantizeKeys(head, layer, h, first, step, &section) ||
+        !QuantizeValues(head + count, layer, h, first, step, &section)) {
       return absl::OutOfRangeError("values that are not finite, or too far apart");
     }
   }
