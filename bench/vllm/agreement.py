@@ -27,7 +27,7 @@ ANSWER = 48
 QUESTION = "What have I asked you to remember so far? Please list everything."
 SETTINGS = {"max_model_len": 2048, "max_num_seqs": 1, "max_num_batched_tokens": 2048}
 SHORTEST, LONGEST = 300, 1500
-BALANCED_SHARE_MIN = 0.95
+LOSSY_SHARE_MIN = 0.95
 ZEROED_SHARE_MAX = 0.5
 
 
@@ -198,6 +198,9 @@ def row_of(folder: Path, name: str, profile: str, prompts: list[list[int]], refe
         restored.kill()
 
 
+PROFILES = ("exact", "balanced", "uncalibrated")
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,7 +212,7 @@ def main() -> int:
     folder = fresh_folder("agreement")
     prompts = prompts_of(options.prompts)
     whole, held = reference_of(folder, prompts)
-    rows = {profile: row_of(folder, profile, profile, prompts, held) for profile in ("exact", "balanced")}
+    rows = {profile: row_of(folder, profile, profile, prompts, held) for profile in PROFILES}
     # Nearly every position is a round of its own there: some prompts are enough to see it fail.
     rows["zeroed"] = row_of(folder, "zeroed", "exact", prompts[::4], held[::4])
 
@@ -225,7 +228,7 @@ def main() -> int:
     if options.json:
         report = {name: {**asdict(row), "share": row.share} for name, row in rows.items()}
         options.json.write_text(json.dumps({**report, "read_whole_equal": equal, "lengths": lengths}, indent=1) + "\n")
-    good = rows["exact"].share == 1 and rows["balanced"].share >= BALANCED_SHARE_MIN
+    good = rows["exact"].share == 1 and all(rows[name].share >= LOSSY_SHARE_MIN for name in PROFILES[1:])
     return 0 if good and rows["zeroed"].share < ZEROED_SHARE_MAX else 1
 
 

@@ -49,7 +49,7 @@ def fresh_folder(name: str) -> Path:
 def options_of(profile: str, address: str) -> dict[str, str]:
     """The connector's options."""
     extra = {"address": address, "profile": profile}
-    return extra if profile == "exact" else {**extra, "basis": str(BASIS)}
+    return extra if profile in ("exact", "uncalibrated") else {**extra, "basis": str(BASIS)}
 
 
 def ledger_tokens() -> list[int]:

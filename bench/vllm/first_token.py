@@ -92,7 +92,7 @@ def main() -> None:
     rows: dict[str, list[float]] = {}
     folder = fresh_folder("first_token")
     rows |= recomputed_and_held(folder, prompts, options.tokens)
-    for profile in ("exact", "balanced"):
+    for profile in ("exact", "balanced", "uncalibrated"):
         rows |= restored(folder, prompts, options.tokens, profile)
     rows |= loaded_by_example(folder, prompts, options.tokens)
     cold = statistics.median(rows["recomputed"])
