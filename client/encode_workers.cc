@@ -20,10 +20,17 @@ constexpr int kNiceness = 10;
 EncodeWorkers::EncodeWorkers(const Codec* codec, const EncodeOptions& options, StoreLedger* ledger,
                              uint32_t thread_count, std::function<void(StagedBlock)> next)
     : codec_(codec), options_(options), ledger_(ledger), next_(std::move(next)) {
-  for (uint32_t i = 0; i < thread_count; ++i) threads_.emplace_back([this] { Work(); });
+  try {
+    for (uint32_t i = 0; i < thread_count; ++i) threads_.emplace_back([this] { Work(); });
+  } catch (...) {  // A thread that cannot be had; those that were must end before they are destroyed.
+    Close();
+    throw;
+  }
 }
 
-EncodeWorkers::~EncodeWorkers() {
+EncodeWorkers::~EncodeWorkers() { Close(); }
+
+void EncodeWorkers::Close() {
   closing_ = true;
   queue_.Close();
   for (std::thread& thread : threads_) thread.join();

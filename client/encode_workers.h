@@ -35,6 +35,7 @@ class EncodeWorkers {
     absl::Status status;
   };
   void Work();
+  void Close();
   absl::Status Encode(StagedBlock* block) const;
   // Hands on what is finished and has nothing unfinished before it.
   void Finish(uint64_t place, Outcome outcome);

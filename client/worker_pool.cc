@@ -5,10 +5,17 @@
 namespace latentkv {
 
 WorkerPool::WorkerPool(uint32_t threads) {
-  for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  try {
+    for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  } catch (...) {  // A thread that cannot be had; those that were must end before they are destroyed.
+    Close();
+    throw;
+  }
 }
 
-WorkerPool::~WorkerPool() {
+WorkerPool::~WorkerPool() { Close(); }
+
+void WorkerPool::Close() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;

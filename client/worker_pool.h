@@ -26,6 +26,7 @@ class WorkerPool {
 
  private:
   void Work();
+  void Close();
 
   std::mutex mutex_;
   std::condition_variable changed_;

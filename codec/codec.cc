@@ -204,6 +204,7 @@ class BlockCodec final : public Codec {
   absl::Status EncodeScalar(uint32_t first_token, ByteSpan raw_block, const EncodeOptions& options, FrameHeader* header,
                             std::vector<Bytes>* sections) const {
     float step = options.step;
+    if (!std::isfinite(ScalarLoss(step))) return EncodeExact(raw_block, sections);
     for (int halvings = 0; options.loss_own_max > 0 && ScalarLoss(step) > options.loss_own_max; ++halvings) {
       if (halvings == kGuardHalvings) return EncodeExact(raw_block, sections);
       step /= 2;

@@ -21,6 +21,7 @@ constexpr float kKeyShare = 0.8f;
 // Above, a latent times its scale could be infinite.
 constexpr float kScaleMax = 0x1p110f;
 constexpr float kLatentMax = 32767;
+constexpr float kFp16Max = 65504;
 constexpr int kNibbleZero = 8;
 // 2^((n - 8) / 4) for n = 0 to 15, to nearest.
 constexpr std::array<float, 16> kQuarterOctaves = {
@@ -44,6 +45,7 @@ struct Section {
   std::vector<uint8_t> exponent;            // [kBlockTokens][kv_heads], of values' scales: nibbles.
   std::vector<uint8_t> class_of_row;        // [2 * channels], keys first.
   std::vector<int16_t> rows;                // [2 * channels][kBlockTokens]
+  float largest = 0;                        // Magnitude of what is restored, before rotation.
 
   float ValueScale(uint32_t token, uint32_t head) const {
     return value_step[head] * kQuarterOctaves[exponent[token * value_step.size() + head]];
@@ -59,20 +61,20 @@ void RoundQuotients(const float* values, const float* scales, float* whole) {
   }
 }
 
-// The latents of one row from token `first` on: `values` over `scales` to nearest, less `offset`. False if one is not
-// held.
-bool Take(const float* values, const float* scales, float offset, uint32_t first, int16_t* latents) {
+// The latents of row `row` from token `first` on: `values` over `scales` to nearest, less `offset`. False if one is not
+// held. All finite.
+bool Take(const float* values, const float* scales, float offset, uint32_t first, size_t row, Section* section) {
+  int16_t* latents = section->rows.data() + row * kBlockTokens;
   std::array<float, kBlockTokens> whole;
   RoundQuotients(values, scales, whole.data());
   float largest = 0;
-  bool ordered = true;  // No NaN.
   for (uint32_t t = first; t < kBlockTokens; ++t) {
     const float own = whole[t] - offset;
-    ordered &= own == own;
     largest = std::max(largest, std::fabs(own));
+    section->largest = std::max(section->largest, std::fabs(whole[t] * scales[t]));
     latents[t] = static_cast<int16_t>(static_cast<int32_t>(std::clamp(own, -kLatentMax, kLatentMax)));
   }
-  return ordered && largest <= kLatentMax;
+  return largest <= kLatentMax;
 }
 
 // Sum over the tokens from `first` on.
@@ -98,7 +100,7 @@ bool QuantizeKeys(const float* keys, const LayerGeometry& layer, uint32_t head, 
   // Keys that hardly change have steps that their mean is not too many of.
   const double spread = std::max(std::sqrt(Sum(energy.data(), first) / (dim * count)), largest * 0x1p-12);
   const float scale = static_cast<float>(kKeyShare * step * spread);
-  if (!(scale <= kScaleMax)) return false;
+  if (!(scale <= kScaleMax) || (scale == 0 && spread > 0)) return false;
   section->key_step[head] = scale;
   std::array<float, kBlockTokens> scales;
   scales.fill(scale);
@@ -107,7 +109,7 @@ bool QuantizeKeys(const float* keys, const LayerGeometry& layer, uint32_t head, 
     const size_t row = size_t{head} * dim + c;
     const float steps = scale > 0 ? std::clamp(std::nearbyintf(mean[c] / scale), -127.0f, 127.0f) : 0;
     section->mean[row] = static_cast<int8_t>(steps);
-    held &= Take(keys + size_t{c} * kBlockTokens, scales.data(), steps, first, &section->rows[row * kBlockTokens]);
+    held &= Take(keys + size_t{c} * kBlockTokens, scales.data(), steps, first, row, section);
   }
   return held;
 }
@@ -131,7 +133,7 @@ bool QuantizeValues(const float* values, const LayerGeometry& layer, uint32_t he
   }
   const float usual_log = count > 0 ? logs / count : 0;
   section->value_step[head] = count > 0 ? step * std::exp2(usual_log) : 0;
-  if (!(section->value_step[head] <= kScaleMax)) return false;
+  if (!(section->value_step[head] <= kScaleMax) || (section->value_step[head] == 0 && count > 0)) return false;
   std::array<float, kBlockTokens> scales{};
   for (uint32_t t = first; t < kBlockTokens; ++t) {
     const float quarters = energy[t] > 0 ? std::nearbyintf(4 * (spread_log[t] - usual_log)) : 0;
@@ -141,7 +143,7 @@ bool QuantizeValues(const float* values, const LayerGeometry& layer, uint32_t he
   bool held = true;
   for (uint32_t c = 0; c < dim; ++c) {
     const size_t row = size_t{layer.KvChannels()} + size_t{head} * dim + c;
-    held &= Take(values + size_t{c} * kBlockTokens, scales.data(), 0, first, &section->rows[row * kBlockTokens]);
+    held &= Take(values + size_t{c} * kBlockTokens, scales.data(), 0, first, row, section);
   }
   return held;
 }
@@ -182,6 +184,9 @@ absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token, Byte
   const size_t count = size_t{channels} * kBlockTokens;
   std::vector<float> values(2 * count);
   ToFloat(layer.dtype, raw.data(), values.size(), values.data());
+  if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+    return absl::OutOfRangeError("values that are not finite");
+  }
   Unrotate(layer, *rotary_tables_->Get(l, first_token), values.data(), channels);
   // [2 * channels][kBlockTokens], as rows are.
   std::vector<float> turned(2 * count);
@@ -196,8 +201,12 @@ absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token, Byte
     const float* head = turned.data() + size_t{h} * layer.head_dim * kBlockTokens;
     if (!QuantizeKeys(head, layer, h, first, step, &section) ||
         !QuantizeValues(head + count, layer, h, first, step, &section)) {
-      return absl::OutOfRangeError("values that are not finite, or too far apart");
+      return absl::OutOfRangeError("values too far apart");
     }
+  }
+  // Rotation turns two values of a key into one.
+  if (layer.dtype == DType::kFp16 && section.largest * 1.5f * std::max(1.0f, layer.rotary_scale) >= kFp16Max) {
+    return absl::OutOfRangeError("values that could pass what fp16 holds");
   }
   std::array<uint8_t, 2> lowest{};
   for (uint32_t part = 0; part < 2; ++part) {
@@ -217,9 +226,6 @@ absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token, Byte
   PutNibbles(section.class_of_row, &writer);
   PutNibbles(section.exponent, &writer);
   if (first > 0) {
-    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
-      return absl::OutOfRangeError("values that are not finite");
-    }
     writer.PutBytes(WriteSinks(geometry_, l, l + 1, raw));
   }
   PutEscapes(coded->escapes, &writer);

@@ -1,15 +1,17 @@
 #include "storage/database.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <filesystem>
-#include <fstream>
 #include <mutex>
-#include <shared_mutex>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "core/checksum.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
@@ -60,11 +62,18 @@ uint64_t BlobFileBytes(uint64_t capacity) { return std::clamp(capacity / 64, kMi
 // ends the process. Hence these two, and the refusals below
 // (docs/decisions/0014-a-refusal-is-recovered-by-opening-anew.md).
 
-// Keeps RocksDB from trying by itself to recover the log of writes.
+// Keeps RocksDB from trying by itself to recover the log of writes, and tells `refused` of what it met on its own.
 class NoRecovery : public rocksdb::EventListener {
+ public:
+  explicit NoRecovery(std::atomic<bool>* refused) : refused_(refused) {}
+
+ private:
+  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status*) override { *refused_ = true; }
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status, bool* auto_recovery) override {
     *auto_recovery = false;
   }
+
+  std::atomic<bool>* const refused_;
 };
 
 // In the place of RocksDB's file of messages, which would meet the full disk too. What matters comes as a status.
@@ -73,7 +82,7 @@ class NoMessages : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
-rocksdb::DBOptions MakeDbOptions(uint64_t capacity) {
+rocksdb::DBOptions MakeDbOptions(uint64_t capacity, std::atomic<bool>* refused) {
   rocksdb::DBOptions options;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
@@ -85,7 +94,7 @@ rocksdb::DBOptions MakeDbOptions(uint64_t capacity) {
   options.bytes_per_sync = kMiB;
   options.info_log = std::make_shared<NoMessages>();
   options.stats_dump_period_sec = 0;
-  options.listeners.push_back(std::make_shared<NoRecovery>());
+  options.listeners.push_back(std::make_shared<NoRecovery>(refused));
   options.max_bgerror_resume_count = 0;
   return options;
 }
@@ -123,7 +132,7 @@ class RocksDatabase : public Database {
 
   absl::Status OpenFiles();  // Under life_.
   absl::Status Start() {
-    std::unique_lock lock(life_);
+    absl::MutexLock lock(&life_);
     return OpenFiles();
   }
 
@@ -151,7 +160,9 @@ class RocksDatabase : public Database {
   const uint64_t capacity_;
   const std::shared_ptr<rocksdb::Cache> cache_;
   std::atomic<bool> stop_reclaim_ = false;
-  mutable std::shared_mutex life_;  // Of the members below: shared by every call, exclusive to open and close.
+  // Of the members below: shared by every call, exclusive to open and close, which readers that follow each other without
+  // a gap must not keep waiting.
+  mutable absl::Mutex life_;
   bool closed_ = false;
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // As Family; default comes last.
@@ -170,7 +181,8 @@ absl::Status RocksDatabase::OpenFiles() {
   // Storing must not take cores from an engine on the same machine that are needed to compute or to restore.
   rocksdb::Env::Default()->LowerThreadPoolCPUPriority(rocksdb::Env::HIGH);
   rocksdb::Env::Default()->LowerThreadPoolCPUPriority(rocksdb::Env::LOW);
-  const rocksdb::Status status = rocksdb::DB::Open(MakeDbOptions(capacity_), path_, families, &handles_, &db);
+  refused_ = false;
+  const rocksdb::Status status = rocksdb::DB::Open(MakeDbOptions(capacity_, &refused_), path_, families, &handles_, &db);
   if (!status.ok()) {
     handles_.clear();
     const std::string text = absl::StrCat("cannot open the data folder ", path_, ": ", status.ToString());
@@ -179,7 +191,6 @@ absl::Status RocksDatabase::OpenFiles() {
     return absl::FailedPreconditionError(text);
   }
   db_.reset(db);
-  refused_ = false;
   return absl::OkStatus();
 }
 
@@ -200,7 +211,7 @@ void RocksDatabase::CloseFiles() {
 
 absl::Status RocksDatabase::Close() {
   stop_reclaim_ = true;
-  std::unique_lock lock(life_);
+  absl::MutexLock lock(&life_);
   closed_ = true;
   if (db_ == nullptr) return absl::OkStatus();
   // So that the next opening has no log to replay. On a full disk the log keeps what this cannot write.
@@ -213,7 +224,7 @@ absl::Status RocksDatabase::Close() {
 }
 
 absl::Status RocksDatabase::Write(const std::vector<Change>& changes) {
-  std::shared_lock lock(life_);
+  absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
   rocksdb::WriteBatch batch;
   for (const Change& change : changes) {
@@ -226,14 +237,14 @@ absl::Status RocksDatabase::Write(const std::vector<Change>& changes) {
 }
 
 absl::Status RocksDatabase::Sync() {
-  std::shared_lock lock(life_);
+  absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
   std::lock_guard log_lock(log_mutex_);
   return refused_ ? Refused() : Remember(db_->SyncWAL());
 }
 
 absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string& key) {
-  std::shared_lock lock(life_);
+  absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
   rocksdb::ReadOptions options;
   // RocksDB's software CRC would cost more than reading; a payload's frame has its own.
@@ -247,7 +258,7 @@ absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string
 }
 
 absl::Status RocksDatabase::Scan(Family family, const std::string& prefix, const Visitor& visit) {
-  std::shared_lock lock(life_);
+  absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
   rocksdb::ReadOptions options;
   options.fill_cache = false;
@@ -259,45 +270,42 @@ absl::Status RocksDatabase::Scan(Family family, const std::string& prefix, const
 }
 
 // Whether files can be given up for opening them anew: the log must fit a second time, as what is replayed goes to files.
+// Allocated, not asked for: quotas, limits of a file's size and blocks kept for root show only so.
 bool RocksDatabase::HasSpace() const {
-  uint64_t log_bytes = 0;
+  uint64_t bytes = 2 * kProbeBytes;
   std::error_code error;
   for (std::filesystem::directory_iterator entry(path_, error), end; !error && entry != end; entry.increment(error)) {
     std::error_code gone;
     const uint64_t size = entry->path().extension() == ".log" ? entry->file_size(gone) : 0;
-    if (!gone) log_bytes += size;
+    if (!gone) bytes += size;
   }
-  const std::filesystem::space_info space = std::filesystem::space(path_, error);
-  if (error || space.available < log_bytes + 2 * kProbeBytes) return false;
-  // A quota or a limit of a file's size shows only to who writes.
-  const std::string probe = path_ + "/latentkv-probe";
-  bool written = false;
-  {
-    std::ofstream file(probe, std::ios::binary | std::ios::trunc);
-    const std::string block(kProbeBytes, 'x');
-    file.write(block.data(), block.size());
-    file.flush();
-    written = file.good();
+  bool fits = true;
+  std::vector<std::string> probes;
+  for (uint64_t done = 0; done < bytes && fits; done += kProbeBytes) {
+    probes.push_back(absl::StrCat(path_, "/latentkv-probe-", probes.size()));
+    const int file = open(probes.back().c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    fits = file >= 0 && posix_fallocate(file, 0, kProbeBytes) == 0;
+    if (file >= 0) close(file);
   }
-  std::filesystem::remove(probe, error);
-  return written;
+  for (const std::string& probe : probes) std::filesystem::remove(probe, error);
+  return fits;
 }
 
 absl::Status RocksDatabase::Recover() {
   {
-    std::shared_lock lock(life_);
+    absl::ReaderMutexLock lock(&life_);
     if (closed_) return Gone();
     if (db_ != nullptr && !refused_) return absl::OkStatus();
     if (!HasSpace()) return Refused();
   }
-  std::unique_lock lock(life_);
+  absl::MutexLock lock(&life_);
   if (closed_) return Gone();
   CloseFiles();
   return OpenFiles();
 }
 
 absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
-  std::shared_lock lock(life_);
+  absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
   if (refused_) return Refused();
   auto from = [this](const rocksdb::Status& status) {
@@ -325,7 +333,7 @@ absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
 
 uint64_t RocksDatabase::OverheadBytes() const {
   uint64_t bytes = 6 * BufferBytes(capacity_) + 2 * BlobFileBytes(capacity_);
-  std::shared_lock lock(life_);
+  absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return bytes;
   for (Family family : {Family::kIndex, Family::kNamed}) {
     for (const std::string& property :

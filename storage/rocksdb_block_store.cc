@@ -23,6 +23,8 @@ constexpr std::chrono::milliseconds kMaintenancePeriod{500};
 constexpr size_t kTouchBatch = 4096;
 // How long a Put waits for space of removed records before it is refused.
 constexpr std::chrono::seconds kReclaimWait{2};
+// The longest pause after reclaims that failed, each of which costs an opening of the files.
+constexpr std::chrono::milliseconds kReclaimPauseMax{8000};
 constexpr size_t kSpaceBytesMax = 255;
 
 class Store : public BlockStore {
@@ -64,6 +66,7 @@ class Store : public BlockStore {
   // False when files are above their bound although all of them were rewritten.
   bool ReclaimSpace();
   bool MeasureDisk();
+  void ReclaimFailed();
   void BoundDisk();
   // For a folder that was filled under a larger capacity.
   absl::Status EvictToCapacity();
@@ -72,6 +75,9 @@ class Store : public BlockStore {
   const RocksDbBlockStore::Config config_;
   const std::unique_ptr<Database> database_;
   std::thread maintenance_;
+  // Of that thread alone.
+  std::chrono::milliseconds reclaim_pause_ = kMaintenancePeriod;
+  std::chrono::steady_clock::time_point reclaim_at_{};
 
   // Held over a decision and the write that carries it out, so that disk and index change in the same order. Taken
   // before mutex_.
@@ -393,7 +399,7 @@ absl::Status Store::WriteTouched() {
       std::lock_guard lock(mutex_);
       records = index_.TakeTouched(kTouchBatch);
     }
-    if (records.empty()) return absl::OkStatus();
+    if (records.empty()) return uncertain_.empty() ? absl::OkStatus() : Write({});
     std::vector<Bytes> entries;
     for (const IndexedRecord& record : records) entries.push_back(SerializeRecord(record));
     std::vector<Change> changes;
@@ -423,14 +429,22 @@ void Store::BoundDisk() {
 bool Store::ReclaimSpace() {
   BoundDisk();
   if (MeasureDisk()) return true;
+  if (std::chrono::steady_clock::now() < reclaim_at_) return false;
   absl::Status status = database_->Reclaim([this] { return MeasureDisk(); });
   if (absl::IsDataLoss(status)) QuarantineDamaged();
   if (!status.ok()) {
-    std::lock_guard lock(mutex_);
-    refused_ = true;
-    return true;
+    ReclaimFailed();
+    return false;
   }
+  reclaim_pause_ = kMaintenancePeriod;
   return MeasureDisk();
+}
+
+void Store::ReclaimFailed() {
+  reclaim_at_ = std::chrono::steady_clock::now() + reclaim_pause_;
+  reclaim_pause_ = std::min(2 * reclaim_pause_, kReclaimPauseMax);
+  std::lock_guard lock(mutex_);
+  refused_ = true;
 }
 
 // A payload that cannot be read stands in the way of rewriting its file: finds them all, once a failed reclaim.

@@ -61,9 +61,10 @@ def _texts(options: argparse.Namespace) -> dict[str, list[Conversation]]:
     return {kind: spread(all_of, options.limit or len(all_of)) for kind, all_of in texts.items()}
 
 
-def _basis_files(options: argparse.Namespace) -> list[Path]:
+def _basis_files(options: argparse.Namespace) -> list[tuple[Path, int | None]]:
+    """Each with the most layers of a group, if they are known."""
     if options.bases:
-        return options.bases
+        return [(path, None) for path in options.bases]
     made = []
     for layers in options.basis_layers.split(","):
         path = options.out / f"{layers}-layers.basis"
@@ -71,7 +72,7 @@ def _basis_files(options: argparse.Namespace) -> list[Path]:
         arguments += ["--device", options.device] if options.device else []
         if calibrate.main([*arguments, "--out", str(path)]) != 0:
             raise ValueError(f"no basis of {layers} layers a group")
-        made.append(path)
+        made.append((path, int(layers)))
     return made
 
 
@@ -101,7 +102,7 @@ def compare(options: argparse.Namespace) -> Sequence[str]:
     texts, files = _texts(options), _basis_files(options)
     encoder, model = load_encoder(options.model), load_model(options.model, options.device)
     opponents = _fitted(options, model, encoder)
-    bases = [Basis.none(model), *(Basis.open(model, path) for path in files)]
+    bases = [Basis.none(model), *(Basis.open(model, path, layers) for path, layers in files)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bench = Bench(model, encoder, opponents, bases, pool)
         results = {

@@ -42,13 +42,13 @@ class Basis:
     labels: dict[Label, Setting]
 
     @staticmethod
-    def open(model: LoadedModel, path: Path) -> Basis:
-        """NativeError if the file is no basis of the model."""
+    def open(model: LoadedModel, path: Path, layers: int | None = None) -> Basis:
+        """Of at most `layers` layers a group, as many as it has on average if None. NativeError if it is no basis."""
         codec = native.Codec(model.layers, path)
         raw = bytes(raw_bytes(model.layers, BLOCK_TOKENS))
         frame, _ = codec.encode([0] * BLOCK_TOKENS, 0, raw, 1.0)
         groups = int.from_bytes(frame[_SECTION_COUNT], "little")
-        layers, size = -(-len(model.layers) // groups), path.stat().st_size
+        layers, size = layers or -(-len(model.layers) // groups), path.stat().st_size
         labels = {Label(OURS, layers, f"step {step:g}", size): Setting(step) for step in STEPS}
         for name in PROFILES:
             profile = codec.profile(name)
