@@ -30,7 +30,7 @@ from .statistics import QueryEnergy, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
-_TEXT_TOKENS = 80000  # Read altogether: some eighty for each regressor of a group. Half of it costs code 12 % more bytes.
+_TEXT_TOKENS = 80000  # Read altogether: some eighty for each regressor. Half of them cost code 12 % more bytes.
 _PREFIX_TOKENS = 768
 _FOLLOWING_TOKENS = 128
 _HELD_OUT = 8
