@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "absl/strings/str_cat.h"
+
 namespace latentkv {
 namespace {
 
@@ -40,7 +42,10 @@ absl::StatusOr<IndexedRecord> ParseRecord(ByteSpan id, ByteSpan value) {
   absl::StatusOr<Digest> key = DigestFromBytes(id_reader.GetBytes(sizeof(Digest::bytes)));
   absl::StatusOr<Encoding> encoding = EncodingFromBytes(id_reader.GetBytes(kEncodingBytes));
   if (!key.ok() || !encoding.ok() || id_reader.remaining() != 0) return absl::DataLossError("not a record's id");
-  if (reader.Get<uint8_t>() != kRecordVersion) return absl::DataLossError("unknown version of a record's entry");
+  if (const int version = reader.Get<uint8_t>(); version != kRecordVersion) {
+    return absl::DataLossError(absl::StrCat("a record's entry of version ", version, ", where this daemon knows ",
+                                            kRecordVersion, ": start it on an empty folder"));
+  }
   IndexedRecord record;
   record.entry.id = {*key, *encoding};
   record.sequence = reader.Get<uint64_t>();
