@@ -62,18 +62,20 @@ uint64_t BlobFileBytes(uint64_t capacity) { return std::clamp(capacity / 64, kMi
 // ends the process. Hence these two, and the refusals below
 // (docs/decisions/0014-a-refusal-is-recovered-by-opening-anew.md).
 
-// Keeps RocksDB from trying by itself to recover the log of writes, and tells `refused` of what it met on its own.
+// Keeps RocksDB from trying by itself to recover the log of writes, and tells `failed` of what a disk refused it.
 class NoRecovery : public rocksdb::EventListener {
  public:
-  explicit NoRecovery(std::atomic<bool>* refused) : refused_(refused) {}
+  explicit NoRecovery(std::atomic<bool>* failed) : failed_(failed) {}
 
  private:
-  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status*) override { *refused_ = true; }
+  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* status) override {
+    if (!IsDamage(*status)) *failed_ = true;
+  }
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status, bool* auto_recovery) override {
     *auto_recovery = false;
   }
 
-  std::atomic<bool>* const refused_;
+  std::atomic<bool>* const failed_;
 };
 
 // In the place of RocksDB's file of messages, which would meet the full disk too. What matters comes as a status.
@@ -82,7 +84,7 @@ class NoMessages : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
-rocksdb::DBOptions MakeDbOptions(uint64_t capacity, std::atomic<bool>* refused) {
+rocksdb::DBOptions MakeDbOptions(uint64_t capacity, std::atomic<bool>* failed) {
   rocksdb::DBOptions options;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
@@ -94,7 +96,7 @@ rocksdb::DBOptions MakeDbOptions(uint64_t capacity, std::atomic<bool>* refused) 
   options.bytes_per_sync = kMiB;
   options.info_log = std::make_shared<NoMessages>();
   options.stats_dump_period_sec = 0;
-  options.listeners.push_back(std::make_shared<NoRecovery>(refused));
+  options.listeners.push_back(std::make_shared<NoRecovery>(failed));
   options.max_bgerror_resume_count = 0;
   return options;
 }
@@ -168,7 +170,8 @@ class RocksDatabase : public Database {
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // As Family; default comes last.
   // Over every call that writes to the log, so that none reaches a log that has just failed.
   std::mutex log_mutex_;
-  std::atomic<bool> refused_ = false;  // Since the files were opened.
+  // Since the files were opened: writes are refused, and the disk refused some.
+  std::atomic<bool> refused_ = false, failed_ = false;
 };
 
 absl::Status RocksDatabase::OpenFiles() {
@@ -181,8 +184,8 @@ absl::Status RocksDatabase::OpenFiles() {
   // Storing must not take cores from an engine on the same machine that are needed to compute or to restore.
   rocksdb::Env::Default()->LowerThreadPoolCPUPriority(rocksdb::Env::HIGH);
   rocksdb::Env::Default()->LowerThreadPoolCPUPriority(rocksdb::Env::LOW);
-  refused_ = false;
-  const rocksdb::Status status = rocksdb::DB::Open(MakeDbOptions(capacity_, &refused_), path_, families, &handles_, &db);
+  refused_ = failed_ = false;
+  const rocksdb::Status status = rocksdb::DB::Open(MakeDbOptions(capacity_, &failed_), path_, families, &handles_, &db);
   if (!status.ok()) {
     handles_.clear();
     const std::string text = absl::StrCat("cannot open the data folder ", path_, ": ", status.ToString());
@@ -196,6 +199,7 @@ absl::Status RocksDatabase::OpenFiles() {
 
 absl::Status RocksDatabase::Remember(const rocksdb::Status& status) {
   if (status.ok()) return absl::OkStatus();
+  if (!IsDamage(status)) failed_ = true;
   refused_ = true;
   return absl::ResourceExhaustedError(absl::StrCat("the disk refuses to store: ", status.ToString()));
 }
@@ -215,7 +219,7 @@ absl::Status RocksDatabase::Close() {
   closed_ = true;
   if (db_ == nullptr) return absl::OkStatus();
   // So that the next opening has no log to replay. On a full disk the log keeps what this cannot write.
-  if (!refused_) {
+  if (!refused_ && !failed_) {
     (void)db_->Flush(rocksdb::FlushOptions(),
                      {Handle(Family::kIndex), Handle(Family::kPayload), Handle(Family::kNamed)});
   }
@@ -233,14 +237,14 @@ absl::Status RocksDatabase::Write(const std::vector<Change>& changes) {
     if (!status.ok()) return absl::InvalidArgumentError(status.ToString());
   }
   std::lock_guard log_lock(log_mutex_);
-  return refused_ ? Refused() : Remember(db_->Write(rocksdb::WriteOptions(), &batch));
+  return refused_ || failed_ ? Refused() : Remember(db_->Write(rocksdb::WriteOptions(), &batch));
 }
 
 absl::Status RocksDatabase::Sync() {
   absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
   std::lock_guard log_lock(log_mutex_);
-  return refused_ ? Refused() : Remember(db_->SyncWAL());
+  return refused_ || failed_ ? Refused() : Remember(db_->SyncWAL());
 }
 
 absl::StatusOr<SharedBytes> RocksDatabase::Read(Family family, const std::string& key) {
@@ -295,7 +299,13 @@ absl::Status RocksDatabase::Recover() {
   {
     absl::ReaderMutexLock lock(&life_);
     if (closed_) return Gone();
-    if (db_ != nullptr && !refused_) return absl::OkStatus();
+    if (db_ != nullptr && !failed_) {
+      // Damage alone stopped it: the log is sound, and RocksDB goes on.
+      if (!refused_ || db_->Resume().ok()) {
+        refused_ = false;
+        return absl::OkStatus();
+      }
+    }
     if (!HasSpace()) return Refused();
   }
   absl::MutexLock lock(&life_);
@@ -307,7 +317,7 @@ absl::Status RocksDatabase::Recover() {
 absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
   absl::ReaderMutexLock lock(&life_);
   if (db_ == nullptr) return Gone();
-  if (refused_) return Refused();
+  if (refused_ || failed_) return Refused();
   auto from = [this](const rocksdb::Status& status) {
     if (status.IsManualCompactionPaused() || status.IsIncomplete()) return absl::OkStatus();
     const absl::Status refusal = Remember(status);

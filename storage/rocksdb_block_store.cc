@@ -66,11 +66,11 @@ class Store : public BlockStore {
   // False when files are above their bound although all of them were rewritten.
   bool ReclaimSpace();
   bool MeasureDisk();
-  void ReclaimFailed();
   void BoundDisk();
   // For a folder that was filled under a larger capacity.
   absl::Status EvictToCapacity();
-  void QuarantineDamaged();
+  // Whether there were any.
+  bool QuarantineDamaged();
 
   const RocksDbBlockStore::Config config_;
   const std::unique_ptr<Database> database_;
@@ -431,40 +431,42 @@ bool Store::ReclaimSpace() {
   if (MeasureDisk()) return true;
   if (std::chrono::steady_clock::now() < reclaim_at_) return false;
   absl::Status status = database_->Reclaim([this] { return MeasureDisk(); });
-  if (absl::IsDataLoss(status)) QuarantineDamaged();
-  if (!status.ok()) {
-    ReclaimFailed();
-    return false;
+  if (status.ok()) {
+    reclaim_pause_ = kMaintenancePeriod;
+    return MeasureDisk();
   }
-  reclaim_pause_ = kMaintenancePeriod;
-  return MeasureDisk();
-}
-
-void Store::ReclaimFailed() {
-  reclaim_at_ = std::chrono::steady_clock::now() + reclaim_pause_;
-  reclaim_pause_ = std::min(2 * reclaim_pause_, kReclaimPauseMax);
+  const bool cleared = absl::IsDataLoss(status) && QuarantineDamaged();
+  if (!cleared) {
+    reclaim_at_ = std::chrono::steady_clock::now() + reclaim_pause_;
+    reclaim_pause_ = std::min(2 * reclaim_pause_, kReclaimPauseMax);
+  }
   std::lock_guard lock(mutex_);
   refused_ = true;
+  return cleared;
 }
 
 // A payload that cannot be read stands in the way of rewriting its file: finds them all, once a failed reclaim.
-void Store::QuarantineDamaged() {
+bool Store::QuarantineDamaged() {
   std::vector<RecordId> ids;
+  uint64_t before = 0;
   {
     std::lock_guard lock(mutex_);
     ids = index_.Ids();
+    before = counts_.quarantined_records;
   }
   for (const RecordId& id : ids) {
     IndexedRecord record;
     {
       std::lock_guard lock(mutex_);
       const IndexedRecord* found = index_.Find(id);
-      if (closed_) return;
+      if (closed_) return false;
       if (found == nullptr) continue;
       record = *found;
     }
     if (absl::IsDataLoss(ReadVerified(record).status())) Quarantine(record);
   }
+  std::lock_guard lock(mutex_);
+  return counts_.quarantined_records > before;
 }
 
 void Store::Maintain() {
@@ -474,7 +476,7 @@ void Store::Maintain() {
     {
       std::unique_lock lock(mutex_);
       changed_.wait_for(lock, kMaintenancePeriod,
-                        [&] { return closed_ || (!in_vain && disk_bytes_ > disk_bytes_max_); });
+                        [&] { return closed_ || (!in_vain && (refused_ || disk_bytes_ > disk_bytes_max_)); });
       if (closed_) return;
       refused = std::exchange(refused_, false);
     }
