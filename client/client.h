@@ -22,7 +22,7 @@ struct ClientOptions {
   std::string address;  // "127.0.0.1:7430" or "unix:/path"
   ChainScope scope;
   Geometry geometry;
-  std::string basis_path;                            // Empty: exact alone.
+  std::string basis_path;                            // Empty: exact or uncalibrated.
   std::string profile = "exact";                     // "uncalibrated" needs no basis; "high", "balanced", "small" do.
   float step = 0;                                    // Above 0: instead of the profile's.
   float loss_chain_max = 0;                          // What a reader accepts; 0: four times the profile's bound.

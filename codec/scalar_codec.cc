@@ -225,9 +225,7 @@ absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token, Byte
   for (uint32_t r = 0; r < 2 * channels; ++r) section.class_of_row[r] -= lowest[r / channels];
   PutNibbles(section.class_of_row, &writer);
   PutNibbles(section.exponent, &writer);
-  if (first > 0) {
-    writer.PutBytes(WriteSinks(geometry_, l, l + 1, raw));
-  }
+  if (first > 0) writer.PutBytes(WriteSinks(geometry_, l, l + 1, raw));
   PutEscapes(coded->escapes, &writer);
   writer.PutBytes(coded->bytes);
   return payload;

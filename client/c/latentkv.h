@@ -59,8 +59,8 @@ typedef struct {
   const uint8_t* adapter_digest; /* [32] or NULL */
   const latentkv_layer* layers;
   uint32_t layer_count;
-  const char* basis_path;        /* NULL: exact alone */
-  const char* profile;           /* "exact"; "uncalibrated" without a basis; "high", "balanced", "small" of one; NULL for "exact" */
+  const char* basis_path;        /* NULL: exact or uncalibrated */
+  const char* profile;           /* "exact", "uncalibrated"; of a basis "high", "balanced", "small"; NULL: "exact" */
   float step;                    /* Above 0: instead of the profile's */
   float loss_chain_max;          /* What a reader accepts; 0: four times the profile's bound */
   uint64_t staging_bytes_max;    /* Bound of what waits to be sent; 0 for 256 MiB */
