@@ -1,0 +1,113 @@
+// Arrays in device memory and in pinned host memory, owned.
+#ifndef LATENTKV_KERNELS_CUDA_DEVICE_ARRAY_H_
+#define LATENTKV_KERNELS_CUDA_DEVICE_ARRAY_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/cuda/check_launch.h"
+
+namespace latentkv::cuda {
+
+// Of trivial type, not initialised. Movable. The device it was made on must be current where it is destroyed.
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~DeviceArray() { cudaFree(data_); }
+
+  // ResourceExhausted.
+  static absl::StatusOr<DeviceArray> Make(size_t size) {
+    DeviceArray array;
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, (size == 0 ? 1 : size) * sizeof(T));
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // It would come up at the next launch again.
+      return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of device memory"));
+    }
+    array.data_ = static_cast<T*>(memory);
+    array.size_ = size;
+    return array;
+  }
+  // With the values of `host`, whoever waits for the device.
+  static absl::StatusOr<DeviceArray> Copy(absl::Span<const T> host) {
+    absl::StatusOr<DeviceArray> array = Make(host.size());
+    if (!array.ok()) return array;
+    const cudaError_t error = cudaMemcpy(array->data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice);
+    if (error != cudaSuccess) return CudaStatus(error, "copying to the device");
+    return array;
+  }
+
+  T* data() const { return data_; }
+  size_t size() const { return size_; }
+  size_t bytes() const { return size_ * sizeof(T); }
+
+ private:
+  T* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The same in host memory that a device copies from while the host goes on.
+template <typename T>
+class PinnedArray {
+ public:
+  PinnedArray() = default;
+  PinnedArray(PinnedArray&& other) noexcept { *this = std::move(other); }
+  PinnedArray& operator=(PinnedArray&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~PinnedArray() { cudaFreeHost(data_); }
+
+  // ResourceExhausted.
+  static absl::StatusOr<PinnedArray> Make(size_t size) {
+    PinnedArray array;
+    void* memory = nullptr;
+    const cudaError_t error = cudaMallocHost(&memory, (size == 0 ? 1 : size) * sizeof(T));
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of pinned memory"));
+    }
+    array.data_ = static_cast<T*>(memory);
+    array.size_ = size;
+    return array;
+  }
+
+  T* data() const { return data_; }
+  size_t size() const { return size_; }
+  T& operator[](size_t i) const { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// An array in both: what the host writes goes to the device by Upload.
+template <typename T>
+struct MirroredArray {
+  PinnedArray<T> host;
+  DeviceArray<T> device;
+
+  T* data() const { return device.data(); }
+  // Elements [first, first + count), which must stay as they are until the stream has passed.
+  absl::Status Upload(size_t first, size_t count, cudaStream_t stream) const {
+    return CudaStatus(cudaMemcpyAsync(device.data() + first, host.data() + first, count * sizeof(T),
+                                      cudaMemcpyHostToDevice, stream),
+                      "copying to the device");
+  }
+};
+
+}  // namespace latentkv::cuda
+
+#endif  // LATENTKV_KERNELS_CUDA_DEVICE_ARRAY_H_

@@ -1,0 +1,55 @@
+// Sections to latents on the device: checksum, first bytes, entropy decoding, escapes and bounds, a warp a section.
+#ifndef LATENTKV_KERNELS_CUDA_LATENT_DECODE_H_
+#define LATENTKV_KERNELS_CUDA_LATENT_DECODE_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/cuda/restore_types.h"
+
+namespace latentkv::cuda {
+
+// Per group, what its sections are read with; all arrays are in device memory.
+struct DecodeGroup {
+  uint32_t rank;              // Own latents, at most kRankTilesMax tiles.
+  uint32_t column;            // Of latent 0 in a row of `latents`, a multiple of kRankTile.
+  uint32_t exact_token_bytes; // Of a token's values in all layers of the group.
+  uint32_t sink_bytes;
+};
+
+// Tables of all classes, as kernels/latent_entropy.h has them.
+struct DecodeTables {
+  const uint8_t* symbols;   // [kLatentClasses][kProbabilityOne]
+  const uint32_t* ranges;   // [kLatentClasses][256], frequency | start << 16
+  const uint8_t* magnitude_max;  // [kLatentClasses]
+};
+
+struct DecodeParams {
+  DecodeTables tables;
+  const DecodeGroup* groups;       // [groups]
+  const SectionSource* sources;    // [groups][blocks]
+  const uint32_t* first_tokens;    // [blocks]
+  SectionState* states;            // [groups][blocks]
+  int8_t* latents;                 // [blocks * kBlockTokens][latent_stride], q or what a rest leaves of it
+  uint64_t latent_stride;
+  uint32_t* own_sums;              // [groups][blocks][kBlockTokens] of magnitudes; bit 31: one is above the bound
+  uint32_t* inherited_sums;        // the same of the first `inherited_rank` latents
+  uint16_t* rest_tiles;            // [groups][blocks][kRankTilesMax], kNoRest or an index into `rests`
+  int8_t* rests;                   // [rests_max][kBlockTokens][kRankTile]: latents are 2 * rest + what is in `latents`
+  uint32_t* rest_count;            // 0 before the first decoding of a restore
+  uint32_t rests_max;              // below kNoRest
+  uint32_t blocks;
+  uint32_t first_group, last_group;  // Decoded now.
+  uint32_t inherited_rank;
+  uint32_t lowest_class;           // From which on classes are kept in shared memory; others work, slowly.
+};
+
+// Decodes sections [first_group, last_group) of all blocks. A section with a fault has rank_tiles 0 and its state says
+// why. Columns of latents that are inherited are always written, others up to the tile of the last row.
+absl::Status DecodeSections(const DecodeParams& params, uint32_t multiprocessors, cudaStream_t stream);
+
+}  // namespace latentkv::cuda
+
+#endif  // LATENTKV_KERNELS_CUDA_LATENT_DECODE_H_

@@ -1,0 +1,27 @@
+// How the channels of a group are laid into tiles of the restore's product.
+#ifndef LATENTKV_KERNELS_CUDA_PRODUCT_TILES_H_
+#define LATENTKV_KERNELS_CUDA_PRODUCT_TILES_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/geometry.h"
+#include "kernels/cuda/restore_types.h"
+
+namespace latentkv::cuda {
+
+struct ProductTiles {
+  std::vector<ProductTile> tiles;   // An even number.
+  std::vector<int32_t> channels;    // [tiles * kTileChannels] the group's channel of each decoder row; negative: none
+  std::vector<int32_t> factors;     // the same in the order of the factors (restore_product.h)
+};
+
+// Of layers [first_layer, last_layer); `rotary_of_layer` indexes the rotary tables. Unimplemented for a geometry whose
+// heads or pairs are no multiples of kChunkChannels: it is restored on the CPU.
+absl::StatusOr<ProductTiles> MakeProductTiles(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer,
+                                              const std::vector<uint32_t>& rotary_of_layer);
+
+}  // namespace latentkv::cuda
+
+#endif  // LATENTKV_KERNELS_CUDA_PRODUCT_TILES_H_

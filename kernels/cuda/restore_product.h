@@ -1,0 +1,64 @@
+// Latents to pages on the device: the product with a group's decoder in int8 on the tensor cores, and as its epilogue
+// scale, prediction, rotation, rounding and the scatter into the engine's pages. Gives the bits of kernels/reconstruct.h,
+// rotary.h and pages.h.
+#ifndef LATENTKV_KERNELS_CUDA_RESTORE_PRODUCT_H_
+#define LATENTKV_KERNELS_CUDA_RESTORE_PRODUCT_H_
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "core/geometry.h"
+#include "kernels/cuda/restore_types.h"
+
+namespace latentkv::cuda {
+
+// int8 matrices as the copy engine sees them, made by MakeProductMap.
+struct ProductMaps {
+  CUtensorMap features;  // [tokens][feature_tiles * kRankTile]
+  CUtensorMap latents;   // [tokens][latent_stride]
+  CUtensorMap rests;     // [rests_max * kBlockTokens][kRankTile]
+  CUtensorMap decoder;   // [tile_count * kTileChannels][columns]: of features, own and inherited latents in whole tiles
+};
+
+// Which rows a copy takes at once: those of a block in two halves, those of a decoder's tile together.
+inline constexpr uint32_t kBlockRows = kBlockTokens / 2;
+
+// A row-major matrix in device memory, copied in boxes of kRankTile columns and `box_rows` rows. `columns` is a
+// multiple of kRankTile. Unimplemented without a driver that has tensor maps.
+absl::StatusOr<CUtensorMap> MakeProductMap(const int8_t* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows);
+
+struct ProductParams {
+  // Of the group; channels in the order of the decoder's rows, but for the factors: of each tile those of channels
+  // 8 i + 2 k + e, i below 16 and e below 2, one behind another, for k = 0, then 1, 2 and 3.
+  const ProductTile* tiles;    // [tile_count]
+  const float* mean;           // [tile_count * kTileChannels]
+  const float* feature_scale;  // the same; may be null without features
+  const float* row_scale;      // the same
+  uint32_t tile_count;         // Even.
+  uint32_t feature_tiles;
+  uint32_t own_tiles;          // Of the decoder.
+  uint32_t inherited_tiles;    // Of each group before.
+  const uint32_t* columns;     // [groups] where each group's latents begin in `latents`
+  uint32_t group;
+
+  uint32_t blocks;
+  const SectionState* states;    // [groups][blocks]
+  const uint32_t* first_faults;  // [blocks] groups at and above it are not restored
+  const uint16_t* rest_tiles;    // [groups][blocks][kRankTilesMax]
+  const uint32_t* first_tokens;  // [blocks]
+  const TokenSlot* slots;        // [blocks * kBlockTokens]
+  const DevicePart* parts;       // [2 * layers]
+  const DeviceRotary* rotaries;
+};
+
+// Writes group params.group of all blocks that are sound so far into pages of `dtype`. Needs compute capability 9.0.
+absl::Status RestoreProduct(const ProductMaps& maps, const ProductParams& params, DType dtype, uint32_t multiprocessors,
+                            cudaStream_t stream);
+
+}  // namespace latentkv::cuda
+
+#endif  // LATENTKV_KERNELS_CUDA_RESTORE_PRODUCT_H_
