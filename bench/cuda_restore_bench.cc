@@ -286,46 +286,64 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
     }
   }
 
-  cudaEvent_t start, first_group, copied[kGroups];
+  // What the stream does, one interval after the other.
+  enum Stage { kBegin, kFirstPayload, kFirstDecode, kFirstProduct, kOtherPayloads, kOtherDecodes, kOtherProducts, kStages };
+  cudaEvent_t start, marks[kStages], copied[kGroups];
   Check(cudaEventCreate(&start), "an event");
-  Check(cudaEventCreate(&first_group), "an event");
+  for (cudaEvent_t& event : marks) Check(cudaEventCreate(&event), "an event");
   for (cudaEvent_t& event : copied) Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
-  std::vector<float> first_times;
-  // Groups [0, first) are decoded one by one, the rest together.
-  const auto whole = [&](uint32_t alone) {
+  const auto restore = [&] {
+    const auto mark = [&](Stage stage) { Check(cudaEventRecord(marks[stage], work), "timing"); };
     Check(cudaEventRecord(start, work), "timing");
     Check(cudaStreamWaitEvent(copies, start), "waiting");
     Check(restorer->Begin(restored, parts, work));
+    mark(kBegin);
     for (uint32_t g = 0; g < kGroups; ++g) {
       Check(restorer->Add(g, payloads[g].data(), payloads[g].size(), places[g], copies));
       Check(cudaEventRecord(copied[g], copies), "an event");
-      if (g >= alone && g + 1 < kGroups) continue;
-      Check(cudaStreamWaitEvent(work, copied[g]), "waiting");
-      const uint32_t from = std::min(g, alone);
-      Check(restorer->Decode(from, g + 1, work));
-      for (uint32_t r = from; r <= g; ++r) {
-        Check(restorer->Restore(r, work));
-        if (r == 0) Check(cudaEventRecord(first_group, work), "timing");
-      }
     }
+    Check(cudaStreamWaitEvent(work, copied[0]), "waiting");
+    mark(kFirstPayload);
+    Check(restorer->Decode(0, 1, work));
+    mark(kFirstDecode);
+    Check(restorer->Restore(0, work));
+    mark(kFirstProduct);
+    Check(cudaStreamWaitEvent(work, copied[kGroups - 1]), "waiting");
+    mark(kOtherPayloads);
+    Check(restorer->Decode(1, kGroups, work));
+    mark(kOtherDecodes);
+    for (uint32_t g = 1; g < kGroups; ++g) Check(restorer->Restore(g, work));
+    mark(kOtherProducts);
+    Check(cudaStreamSynchronize(work), "restoring");
   };
-  const double restore_ms = timer.Median([&] { whole(1); });
-  float first_ms = 0;
-  Check(cudaEventElapsedTime(&first_ms, start, first_group), "timing");
-  const double one_by_one_ms = timer.Median([&] { whole(kGroups); });
-
-  // Its parts, on what is on the device by now.
-  const double decode_ms = timer.Median([&] { Check(restorer->Decode(0, kGroups, work)); });
-  const double decode_first_ms = timer.Median([&] { Check(restorer->Decode(0, 1, work)); });
-  double product_ms = 0;
-  for (uint32_t g = 0; g < kGroups; ++g) product_ms += timer.Median([&] { Check(restorer->Restore(g, work)); });
+  std::vector<float> stages[kStages + 1];  // The last is the whole.
+  for (int run = 0; run < kRuns + 2; ++run) {
+    restore();
+    for (uint32_t stage = 0; stage <= kStages && run >= 2; ++stage) {
+      const bool all = stage == kStages;
+      float ms = 0;
+      Check(cudaEventElapsedTime(&ms, all || stage == 0 ? start : marks[stage - 1], marks[all ? kStages - 1 : stage]),
+            "timing");
+      stages[stage].push_back(ms);
+    }
+  }
+  double ms[kStages + 1];
+  for (uint32_t stage = 0; stage <= kStages; ++stage) {
+    std::nth_element(stages[stage].begin(), stages[stage].begin() + kRuns / 2, stages[stage].end());
+    ms[stage] = stages[stage][kRuns / 2];
+  }
+  const double restore_ms = ms[kStages], product_ms = ms[kFirstProduct] + ms[kOtherProducts];
+  const double first_ms = ms[kBegin] + ms[kFirstPayload] + ms[kFirstDecode] + ms[kFirstProduct];
+  const double decode_ms = ms[kFirstDecode] + ms[kOtherDecodes];
   std::vector<uint32_t> ranks;
   for (uint32_t g = 0; g < kGroups; ++g) {
-    ranks.push_back(basis->groups()[g].rank + g * basis->inherited_rank() + basis->embedding().Features());
+    // In whole tiles, as cuBLAS is fast with.
+    const auto tiles = [](uint32_t rank) { return (rank + kRankTile - 1) / kRankTile * kRankTile; };
+    ranks.push_back(tiles(basis->groups()[g].rank) + g * tiles(basis->inherited_rank()) +
+                    tiles(basis->embedding().Features()));
   }
 
   // The same bits as on the CPU, after all of that.
-  whole(1);
   const auto outcomes = Value(PinnedArray<GroupRestorer::Outcome>::Make(blocks));
   Check(restorer->Report(outcomes.data(), work));
   Check(cudaStreamSynchronize(work), "waiting");
@@ -380,12 +398,12 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
   std::printf("cuBLAS bf16 product           %8.3f ms  %6.0f TFLOP/s\n", bare_ms, flops / bare_ms / 1e9);
   std::printf("restore                       %8.3f ms  %.2f times the raw copy's rate, %.3f of the product's time\n",
               restore_ms, copy_ms / restore_ms, restore_ms / bare_ms);
-  std::printf("  groups decoded one by one   %8.3f ms\n", one_by_one_ms);
   std::printf("  first group                 %8.3f ms  %.3f of the whole\n", first_ms, first_ms / restore_ms);
-  std::printf("  decoding, all groups        %8.3f ms  %.3f of the products; the first group alone %.3f ms\n", decode_ms,
-              decode_ms / product_ms, decode_first_ms);
+  std::printf("  decoding                    %8.3f ms  %.3f of the products; the first group %.3f ms, the others %.3f ms\n",
+              decode_ms, decode_ms / product_ms, ms[kFirstDecode], ms[kOtherDecodes]);
   std::printf("  products with epilogue      %8.3f ms  %6.0f TOP/s, %.3f of cuBLAS\n", product_ms,
               flops / product_ms / 1e9, product_ms / bare_ms);
+  std::printf("  beginning, waiting for bytes%8.3f ms\n", ms[kBegin] + ms[kFirstPayload] + ms[kOtherPayloads]);
   std::printf("device memory: basis %.1f MB, rotary tables %.1f MB, scratch %.1f MB (%.0f bytes a token)\n",
               device_basis->bytes() / 1e6, rotary.bytes() / 1e6, restorer->bytes() / 1e6,
               static_cast<double>(restorer->bytes()) / tokens);

@@ -123,8 +123,10 @@ absl::Status DeviceBasis::MakeGroup(const BasisView& view, uint32_t index) {
   group.column = latent_stride_;
   // What is inherited of a group of few latents is zeros behind them.
   latent_stride_ += std::max(group.own_tiles, inherited_tiles()) * kRankTile;
-  if (group.own_tiles > kRankTilesMax) {
-    return absl::UnimplementedError(absl::StrCat("a group of rank ", from.rank, " is not restored on a device"));
+  if (group.own_tiles > kRankTilesMax || from.last_layer - from.first_layer > kGroupLayersMax) {
+    return absl::UnimplementedError(absl::StrCat("a group of rank ", from.rank, " and ",
+                                                 from.last_layer - from.first_layer,
+                                                 " layers is not restored on a device"));
   }
   absl::StatusOr<ProductTiles> tiles = MakeProductTiles(*geometry_, from.first_layer, from.last_layer, rotary_of_layer_);
   if (!tiles.ok()) return tiles.status();

@@ -68,6 +68,7 @@ absl::Status GroupRestorer::Allocate(uint32_t multiprocessors) {
   make(&rest_count_, 1);
   mirror(&first_tokens_, blocks);
   mirror(&tokens_, blocks * (kBlockTokens + basis_.history()));
+  make(&plans_, blocks);
   make(&rest_tiles_, groups * blocks * kRankTilesMax);
   mirror(&sources_, groups * blocks);
   make(&states_, groups * blocks);
@@ -185,7 +186,7 @@ absl::Status GroupRestorer::Restore(uint32_t group, cudaStream_t stream) {
   const DeviceGroup& from = basis_.groups()[group];
   absl::Status status =
       VerifySections({group, blocks_, sources_.data(), states_.data(), first_tokens_.data(), own_sums_.data(),
-                      inherited_sums_.data(), inherited_totals_.data(), first_faults_.data()},
+                      inherited_sums_.data(), inherited_totals_.data(), first_faults_.data(), plans_.data()},
                      stream);
   if (!status.ok()) return status;
   const ProductMaps maps = {feature_map_, latent_map_, rest_map_, from.map};
@@ -201,12 +202,12 @@ absl::Status GroupRestorer::Restore(uint32_t group, cudaStream_t stream) {
   params.columns = basis_.columns();
   params.group = group;
   params.blocks = blocks_;
-  params.states = states_.data();
-  params.first_faults = first_faults_.data();
+  params.plans = plans_.data();
   params.rest_tiles = rest_tiles_.data();
-  params.first_tokens = first_tokens_.data();
   params.slots = slots_.data();
   params.parts = parts_.data();
+  params.first_part = 2 * from.first_layer;
+  params.part_count = 2 * (from.last_layer - from.first_layer);
   params.rotaries = rotaries_.data();
   status = RestoreProduct(maps, params, basis_.dtype(), multiprocessors_, stream);
   if (!status.ok()) return status;

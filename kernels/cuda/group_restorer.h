@@ -88,6 +88,7 @@ class GroupRestorer {
   DeviceArray<int8_t> latents_, rests_, features_;
   DeviceArray<uint32_t> own_sums_, inherited_sums_, inherited_totals_, first_faults_, rest_count_;
   DeviceArray<uint16_t> rest_tiles_;
+  DeviceArray<BlockPlan> plans_;
   DeviceArray<SectionState> states_;
   MirroredArray<uint32_t> first_tokens_, tokens_;
   MirroredArray<SectionSource> sources_;

@@ -75,6 +75,18 @@ __device__ inline void CopyBoxToAll(const CUtensorMap* map, uint32_t column, uin
       : "memory");
 }
 
+// `bytes`, a multiple of 16 as both addresses are, into shared memory; they count at `barrier`.
+__device__ inline void CopyBytes(const void* from, uint32_t bytes, uint64_t* barrier, void* to) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   SharedAddress(to)),
+               "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
+               : "memory");
+}
+
+__device__ inline void Arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+
 template <uint32_t kRegisters>
 __device__ inline void TakeRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -26,17 +26,12 @@ constexpr uint32_t kRangesMax = 7168;
 struct Shared {
   uint8_t symbols[kWindowClasses * kProbabilityOne];
   uint32_t ranges[kRangesMax];
-  uint32_t classes[kLatentClasses];  // Place of the first range << 8 | place of the escape behind it.
+  uint32_t classes[kLatentClasses];  // Place of the first range << 8 | symbols there are but the escape, which comes last.
   uint32_t checksums[4][256];
 };
 static_assert(sizeof(Shared) <= 227 * 1024);
 
 __device__ void LoadTables(const DecodeTables& tables, uint32_t lowest, Shared* shared) {
-  const uint32_t count = min(kWindowClasses, kLatentClasses - lowest);
-  const uint4* from = reinterpret_cast<const uint4*>(tables.symbols + lowest * kProbabilityOne);
-  for (uint32_t i = threadIdx.x; i < count * kProbabilityOne / 16; i += kThreads) {
-    reinterpret_cast<uint4*>(shared->symbols)[i] = __ldg(from + i);
-  }
   if (threadIdx.x == 0) {
     uint32_t place = 0;
     for (uint32_t c = 0; c < kLatentClasses; ++c) {
@@ -62,6 +57,15 @@ __device__ void LoadTables(const DecodeTables& tables, uint32_t lowest, Shared* 
     const uint32_t c = i / 256, symbol = i % 256, escape = shared->classes[c] & 255;
     const uint32_t at = (shared->classes[c] >> 8) + (symbol == kEscapeSymbol ? escape : symbol);
     if (symbol < escape || symbol == kEscapeSymbol) shared->ranges[at] = tables.ranges[i];
+  }
+  const uint32_t count = min(kWindowClasses, kLatentClasses - lowest);
+  const uint4* from = reinterpret_cast<const uint4*>(tables.symbols + lowest * kProbabilityOne);
+  for (uint32_t i = threadIdx.x; i < count * kProbabilityOne / 16; i += kThreads) {
+    const uint32_t escapes = (shared->classes[lowest + i * 16 / kProbabilityOne] & 255) * 0x01010101;
+    uint4 symbols = __ldg(from + i);
+    symbols = {__vminu4(symbols.x, escapes), __vminu4(symbols.y, escapes), __vminu4(symbols.z, escapes),
+               __vminu4(symbols.w, escapes)};
+    reinterpret_cast<uint4*>(shared->symbols)[i] = symbols;
   }
   __syncthreads();
 }
@@ -119,38 +123,44 @@ __device__ uint32_t Word16(const uint8_t* at) { return __ldg(at) | uint32_t{__ld
 // Words of a stream for a warp: two windows of 32 that lanes exchange, and a third on its way.
 class Words {
  public:
-  __device__ __forceinline__ Words(const uint8_t* words, uint32_t count, uint32_t lane) : words_(words), count_(count), lane_(lane) {
-    first_ = Load(lane);
-    second_ = Load(kWarp + lane);
-    third_ = Load(2 * kWarp + lane);
-    next_ = 3 * kWarp + lane;
+  __device__ __forceinline__ Words(const uint8_t* words, uint32_t count, uint32_t lane)
+      : next_(words + 2 * (3 * kWarp + lane)), end_(words + 2 * size_t{count}), count_(count),
+        below_((1u << lane) - 1) {
+    first_ = Word(next_ - 6 * kWarp);
+    second_ = Word(next_ - 4 * kWarp);
+    Load(next_ - 2 * kWarp);
   }
   // The word of each lane of `wanting`; lanes take them in order. Zeros behind the last.
   __device__ __forceinline__ uint32_t Take(uint32_t wanting) {
-    const uint32_t index = at_ + __popc(wanting & ((1u << lane_) - 1));
-    const uint32_t one = __shfl_sync(~0u, first_, index & 31), two = __shfl_sync(~0u, second_, index & 31);
-    const uint32_t count = __popc(wanting);
-    at_ += count;
-    taken_ += count;
+    const uint32_t index = at_ + __popc(wanting & below_);
+    const uint32_t one = __shfl_sync(~0u, first_, index), two = __shfl_sync(~0u, second_, index);
+    at_ += __popc(wanting);
+    const uint32_t word = index < kWarp ? one : two;
     if (at_ >= kWarp) {
       at_ -= kWarp;
+      windows_ += kWarp;
       first_ = second_;
-      second_ = third_;
-      third_ = Load(next_);
-      next_ += kWarp;
+      second_ = low_ | high_ << 8;
+      Load(next_);
+      next_ += 2 * kWarp;
     }
-    return index < kWarp ? one : two;
+    return word;
   }
-  __device__ __forceinline__ bool AtEnd() const { return taken_ == count_; }
+  __device__ __forceinline__ bool AtEnd() const { return windows_ + at_ == count_; }
 
  private:
-  __device__ __forceinline__ uint32_t Load(uint32_t index) const { return index < count_ ? Word16(words_ + 2 * size_t{index}) : 0; }
+  __device__ __forceinline__ uint32_t Word(const uint8_t* at) const { return at < end_ ? Word16(at) : 0; }
+  // Its two bytes are joined when they are needed, so that nobody waits for them here.
+  __device__ __forceinline__ void Load(const uint8_t* at) {
+    low_ = at < end_ ? __ldg(at) : 0;
+    high_ = at < end_ ? __ldg(at + 1) : 0;
+  }
 
-  const uint8_t* const words_;
-  const uint32_t count_, lane_;
-  uint32_t first_, second_, third_;
-  uint32_t next_;
-  uint32_t at_ = 0, taken_ = 0;
+  const uint8_t* next_;
+  const uint8_t* const end_;
+  const uint32_t count_, below_;
+  uint32_t first_, second_, low_, high_;
+  uint32_t at_ = 0, windows_ = 0;
 };
 
 // What a lane's escape says, less twice its rest; `fault` is the warp's.
@@ -293,80 +303,159 @@ class SectionDecoder {
     x_ = Word16(at) | Word16(at + 2) << 16;
     if (__any_sync(~0u, x_ < kStart)) return kFaultStream;
     Words words(stream_ + kWarp * sizeof(uint32_t), word_count_, lane_);
-    for (uint32_t row = 0; row < rank_; row += kContextRows) {
-      if (row % kRankTile == 0) rest_ = kNoRest;
-      if (uint32_t fault = SixteenRows(row, &words); fault != kFaultNone) return fault;
-      state_.rests |= rest_ != kNoRest;
-    }
+    const uint32_t fault = InWindow() ? AllRows<true>(&words) : AllRows<false>(&words);
+    if (fault != kFaultNone) return fault;
     if (!words.AtEnd() || __any_sync(~0u, x_ != kStart)) return kFaultStream;
     if (escapes_taken_ != escape_count_) return kFaultEscapes;
-    if (rank_ <= params_.inherited_rank) inherited_[0] = own_[0], inherited_[1] = own_[1];
     state_.rank_tiles = (rank_ + kRankTile - 1) / kRankTile;
     const uint32_t done = (rank_ + kContextRows - 1) / kContextRows * kContextRows;
     ClearColumns(done, state_.rank_tiles * kRankTile);
     return kFaultNone;
   }
 
-  __device__ __forceinline__ uint32_t SixteenRows(uint32_t row, Words* words) {
-    const uint4 packed_classes = __ldg(reinterpret_cast<const uint4*>(source_.model.classes + row));
-    const uint32_t classes[4] = {packed_classes.x, packed_classes.y, packed_classes.z, packed_classes.w};
-    uint32_t magnitudes[2] = {};
-    uint32_t packed[2][4] = {};
-#pragma unroll
-    for (uint32_t j = 0; j < kContextRows; ++j) {
-      if (row + j >= rank_) break;
-      if (row + j == params_.inherited_rank) inherited_[0] = own_[0], inherited_[1] = own_[1];
-      const int row_class = classes[j / 4] >> 8 * (j % 4) & 255;
-#pragma unroll
-      for (uint32_t h = 0; h < 2; ++h) {
-        const uint32_t symbol = Symbol(row_class + shifts_[h], words);
-        magnitudes[h] += (symbol + 1) >> 1;
-        int32_t q = static_cast<int32_t>(symbol >> 1) ^ -static_cast<int32_t>(symbol & 1);
-        uint32_t magnitude = abs(q);
-        const uint32_t escaped = __ballot_sync(~0u, symbol == kEscapeSymbol);
-        if (escaped != 0) {
-          const uint32_t count = __popc(escaped);
-          if (escapes_taken_ + count > escape_count_) return kFaultEscapes;
-          const Escaped found = TakeEscapes(params_, escapes_ + size_t{escapes_taken_} * kEscapeBytes, escaped, row + j,
-                                            h * kWarp + lane_, rest_, params_.rest_tiles + section_ * kRankTilesMax);
-          escapes_taken_ += count;
-          rest_ = found.rest_tile;
-          if (found.fault != kFaultNone) return found.fault;
-          if (escaped >> lane_ & 1) {
-            q = found.q;
-            magnitude = abs(q + 2 * found.rest);
-            above_ |= found.above << h;
-          }
-        }
-        own_[h] += magnitude;
-        packed[h][j / 4] |= (q & 255) << 8 * (j % 4);
-      }
+  // Whether shared memory has the symbols of all classes that may be asked for; classes of rows descend.
+  __device__ __forceinline__ bool InWindow() const {
+    if (rank_ == 0) return true;
+    const int greatest = __ldg(source_.model.classes), least = __ldg(source_.model.classes + rank_ - 1);
+    const int shift = kClassShiftMax, classes = kLatentClasses, lowest = params_.lowest_class;
+    return max(least - shift, 0) >= lowest && min(greatest + shift, classes - 1) < lowest + int{kWindowClasses};
+  }
+
+  template <bool kInWindow>
+  __device__ __forceinline__ uint32_t AllRows(Words* words) {
+    for (uint32_t row = 0; row < rank_; row += kContextRows) {
+      if (row % kRankTile == 0) rest_ = kNoRest;
+      const uint32_t fault = row + kContextRows <= rank_ ? SixteenRows<kInWindow, true>(row, words)
+                                                         : SixteenRows<kInWindow, false>(row, words);
+      if (fault != kFaultNone) return fault;
     }
-#pragma unroll
-    for (uint32_t h = 0; h < 2; ++h) {
-      *reinterpret_cast<uint4*>(Latents(h) + row) = {packed[h][0], packed[h][1], packed[h][2], packed[h][3]};
-    }
-    if (row + kContextRows <= rank_) Look(row / kContextRows, magnitudes);
     return kFaultNone;
   }
 
-  // Shared memory and registers alone, but for classes outside the window.
+  // All of them, or those that there are.
+  template <bool kInWindow, bool kAll>
+  __device__ __forceinline__ uint32_t SixteenRows(uint32_t row, Words* words) {
+    uint4 classes = __ldg(reinterpret_cast<const uint4*>(source_.model.classes + row));
+    uint32_t symbols[2][4] = {};  // Four rows a word.
+    // Not unrolled: the instruction cache holds this loop, and not four of it.
+#pragma unroll 1
+    for (uint32_t i = 0; i < 4; ++i) {
+      uint32_t four[2] = {};
+#pragma unroll
+      for (uint32_t j = 0; j < 4; ++j) {
+        if (!kAll && row + 4 * i + j >= rank_) break;
+        const int row_class = classes.x >> 8 * j & 255;
+#pragma unroll
+        for (uint32_t h = 0; h < 2; ++h) four[h] |= Symbol<kInWindow>(row_class + shifts_[h], words) << 8 * j;
+      }
+      classes = {classes.y, classes.z, classes.w, 0};
+#pragma unroll
+      for (uint32_t h = 0; h < 2; ++h) {
+        symbols[h][0] = symbols[h][1], symbols[h][1] = symbols[h][2], symbols[h][2] = symbols[h][3];
+        symbols[h][3] = four[h];
+      }
+    }
+    uint32_t magnitudes[2], escapes = 0;
+#pragma unroll
+    for (uint32_t h = 0; h < 2; ++h) {
+      magnitudes[h] = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) {
+        // Zigzag, four at a time. An escape becomes -128, which no symbol does, and counts 128.
+        const uint32_t halves = symbols[h][i] >> 1 & 0x7f7f7f7f, odd = symbols[h][i] & 0x01010101;
+        magnitudes[h] = __dp4a(halves + odd, 0x01010101u, magnitudes[h]);
+        escapes |= __vcmpeq4(symbols[h][i], 0xffffffff);
+        symbols[h][i] = halves ^ odd * 255;
+      }
+    }
+    uint32_t sums[2] = {magnitudes[0], magnitudes[1]};
+    if (__any_sync(~0u, escapes != 0)) {
+      if (uint32_t fault = Escapes(row, symbols, sums); fault != kFaultNone) return fault;
+    }
+    if (row < params_.inherited_rank) AddInherited(row, symbols, sums);
+#pragma unroll
+    for (uint32_t h = 0; h < 2; ++h) {
+      own_[h] += sums[h];
+      *reinterpret_cast<uint4*>(Latents(h) + row) = {symbols[h][0], symbols[h][1], symbols[h][2], symbols[h][3]};
+    }
+    if (kAll) Look(row / kContextRows, magnitudes);
+    return kFaultNone;
+  }
+
+  // Puts in `latents` and `sums` of magnitudes what the section says in the place of escapes.
+  __device__ __forceinline__ uint32_t Escapes(uint32_t row, uint32_t (&latents)[2][4], uint32_t (&sums)[2]) {
+    uint32_t fault = kFaultNone;
+#pragma unroll
+    for (uint32_t j = 0; j < kContextRows; ++j) {
+#pragma unroll
+      for (uint32_t h = 0; h < 2; ++h) {
+        const uint32_t shift = 8 * (j % 4);
+        const uint32_t escaped = __ballot_sync(~0u, (latents[h][j / 4] >> shift & 255) == 128);
+        if (escaped == 0 || fault != kFaultNone) continue;
+        const uint32_t count = __popc(escaped);
+        if (escapes_taken_ + count > escape_count_) {
+          fault = kFaultEscapes;
+          continue;
+        }
+        const Escaped found = TakeEscapes(params_, escapes_ + size_t{escapes_taken_} * kEscapeBytes, escaped, row + j,
+                                          h * kWarp + lane_, rest_, params_.rest_tiles + section_ * kRankTilesMax);
+        escapes_taken_ += count;
+        rest_ = found.rest_tile;
+        state_.rests |= rest_ != kNoRest;
+        fault = found.fault;
+        if (escaped >> lane_ & 1) {
+          latents[h][j / 4] = (latents[h][j / 4] & ~(255u << shift)) | (found.q & 255) << shift;
+          sums[h] += abs(found.q + 2 * found.rest) - 128;
+          above_ |= found.above << h;
+        }
+      }
+    }
+    return fault;
+  }
+
+  // Of rows below the inherited rank.
+  __device__ __forceinline__ void AddInherited(uint32_t row, const uint32_t (&latents)[2][4],
+                                               const uint32_t (&sums)[2]) {
+    const uint32_t rows = params_.inherited_rank - row;
+#pragma unroll
+    for (uint32_t h = 0; h < 2; ++h) {
+      if (rows >= kContextRows) {
+        inherited_[h] += sums[h];
+        continue;
+      }
+      for (uint32_t j = 0; j < rows; ++j) {
+        const int32_t q = static_cast<int8_t>((j < 8 ? (j < 4 ? latents[h][0] : latents[h][1])
+                                                     : (j < 12 ? latents[h][2] : latents[h][3])) >> 8 * (j % 4));
+        inherited_[h] += abs(q + 2 * RestAt(row + j, h));
+      }
+    }
+  }
+
+  // Of this lane's token.
+  __device__ __forceinline__ int32_t RestAt(uint32_t row, uint32_t half) const {
+    if (rest_ == kNoRest) return 0;
+    return params_.rests[(size_t{rest_} * kBlockTokens + half * kWarp + lane_) * kRankTile + row % kRankTile];
+  }
+
+  // Shared memory and registers alone, or tables in device memory.
+  template <bool kInWindow>
   __device__ __forceinline__ uint32_t Symbol(int latent_class, Words* words) {
     const uint32_t c = min(max(latent_class, 0), static_cast<int>(kLatentClasses) - 1);
-    const uint32_t info = shared_.classes[c];
-    const uint32_t slot = x_ & (kProbabilityOne - 1), window = c - params_.lowest_class;
-    uint32_t symbol;
-    if (window < kWindowClasses) {
-      symbol = shared_.symbols[window * kProbabilityOne + slot];
+    const uint32_t info = shared_.classes[c], escape = info & 255;
+    const uint32_t slot = x_ & (kProbabilityOne - 1);
+    // Of the class's symbols; the escape is the last.
+    uint32_t index;
+    if (kInWindow) {
+      index = shared_.symbols[(c - params_.lowest_class) * kProbabilityOne + slot];
     } else {
-      symbol = __ldg(params_.tables.symbols + c * kProbabilityOne + slot);
+      index = min(uint32_t{__ldg(params_.tables.symbols + c * kProbabilityOne + slot)}, escape);
     }
-    const uint32_t range = shared_.ranges[(info >> 8) + min(symbol, info & 255)];
+    const uint32_t range = shared_.ranges[(info >> 8) + index];
     x_ = (range & 0xffff) * (x_ >> kProbabilityBits) + slot - (range >> 16);
     const bool wants = x_ < kStart;
     const uint32_t word = words->Take(__ballot_sync(~0u, wants));
     if (wants) x_ = x_ << 16 | word;
-    return symbol;
+    return index == escape ? kEscapeSymbol : index;
   }
 
   __device__ __forceinline__ void Look(uint32_t look, const uint32_t* magnitudes) {

@@ -35,9 +35,9 @@ class Builder {
       const uint32_t i = n / 8, k = n % 8 / 2, e = n % 2;
       result_.channels.push_back(ChannelOf(i, k, e));
     }
-    for (uint32_t k = 0; k < 4; ++k) {
-      for (uint32_t i = 0; i < 16; ++i) {
-        for (uint32_t e = 0; e < 2; ++e) result_.factors.push_back(ChannelOf(i, k, e));
+    for (uint32_t i = 0; i < 8; ++i) {
+      for (uint32_t k = 0; k < 4; ++k) {
+        for (uint32_t c = 0; c < 4; ++c) result_.factors.push_back(ChannelOf(2 * i + c / 2, k, c % 2));
       }
     }
     tile_ = Empty();

@@ -35,20 +35,33 @@ struct Step {
 };
 constexpr uint8_t kMarked = 1 << 7;  // In `base` and `last`, which may be for no block: it is such a step.
 
+// What the epilogue of a tile reads.
+struct TileData {
+  ProductTile tile;
+  float mean[kTileChannels], feature_scale[kTileChannels], row_scale[kTileChannels];
+  TokenSlot slots[kTileBlocks * kBlockTokens];
+  BlockPlan plans[kTileBlocks];
+};
+constexpr uint32_t kTileBuffers = 2;
+
 struct Shared {
   Stage stages[kStages];
+  TileData tiles[kTileBuffers];
+  DevicePart parts[2 * kGroupLayersMax];  // Of the group's layers.
   uint64_t full[kStages], empty[kStages];
+  uint64_t tile_full[kTileBuffers], tile_empty[kTileBuffers];
   Step steps[kStages];  // Written before the stage's bytes are expected.
 };
 constexpr uint32_t kSharedBytes = sizeof(Shared) + 1024;  // Swizzled operands begin at multiples of 1024.
 static_assert(kSharedBytes <= 227 * 1024);
 static_assert(sizeof(Stage) % 1024 == 0);
 
-// Where a pipeline of stages stands.
+// Where a pipeline of `kCount` stages stands.
+template <uint32_t kCount>
 struct Cursor {
   uint32_t stage = 0, parity = 0;
   __device__ void Next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
+    if (++stage == kCount) stage = 0, parity ^= 1;
   }
 };
 
@@ -61,22 +74,17 @@ struct TileBlocks {
   uint32_t own_tiles[kTileBlocks] = {};
 };
 
-__device__ TileBlocks BlocksOf(const ProductParams& p, uint32_t tile) {
+__device__ TileBlocks BlocksOf(uint32_t tile, const BlockPlan (&plans)[kTileBlocks]) {
   TileBlocks blocks;
   blocks.first = tile * kTileBlocks;
 #pragma unroll
   for (uint32_t b = 0; b < kTileBlocks; ++b) {
-    const uint32_t block = blocks.first + b;
-    if (block >= p.blocks || p.first_faults[block] <= p.group) continue;
-    const SectionState& state = p.states[size_t{p.group} * p.blocks + block];
+    const uint32_t flags = plans[b].flags;
+    if ((flags & kPlanValid) == 0) continue;
     blocks.valid |= 1u << b;
-    blocks.own_tiles[b] = state.rank_tiles;
-    bool rests = state.rests;
-    if (state.predicted) {
-      blocks.predicted |= 1u << b;
-      for (uint32_t g = 0; g < p.group; ++g) rests |= p.states[size_t{g} * p.blocks + block].rests != 0;
-    }
-    blocks.rests |= uint32_t{rests} << b;
+    blocks.own_tiles[b] = plans[b].own_tiles;
+    blocks.predicted |= uint32_t{(flags & kPlanPredicted) != 0} << b;
+    blocks.rests |= uint32_t{(flags & kPlanRests) != 0} << b;
   }
   return blocks;
 }
@@ -149,27 +157,35 @@ __device__ TilePlace PlaceOf(uint32_t index, uint32_t block_tiles, uint32_t pair
   return {rest / width, band * kBandPairs + rest % width};
 }
 
+// One warp's lane of the fourth warpgroup. Warps 0 to 2 copy a block's latents each, warp 3 the decoder; a single one
+// could not keep up. All go through the same steps.
 class Producer {
  public:
-  __device__ Producer(const ProductMaps& maps, const ProductParams& params, Shared* shared)
-      : maps_(maps), params_(params), shared_(shared), rank_(RankInCluster()) {}
+  __device__ Producer(const ProductMaps& maps, const ProductParams& params, Shared* shared, uint32_t warp)
+      : maps_(maps), params_(params), shared_(shared), warp_(warp), rank_(RankInCluster()) {}
 
-  __device__ void Tile(const TilePlace& place) {
-    const TileBlocks blocks = BlocksOf(params_, place.blocks);
-    const uint32_t row = (place.pair * kCluster + rank_) * kTileChannels;
-    const uint32_t token = blocks.first * kBlockTokens + rank_ * kBlockRows;
-    step_ = {};
-    const auto whole = [&](const CUtensorMap& map, uint32_t mask, uint32_t decoder_column, uint32_t column) {
-      step_.multiply = mask;
-      Stage* stage = Open(kTileBlocks * kBlockBytes + kDecoderBytes);
+  // The plans of the tile that comes next, read while the one before is worked on.
+  __device__ __forceinline__ void Prefetch(const TilePlace& place) {
 #pragma unroll
-      for (uint32_t b = 0; b < kTileBlocks; ++b) CopyBlock(map, column, token + b * kBlockTokens, b, stage);
-      CopyDecoder(decoder_column, row, stage);
-      Close();
-    };
+    for (uint32_t b = 0; b < kTileBlocks; ++b) {
+      const uint32_t block = place.blocks * kTileBlocks + b;
+      plans_[b].flags = 0;
+      if (block < params_.blocks) plans_[b] = params_.plans[block];
+    }
+  }
+
+  // The tile whose plans were fetched; `next` is the one behind it.
+  __device__ __forceinline__ void Tile(const TilePlace& place, const TilePlace& next) {
+    const TileBlocks blocks = BlocksOf(place.blocks, plans_);
+    Prefetch(next);
+    if (CopiesDecoder()) CopyTileData(place);
+    // Of the decoder's tile, or of this CTA's half of a block's latents.
+    row_ = CopiesDecoder() ? (place.pair * kCluster + rank_) * kTileChannels
+                           : (blocks.first + warp_) * kBlockTokens + rank_ * kBlockRows;
+    step_ = {};
     if (blocks.predicted != 0) {
       for (uint32_t k = 0; k < params_.feature_tiles; ++k) {
-        whole(maps_.features, blocks.predicted, k * kRankTile, k * kRankTile);
+        Whole(maps_.features, blocks.predicted, k * kRankTile, k * kRankTile);
       }
     }
     step_.base = kMarked | (params_.feature_tiles > 0 ? blocks.predicted : 0);
@@ -177,18 +193,18 @@ class Producer {
     ForEachRest(params_, blocks, [&](const RestTiles& rests, uint32_t decoder_column) {
       doubled |= rests.mask;
       step_.multiply = rests.mask;
-      Stage* stage = Open(__popc(rests.mask) * kBlockBytes + kDecoderBytes);
-#pragma unroll
-      for (uint32_t b = 0; b < kTileBlocks; ++b) {
-        if ((rests.mask >> b & 1) == 0) continue;
-        CopyBlock(maps_.rests, 0, rests.tiles[b] * kBlockTokens + rank_ * kBlockRows, b, stage);
+      Open(__popc(rests.mask) * kBlockBytes + kDecoderBytes);
+      if (CopiesDecoder()) {
+        CopyDecoder(decoder_column);
+      } else if (rests.mask >> warp_ & 1) {
+        const uint32_t tile = warp_ == 0 ? rests.tiles[0] : (warp_ == 1 ? rests.tiles[1] : rests.tiles[2]);
+        CopyLatents(maps_.rests, 0, tile * kBlockTokens + rank_ * kBlockRows);
       }
-      CopyDecoder(decoder_column, row, stage);
       Close();
     });
     step_.doubled = doubled;
     ForEachLatentTile(params_, blocks, [&](uint32_t mask, uint32_t decoder_column, uint32_t column) {
-      whole(maps_.latents, mask, decoder_column, column);
+      Whole(maps_.latents, mask, decoder_column, column);
     });
     step_.multiply = 0;
     step_.last = kMarked | blocks.valid;
@@ -197,31 +213,64 @@ class Producer {
   }
 
  private:
-  __device__ Stage* Open(uint32_t bytes) {
+  __device__ __forceinline__ bool CopiesDecoder() const { return warp_ == kTileBlocks; }
+  __device__ __forceinline__ void CopyTileData(const TilePlace& place) {
+    const uint32_t tile = place.pair * kCluster + rank_, first = place.blocks * kTileBlocks;
+    const uint32_t count = min(kTileBlocks, params_.blocks - first);
+    TileData* data = &shared_->tiles[tile_cursor_.stage];
+    uint64_t* full = &shared_->tile_full[tile_cursor_.stage];
+    constexpr uint32_t kFactorBytes = kTileChannels * sizeof(float), kSlotBytes = kBlockTokens * sizeof(TokenSlot);
+    Wait(&shared_->tile_empty[tile_cursor_.stage], tile_cursor_.parity ^ 1);
+    ArriveExpecting(full, sizeof(ProductTile) + 3 * kFactorBytes + count * (kSlotBytes + sizeof(BlockPlan)));
+    CopyBytes(params_.tiles + tile, sizeof(ProductTile), full, &data->tile);
+    CopyBytes(params_.mean + tile * kTileChannels, kFactorBytes, full, data->mean);
+    CopyBytes(params_.feature_scale + tile * kTileChannels, kFactorBytes, full, data->feature_scale);
+    CopyBytes(params_.row_scale + tile * kTileChannels, kFactorBytes, full, data->row_scale);
+    CopyBytes(params_.slots + first * kBlockTokens, count * kSlotBytes, full, data->slots);
+    CopyBytes(params_.plans + first, count * sizeof(BlockPlan), full, data->plans);
+    tile_cursor_.Next();
+  }
+  // A step that takes a tile of all three blocks.
+  __device__ __forceinline__ void Whole(const CUtensorMap& map, uint32_t mask, uint32_t decoder_column,
+                                        uint32_t column) {
+    step_.multiply = mask;
+    Open(kTileBlocks * kBlockBytes + kDecoderBytes);
+    if (CopiesDecoder()) {
+      CopyDecoder(decoder_column);
+    } else {
+      CopyLatents(map, column, row_);
+    }
+    Close();
+  }
+  // Bytes may arrive before they are expected: the phase does not end before that.
+  __device__ __forceinline__ void Open(uint32_t bytes) {
     Wait(&shared_->empty[cursor_.stage], cursor_.parity ^ 1);
+    if (!CopiesDecoder()) return;
     shared_->steps[cursor_.stage] = step_;
     ArriveExpecting(&shared_->full[cursor_.stage], bytes);
-    return &shared_->stages[cursor_.stage];
   }
-  __device__ void Close() {
+  __device__ __forceinline__ void Close() {
     step_ = {};
     cursor_.Next();
   }
-  // This CTA's half of a block's rows, to both.
-  __device__ void CopyBlock(const CUtensorMap& map, uint32_t column, uint32_t row, uint32_t block, Stage* stage) {
+  // To both CTAs.
+  __device__ __forceinline__ void CopyLatents(const CUtensorMap& map, uint32_t column, uint32_t row) {
     CopyBoxToAll(&map, column, row, &shared_->full[cursor_.stage],
-                 stage->latents[block] + rank_ * kBlockRows * kRankTile, (1 << kCluster) - 1);
+                 shared_->stages[cursor_.stage].latents[warp_] + rank_ * kBlockRows * kRankTile, (1 << kCluster) - 1);
   }
-  __device__ void CopyDecoder(uint32_t column, uint32_t row, Stage* stage) {
-    CopyBox(&maps_.decoder, column, row, &shared_->full[cursor_.stage], stage->decoder);
+  __device__ __forceinline__ void CopyDecoder(uint32_t column) {
+    CopyBox(&maps_.decoder, column, row_, &shared_->full[cursor_.stage], shared_->stages[cursor_.stage].decoder);
   }
 
   const ProductMaps& maps_;
   const ProductParams& params_;
   Shared* const shared_;
-  const uint32_t rank_;
-  Cursor cursor_;
+  const uint32_t warp_, rank_;
+  uint32_t row_ = 0;
+  Cursor<kStages> cursor_;
+  Cursor<kTileBuffers> tile_cursor_;
   Step step_;  // The next one.
+  BlockPlan plans_[kTileBlocks];
 };
 
 // One warpgroup: block `block_` of a tile.
@@ -232,16 +281,17 @@ class Consumer {
       : params_(params), shared_(shared), block_(block), lane_(threadIdx.x % 32), rank_(RankInCluster()) {}
 
   __device__ __forceinline__ void Tile(const TilePlace& place) {
-    const uint32_t tile = place.pair * kCluster + rank_;
     int32_t sums[64];
     float values[64];
     Clear(sums);
+    const TileData& data = shared_->tiles[tile_cursor_.stage];
+    Wait(&shared_->tile_full[tile_cursor_.stage], tile_cursor_.parity);
     uint32_t last = 0;
     do {
       Wait(&shared_->full[cursor_.stage], cursor_.parity);
       const Step step = shared_->steps[cursor_.stage];
       if (step.base != 0) {
-        Base(tile, step.base >> block_ & 1, sums, values);
+        Base(data, step.base >> block_ & 1, sums, values);
         Clear(sums);
       }
       if (step.doubled >> block_ & 1) {
@@ -254,10 +304,20 @@ class Consumer {
       cursor_.Next();
       last = step.last;
     } while (last == 0);
-    if ((last >> block_ & 1) == 0) return;
-    const uint32_t block = place.blocks * kTileBlocks + block_;
-    AddLatents(tile, params_.states[size_t{params_.group} * params_.blocks + block].step, sums, values);
-    Scatter(params_.tiles[tile], block, values);
+    if (last >> block_ & 1) {
+      AddLatents(data, sums, values);
+#ifdef V_NOSTORE
+      float all = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < 64; ++i) all += values[i];
+      if (all == 12345.678f) Scatter(data, values);
+#else
+      Scatter(data, values);
+#endif
+    }
+    __syncwarp();
+    if (lane_ == 0) Arrive(&shared_->tile_empty[tile_cursor_.stage]);
+    tile_cursor_.Next();
   }
 
  private:
@@ -275,37 +335,34 @@ class Consumer {
     AwaitProducts();
   }
 
-  // The four factors behind 4 i of this thread's channels.
-  __device__ __forceinline__ float4 Factors(const float* factors, uint32_t tile, uint32_t i) const {
-    return __ldg(reinterpret_cast<const float4*>(factors + tile * kTileChannels + lane_ % 4 * 32) + i);
+  // Four factors of this thread's channels 4 i and on.
+  __device__ __forceinline__ float4 Factors(const float* factors, uint32_t i) const {
+    return reinterpret_cast<const float4*>(factors)[4 * i + lane_ % 4];
   }
 
-  __device__ __forceinline__ void Base(uint32_t tile, bool predicted, const int32_t (&sums)[64], float (&values)[64]) {
+  __device__ __forceinline__ void Base(const TileData& data, bool predicted, const int32_t (&sums)[64],
+                                       float (&values)[64]) {
 #pragma unroll
     for (uint32_t i = 0; i < 8; ++i) {
-      const float4 mean = Factors(params_.mean, tile, i);
-      const float means[4] = {mean.x, mean.y, mean.z, mean.w};
-      // Channel 4 i + c of this thread is that of values 4 (2 i + c / 2) + c % 2, and 2 more in the other row.
-#pragma unroll
-      for (uint32_t c = 0; c < 4; ++c) values[8 * i + 4 * (c / 2) + c % 2] = values[8 * i + 4 * (c / 2) + c % 2 + 2] = means[c];
-      if (!predicted || params_.feature_tiles == 0) continue;
-      const float4 scale = Factors(params_.feature_scale, tile, i);
-      const float scales[4] = {scale.x, scale.y, scale.z, scale.w};
+      const float4 mean = Factors(data.mean, i), scale = Factors(data.feature_scale, i);
+      const float means[4] = {mean.x, mean.y, mean.z, mean.w}, scales[4] = {scale.x, scale.y, scale.z, scale.w};
+      // Channel 4 i + c of this thread is that of values 8 i + 4 (c / 2) + c % 2, and 2 more in the other row.
 #pragma unroll
       for (uint32_t c = 0; c < 4; ++c) {
 #pragma unroll
         for (uint32_t r = 0; r < 2; ++r) {
           const uint32_t at = 8 * i + 4 * (c / 2) + c % 2 + 2 * r;
-          values[at] = __fmaf_rn(scales[c], __int2float_rn(sums[at]), values[at]);
+          values[at] = predicted ? __fmaf_rn(scales[c], __int2float_rn(sums[at]), means[c]) : means[c];
         }
       }
     }
   }
 
-  __device__ __forceinline__ void AddLatents(uint32_t tile, float step, const int32_t (&sums)[64], float (&values)[64]) {
+  __device__ __forceinline__ void AddLatents(const TileData& data, const int32_t (&sums)[64], float (&values)[64]) {
+    const float step = data.plans[block_].step;
 #pragma unroll
     for (uint32_t i = 0; i < 8; ++i) {
-      const float4 scale = Factors(params_.row_scale, tile, i);
+      const float4 scale = Factors(data.row_scale, i);
       const float scales[4] = {__fmul_rn(scale.x, step), __fmul_rn(scale.y, step), __fmul_rn(scale.z, step),
                                __fmul_rn(scale.w, step)};
 #pragma unroll
@@ -320,14 +377,14 @@ class Consumer {
   }
 
   // Chunk 4 (i / 4) + lane % 4 of the tile lies in values 4 i to 4 i + 3 of four i, two of each row.
-  __device__ __forceinline__ void Scatter(const ProductTile& tile, uint32_t block, float (&values)[64]) {
+  __device__ __forceinline__ void Scatter(const TileData& data, float (&values)[64]) {
+    const ProductTile& tile = data.tile;
     const uint32_t row = threadIdx.x % kWarpgroup / 32 * 16 + lane_ / 4;
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
       const uint32_t token = row + 8 * r;
-      const uint32_t position = params_.first_tokens[block] + token;
-      if (tile.turn != kTurnNone) Turn(tile, position, r, values);
-      const TokenSlot slot = params_.slots[block * kBlockTokens + token];
+      if (tile.turn != kTurnNone) Turn(tile, data.plans[block_].first_token + token, r, values);
+      const TokenSlot slot = data.slots[block_ * kBlockTokens + token];
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
         const ChunkTarget target = tile.chunks[4 * s + lane_ % 4];
@@ -335,7 +392,7 @@ class Consumer {
         float chunk[kChunkChannels];
 #pragma unroll
         for (uint32_t k = 0; k < kChunkChannels; ++k) chunk[k] = values[4 * (4 * s + k / 2) + 2 * r + k % 2];
-        const DevicePart& part = params_.parts[target.part];
+        const DevicePart& part = shared_->parts[target.part - params_.first_part];
         StoreChunk<kDType>(chunk, part.base + slot.page * part.page + slot.offset * part.token +
                                       target.head * part.head + target.dim * part.dim,
                            part.dim);
@@ -376,7 +433,8 @@ class Consumer {
   const ProductParams& params_;
   Shared* const shared_;
   const uint32_t block_, lane_, rank_;
-  Cursor cursor_;
+  Cursor<kStages> cursor_;
+  Cursor<kTileBuffers> tile_cursor_;
 };
 
 template <DType kDType>
@@ -390,17 +448,26 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kThreads, 1)
       InitBarrier(&shared->full[s], 1);
       InitBarrier(&shared->empty[s], kConsumerWarps * kCluster);
     }
+    for (uint32_t t = 0; t < kTileBuffers; ++t) {
+      InitBarrier(&shared->tile_full[t], 1);
+      InitBarrier(&shared->tile_empty[t], kConsumerWarps);
+    }
     FenceBarriers();
   }
+  for (uint32_t i = threadIdx.x; i < params.part_count; i += kThreads) shared->parts[i] = params.parts[params.first_part + i];
+  __syncthreads();
   SyncCluster();
   const uint32_t block_tiles = (params.blocks + kTileBlocks - 1) / kTileBlocks, pairs = params.tile_count / kCluster;
   const uint32_t count = block_tiles * pairs, clusters = gridDim.x / kCluster;
   const uint32_t warpgroup = threadIdx.x / kWarpgroup;
   if (warpgroup == kTileBlocks) {
     GiveRegisters<kProducerRegisters>();
-    if (threadIdx.x == kTileBlocks * kWarpgroup) {
-      Producer producer(maps, params, shared);
-      for (uint32_t i = blockIdx.x / kCluster; i < count; i += clusters) producer.Tile(PlaceOf(i, block_tiles, pairs));
+    if (threadIdx.x % 32 == 0) {
+      Producer producer(maps, params, shared, threadIdx.x % kWarpgroup / 32);
+      producer.Prefetch(PlaceOf(blockIdx.x / kCluster, block_tiles, pairs));
+      for (uint32_t i = blockIdx.x / kCluster; i < count; i += clusters) {
+        producer.Tile(PlaceOf(i, block_tiles, pairs), PlaceOf(min(i + clusters, count - 1), block_tiles, pairs));
+      }
     }
   } else {
     TakeRegisters<kConsumerRegisters>();

@@ -32,11 +32,11 @@ inline constexpr uint32_t kBlockRows = kBlockTokens / 2;
 absl::StatusOr<CUtensorMap> MakeProductMap(const int8_t* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows);
 
 struct ProductParams {
-  // Of the group; channels in the order of the decoder's rows, but for the factors: of each tile those of channels
-  // 8 i + 2 k + e, i below 16 and e below 2, one behind another, for k = 0, then 1, 2 and 3.
+  // Of the group; channels in the order of the decoder's rows, but for the factors: those of channels 16 i + 8 j + 2 k + e
+  // of a tile come by rising i (below 8), then k (below 4), j and e (below 2).
   const ProductTile* tiles;    // [tile_count]
   const float* mean;           // [tile_count * kTileChannels]
-  const float* feature_scale;  // the same; may be null without features
+  const float* feature_scale;  // the same; zeros without features
   const float* row_scale;      // the same
   uint32_t tile_count;         // Even.
   uint32_t feature_tiles;
@@ -46,12 +46,11 @@ struct ProductParams {
   uint32_t group;
 
   uint32_t blocks;
-  const SectionState* states;    // [groups][blocks]
-  const uint32_t* first_faults;  // [blocks] groups at and above it are not restored
+  const BlockPlan* plans;        // [blocks]
   const uint16_t* rest_tiles;    // [groups][blocks][kRankTilesMax]
-  const uint32_t* first_tokens;  // [blocks]
   const TokenSlot* slots;        // [blocks * kBlockTokens]
   const DevicePart* parts;       // [2 * layers]
+  uint32_t first_part, part_count;  // Of the group's layers, at most 2 * kGroupLayersMax.
   const DeviceRotary* rotaries;
 };
 

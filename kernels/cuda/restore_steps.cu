@@ -42,9 +42,14 @@ __global__ void VerifyKernel(const VerifyParams p) {
                      (!stored && own + (state.predicted ? *total : 0) >= kSumBound);
   *total += p.inherited_sums[section * kBlockTokens + token];
   const bool bounds = __syncthreads_or(above && state.fault == kFaultNone);
-  if (token != 0 || (state.fault == kFaultNone && !bounds)) return;
+  if (token != 0) return;
   if (bounds) p.states[section].fault = kFaultBounds;
-  p.first_faults[block] = min(p.first_faults[block], p.group);
+  const bool sound = state.fault == kFaultNone && !bounds && p.first_faults[block] == ~0u;
+  if (!sound) p.first_faults[block] = min(p.first_faults[block], p.group);
+  bool rests = state.rests;
+  for (uint32_t g = 0; g < p.group && state.predicted; ++g) rests |= p.states[size_t{g} * p.blocks + block].rests != 0;
+  const uint32_t flags = kPlanValid | (state.predicted ? kPlanPredicted : 0) | (rests ? kPlanRests : 0);
+  p.plans[block] = {state.rank_tiles, sound ? flags : 0, state.step, p.first_tokens[block]};
 }
 
 __device__ float FloatAt(const uint8_t* bytes) {

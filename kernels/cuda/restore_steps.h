@@ -33,8 +33,9 @@ struct VerifyParams {
   const uint32_t* inherited_sums;  // the same
   uint32_t* inherited_totals;      // [blocks][kBlockTokens] of the groups before; this one is added
   uint32_t* first_faults;          // [blocks], lowered to `group` where the section is not sound
+  BlockPlan* plans;                // [blocks] of this group
 };
-// Groups in order: checks what of a section needs the ones before.
+// Groups in order: checks what of a section needs the ones before, and plans the product.
 absl::Status VerifySections(const VerifyParams& params, cudaStream_t stream);
 
 struct LayerShape {

@@ -15,6 +15,8 @@ inline constexpr uint32_t kRankTile = 128;
 // A group's own latents: a basis above it is restored on the CPU. Twice the rank that 8192 channels have.
 inline constexpr uint32_t kRankTilesMax = 32;
 inline constexpr uint16_t kNoRest = 0xffff;  // A tile without a rest.
+// Layers of one group: twice the deepest group that kChannelsMax of core/limits.h has heads of 128 for.
+inline constexpr uint32_t kGroupLayersMax = 128;
 // Channels of one tile of the product, in chunks of 8: half of them turn with the other half.
 inline constexpr uint32_t kTileChannels = 128, kChunkChannels = 8, kChunks = kTileChannels / kChunkChannels;
 inline constexpr uint32_t kActivityThresholds = 16;
@@ -87,10 +89,23 @@ struct ChunkTarget {
 };
 
 // Channels of one tile. With kTurnHalves chunk i holds the first and chunk i + 8 the second of its pairs.
-struct ProductTile {
+struct alignas(16) ProductTile {
   ChunkTarget chunks[kChunks];
   uint32_t turn;
   uint32_t rotary;  // Index of the table.
+};
+
+// What the product does with a block.
+struct alignas(16) BlockPlan {
+  uint32_t own_tiles;
+  uint32_t flags;
+  float step;
+  uint32_t first_token;
+};
+enum PlanFlags : uint32_t {
+  kPlanValid = 1,
+  kPlanPredicted = 2,
+  kPlanRests = 4,  // Of own or inherited latents.
 };
 
 }  // namespace latentkv::cuda

@@ -295,7 +295,9 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
     first = std::min(first, i);
   }
   EXPECT_EQ(different, 0u) << "of " << restored.size() << " bytes; the first at " << first;
-  EXPECT_LT(std::count(restored.begin(), restored.end(), kPoison), static_cast<ptrdiff_t>(restored.size()) / 2);
+  // Damaged blocks are restored in part.
+  const uint64_t written = restored.size() - std::count(restored.begin(), restored.end(), kPoison);
+  EXPECT_GT(written, RawBytes(basis->geometry(), kBlockTokens) * shape.blocks / 2);
   cudaStreamDestroy(stream);
 }
 
