@@ -154,7 +154,7 @@ absl::Status DeviceBasis::MakeGroup(const BasisView& view, uint32_t index) {
   absl::Status status = LaunchStatus("packing a decoder");
   status.Update(CudaStatus(cudaDeviceSynchronize(), "packing a decoder"));
   if (!status.ok()) return status;
-  absl::StatusOr<CUtensorMap> map = MakeProductMap(group.decoder.data(), rows, columns, kTileChannels);
+  absl::StatusOr<CUtensorMap> map = MakeProductMap(group.decoder.data(), rows, columns, kDecoderRows);
   if (!map.ok()) return map.status();
   group.map = *map;
   groups_.push_back(std::move(group));

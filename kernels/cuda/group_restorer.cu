@@ -33,7 +33,7 @@ absl::StatusOr<std::unique_ptr<GroupRestorer>> GroupRestorer::Create(DeviceBasis
                            "asking for the compute capability"));
   if (!status.ok()) return status;
   if (major != 9) return absl::UnimplementedError("restores on a device need compute capability 9.0");
-  if (limits.blocks_max == 0 || limits.rests_max >= kNoRest) return absl::InvalidArgumentError("limits of a restore");
+  if (limits.blocks_max == 0 || limits.rests_max == 0 || limits.rests_max >= kNoRest) return absl::InvalidArgumentError("limits of a restore");
   std::unique_ptr<GroupRestorer> restorer(new GroupRestorer(basis, rotary, limits));
   status = restorer->Allocate(multiprocessors);
   if (!status.ok()) return status;
@@ -65,7 +65,7 @@ absl::Status GroupRestorer::Allocate(uint32_t multiprocessors) {
   make(&inherited_sums_, groups * tokens);
   make(&inherited_totals_, tokens);
   make(&first_faults_, blocks);
-  make(&rest_count_, 1);
+  mirror(&rest_count_, 1);
   mirror(&first_tokens_, blocks);
   mirror(&tokens_, blocks * (kBlockTokens + basis_.history()));
   make(&plans_, blocks);
@@ -78,14 +78,16 @@ absl::Status GroupRestorer::Allocate(uint32_t multiprocessors) {
   make(&payload_, limits_.payload_bytes_max);
   make(&outcomes_, blocks);
   if (!status.ok()) return status;
-  const auto map = [&](const DeviceArray<int8_t>& matrix, uint64_t rows, uint64_t columns, CUtensorMap* result) {
-    absl::StatusOr<CUtensorMap> made = MakeProductMap(matrix.data(), rows, columns, kBlockRows);
+  status = CudaStatus(cudaMemset(rests_.data(), 0, kBlockTokens * kRankTile), "clearing");
+  const auto map = [&](const DeviceArray<int8_t>& matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
+                       CUtensorMap* result) {
+    absl::StatusOr<CUtensorMap> made = MakeProductMap(matrix.data(), rows, columns, box_rows);
     if (made.ok()) *result = *made;
     status.Update(made.status());
   };
-  map(latents_, tokens, basis_.latent_stride(), &latent_map_);
-  map(rests_, uint64_t{limits_.rests_max} * kBlockTokens, kRankTile, &rest_map_);
-  if (feature_columns > 0) map(features_, tokens, feature_columns, &feature_map_);
+  map(latents_, tokens, basis_.latent_stride(), kTokenRows, &latent_map_);
+  map(rests_, uint64_t{limits_.rests_max} * kBlockTokens, kRankTile, kRestRows, &rest_map_);
+  if (feature_columns > 0) map(features_, tokens, feature_columns, kTokenRows, &feature_map_);
   return status;
 }
 
@@ -125,7 +127,9 @@ absl::Status GroupRestorer::Begin(absl::Span<const RestoreBlock> blocks, absl::S
   status.Update(rotaries_.Upload(0, rotaries.size(), stream));
   status.Update(CudaStatus(cudaMemsetAsync(first_faults_.data(), 0xff, first_faults_.bytes(), stream), "clearing"));
   status.Update(CudaStatus(cudaMemsetAsync(inherited_totals_.data(), 0, inherited_totals_.bytes(), stream), "clearing"));
-  status.Update(CudaStatus(cudaMemsetAsync(rest_count_.data(), 0, rest_count_.bytes(), stream), "clearing"));
+  static_assert(kZeroRest == 0);
+  rest_count_.host[0] = 1;
+  status.Update(rest_count_.Upload(0, 1, stream));
   if (!status.ok() || basis_.feature_tiles() == 0) return status;
   return MakeFeatures({basis_.embedding(), basis_.vocabulary(), basis_.dims(), basis_.history(), tokens_.data(),
                        blocks_, features_.data(), basis_.feature_tiles() * kRankTile},

@@ -86,11 +86,11 @@ class GroupRestorer {
   uint32_t multiprocessors_ = 0;
   uint64_t bytes_ = 0;
   DeviceArray<int8_t> latents_, rests_, features_;
-  DeviceArray<uint32_t> own_sums_, inherited_sums_, inherited_totals_, first_faults_, rest_count_;
+  DeviceArray<uint32_t> own_sums_, inherited_sums_, inherited_totals_, first_faults_;
   DeviceArray<uint16_t> rest_tiles_;
   DeviceArray<BlockPlan> plans_;
   DeviceArray<SectionState> states_;
-  MirroredArray<uint32_t> first_tokens_, tokens_;
+  MirroredArray<uint32_t> first_tokens_, tokens_, rest_count_;
   MirroredArray<SectionSource> sources_;
   MirroredArray<TokenSlot> slots_;
   MirroredArray<DevicePart> parts_;

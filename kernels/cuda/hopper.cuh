@@ -105,7 +105,11 @@ __device__ inline uint64_t Operand(uint32_t address) {
 
 __device__ inline void FenceProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void CommitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ inline void AwaitProducts() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+// Waits until at most `kPending` committed groups of products are not done.
+template <uint32_t kPending>
+__device__ inline void AwaitProducts() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
 
 // sums[64 x 128] += a[64 x 32] b[128 x 32]', int8 to int32, by a warpgroup. A thread's sums[4 i + 2 r + e] is that of
 // row 16 (warp % 4) + lane / 4 + 8 r and column 8 i + 2 (lane % 4) + e.

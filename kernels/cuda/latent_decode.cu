@@ -26,17 +26,31 @@ constexpr uint32_t kRangesMax = 7168;
 struct Shared {
   uint8_t symbols[kWindowClasses * kProbabilityOne];
   uint32_t ranges[kRangesMax];
-  uint32_t classes[kLatentClasses];  // Place of the first range << 8 | symbols there are but the escape, which comes last.
+  uint32_t classes[kLatentClasses];  // Address of the first range << 8 | symbols but the escape, which comes last.
   uint32_t checksums[4][256];
 };
-static_assert(sizeof(Shared) <= 227 * 1024);
+constexpr uint32_t kSharedBytes = sizeof(Shared) + kProbabilityOne;  // Symbols begin at a multiple of kProbabilityOne.
+static_assert(kSharedBytes <= 227 * 1024);
+
+// Of addresses in shared memory, which have 32 bits.
+__device__ __forceinline__ uint32_t SharedByte(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+__device__ __forceinline__ uint32_t SharedWord(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
 
 __device__ void LoadTables(const DecodeTables& tables, uint32_t lowest, Shared* shared) {
   if (threadIdx.x == 0) {
     uint32_t place = 0;
+    const uint32_t ranges = static_cast<uint32_t>(__cvta_generic_to_shared(shared->ranges));
     for (uint32_t c = 0; c < kLatentClasses; ++c) {
       const uint32_t escape = 2 * tables.magnitude_max[c] + 1;
-      shared->classes[c] = place << 8 | escape;
+      shared->classes[c] = (ranges + 4 * place) << 8 | escape;
       place += escape + 1;
     }
   }
@@ -55,7 +69,8 @@ __device__ void LoadTables(const DecodeTables& tables, uint32_t lowest, Shared* 
   }
   for (uint32_t i = threadIdx.x; i < kLatentClasses * 256; i += kThreads) {
     const uint32_t c = i / 256, symbol = i % 256, escape = shared->classes[c] & 255;
-    const uint32_t at = (shared->classes[c] >> 8) + (symbol == kEscapeSymbol ? escape : symbol);
+    const uint32_t first = static_cast<uint32_t>(__cvta_generic_to_shared(shared->ranges));
+    const uint32_t at = ((shared->classes[c] >> 8) - first) / 4 + (symbol == kEscapeSymbol ? escape : symbol);
     if (symbol < escape || symbol == kEscapeSymbol) shared->ranges[at] = tables.ranges[i];
   }
   const uint32_t count = min(kWindowClasses, kLatentClasses - lowest);
@@ -130,21 +145,21 @@ class Words {
     second_ = Word(next_ - 4 * kWarp);
     Load(next_ - 2 * kWarp);
   }
-  // The word of each lane of `wanting`; lanes take them in order. Zeros behind the last.
+  // The word of each lane of `wanting`; lanes take them in order. Zeros behind the last. Refill comes between two.
   __device__ __forceinline__ uint32_t Take(uint32_t wanting) {
     const uint32_t index = at_ + __popc(wanting & below_);
     const uint32_t one = __shfl_sync(~0u, first_, index), two = __shfl_sync(~0u, second_, index);
     at_ += __popc(wanting);
-    const uint32_t word = index < kWarp ? one : two;
-    if (at_ >= kWarp) {
-      at_ -= kWarp;
-      windows_ += kWarp;
-      first_ = second_;
-      second_ = low_ | high_ << 8;
-      Load(next_);
-      next_ += 2 * kWarp;
-    }
-    return word;
+    return index < kWarp ? one : two;
+  }
+  __device__ __forceinline__ void Refill() {
+    if (at_ < kWarp) return;
+    at_ -= kWarp;
+    windows_ += kWarp;
+    first_ = second_;
+    second_ = low_ | high_ << 8;
+    Load(next_);
+    next_ += 2 * kWarp;
   }
   __device__ __forceinline__ bool AtEnd() const { return windows_ + at_ == count_; }
 
@@ -224,6 +239,7 @@ class SectionDecoder {
         lane_(threadIdx.x % kWarp),
         section_(size_t{group} * params.blocks + block),
         block_(block),
+        symbols_(static_cast<uint32_t>(__cvta_generic_to_shared(shared.symbols))),
         first_block_(params.first_tokens[block] == 0) {}
 
   __device__ __forceinline__ void Run() {
@@ -441,16 +457,17 @@ class SectionDecoder {
   template <bool kInWindow>
   __device__ __forceinline__ uint32_t Symbol(int latent_class, Words* words) {
     const uint32_t c = min(max(latent_class, 0), static_cast<int>(kLatentClasses) - 1);
-    const uint32_t info = shared_.classes[c], escape = info & 255;
+    const uint32_t info = shared_.classes[c], escape = info & 255, ranges = info >> 8;
     const uint32_t slot = x_ & (kProbabilityOne - 1);
     // Of the class's symbols; the escape is the last.
     uint32_t index;
     if (kInWindow) {
-      index = shared_.symbols[(c - params_.lowest_class) * kProbabilityOne + slot];
+      index = SharedByte(symbols_ + (c - params_.lowest_class) * kProbabilityOne | slot);
     } else {
       index = min(uint32_t{__ldg(params_.tables.symbols + c * kProbabilityOne + slot)}, escape);
     }
-    const uint32_t range = shared_.ranges[(info >> 8) + index];
+    words->Refill();  // Here, while the symbol is on its way.
+    const uint32_t range = SharedWord(ranges + 4 * index);
     x_ = (range & 0xffff) * (x_ >> kProbabilityBits) + slot - (range >> 16);
     const bool wants = x_ < kStart;
     const uint32_t word = words->Take(__ballot_sync(~0u, wants));
@@ -501,6 +518,7 @@ class SectionDecoder {
   const uint32_t lane_;
   const size_t section_;
   const uint32_t block_;
+  const uint32_t symbols_;  // Their address.
   const bool first_block_;
 
   SectionState state_;
@@ -517,7 +535,8 @@ class SectionDecoder {
 
 __global__ void __launch_bounds__(kThreads, 1) DecodeKernel(const __grid_constant__ DecodeParams params) {
   extern __shared__ __align__(16) uint8_t memory[];
-  Shared* shared = reinterpret_cast<Shared*>(memory);
+  const uint32_t begin = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+  Shared* shared = reinterpret_cast<Shared*>(memory + (kProbabilityOne - begin % kProbabilityOne) % kProbabilityOne);
   LoadTables(params.tables, params.lowest_class, shared);
   const uint32_t count = (params.last_group - params.first_group) * params.blocks;
   // Neighbouring sections go to different multiprocessors: few of them spread over all.
@@ -531,9 +550,9 @@ __global__ void __launch_bounds__(kThreads, 1) DecodeKernel(const __grid_constan
 absl::Status DecodeSections(const DecodeParams& params, uint32_t multiprocessors, cudaStream_t stream) {
   if (params.blocks == 0 || params.first_group == params.last_group) return absl::OkStatus();
   const cudaError_t error =
-      cudaFuncSetAttribute(DecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+      cudaFuncSetAttribute(DecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return CudaStatus(error, "asking for shared memory");
-  DecodeKernel<<<multiprocessors, kThreads, sizeof(Shared), stream>>>(params);
+  DecodeKernel<<<multiprocessors, kThreads, kSharedBytes, stream>>>(params);
   return LaunchStatus("decoding sections on the device");
 }
 

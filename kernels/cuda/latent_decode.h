@@ -36,9 +36,9 @@ struct DecodeParams {
   uint64_t latent_stride;
   uint32_t* own_sums;              // [groups][blocks][kBlockTokens] of magnitudes; bit 31: one is above the bound
   uint32_t* inherited_sums;        // the same of the first `inherited_rank` latents
-  uint16_t* rest_tiles;            // [groups][blocks][kRankTilesMax], kNoRest or an index into `rests`
+  uint16_t* rest_tiles;            // [groups][blocks][kRankTilesMax], kNoRest or an index above kZeroRest into `rests`
   int8_t* rests;                   // [rests_max][kBlockTokens][kRankTile]: latents are 2 * rest + what is in `latents`
-  uint32_t* rest_count;            // 0 before the first decoding of a restore
+  uint32_t* rest_count;            // Used so far: before the first decoding of a restore kZeroRest's alone
   uint32_t rests_max;              // below kNoRest
   uint32_t blocks;
   uint32_t first_group, last_group;  // Decoded now.

@@ -13,6 +13,8 @@ namespace {
 // cluster share the blocks: each copies half of their latents to both.
 constexpr uint32_t kTileBlocks = 3, kWarpgroup = 128, kThreads = (kTileBlocks + 1) * kWarpgroup;
 constexpr uint32_t kCluster = 2;
+constexpr uint32_t kHalfRows = kTileBlocks * kBlockTokens / kCluster;
+static_assert(kHalfRows == kTokenRows && kBlockTokens / kCluster == kRestRows);
 constexpr uint32_t kBlockBytes = kBlockTokens * kRankTile, kDecoderBytes = kTileChannels * kRankTile;
 constexpr uint32_t kStages = 5;
 constexpr uint32_t kConsumerWarps = kTileBlocks * kWarpgroup / 32;
@@ -20,27 +22,19 @@ constexpr uint32_t kConsumerWarps = kTileBlocks * kWarpgroup / 32;
 constexpr uint32_t kConsumerRegisters = 160, kProducerRegisters = 32;
 static_assert(kTileBlocks * kConsumerRegisters + kProducerRegisters <= 512);
 // Pairs of tiles that are worked on at the same time as many blocks, so that both stay in the second-level cache.
-constexpr uint32_t kBandPairs = 4;
+constexpr uint32_t kBandPairs = 8;
 
 struct Stage {
   int8_t latents[kTileBlocks][kBlockBytes];
   int8_t decoder[kDecoderBytes];
 };
-// What consumers do with a stage, in this order; bit b of a mask is block b of the three.
-struct Step {
-  uint8_t base;      // Sums so far were of features: they become bases, for these blocks, and for the others means do.
-  uint8_t doubled;   // Sums so far were of rests, for these blocks.
-  uint8_t multiply;  // For these blocks.
-  uint8_t last;      // Of the tile, with nothing copied: these blocks go to their pages.
-};
-constexpr uint8_t kMarked = 1 << 7;  // In `base` and `last`, which may be for no block: it is such a step.
-
-// What the epilogue of a tile reads.
+// What consumers know of a tile.
 struct TileData {
   ProductTile tile;
   float mean[kTileChannels], feature_scale[kTileChannels], row_scale[kTileChannels];
   TokenSlot slots[kTileBlocks * kBlockTokens];
   BlockPlan plans[kTileBlocks];
+  uint32_t rest_steps;  // Written before the bytes are expected.
 };
 constexpr uint32_t kTileBuffers = 2;
 
@@ -50,7 +44,6 @@ struct Shared {
   DevicePart parts[2 * kGroupLayersMax];  // Of the group's layers.
   uint64_t full[kStages], empty[kStages];
   uint64_t tile_full[kTileBuffers], tile_empty[kTileBuffers];
-  Step steps[kStages];  // Written before the stage's bytes are expected.
 };
 constexpr uint32_t kSharedBytes = sizeof(Shared) + 1024;  // Swizzled operands begin at multiples of 1024.
 static_assert(kSharedBytes <= 227 * 1024);
@@ -72,6 +65,7 @@ struct TileBlocks {
   uint32_t predicted = 0;
   uint32_t rests = 0;  // Of own or inherited latents.
   uint32_t own_tiles[kTileBlocks] = {};
+  uint32_t own_tiles_max = 0;
 };
 
 __device__ TileBlocks BlocksOf(uint32_t tile, const BlockPlan (&plans)[kTileBlocks]) {
@@ -83,6 +77,7 @@ __device__ TileBlocks BlocksOf(uint32_t tile, const BlockPlan (&plans)[kTileBloc
     if ((flags & kPlanValid) == 0) continue;
     blocks.valid |= 1u << b;
     blocks.own_tiles[b] = plans[b].own_tiles;
+    blocks.own_tiles_max = max(blocks.own_tiles_max, plans[b].own_tiles);
     blocks.predicted |= uint32_t{(flags & kPlanPredicted) != 0} << b;
     blocks.rests |= uint32_t{(flags & kPlanRests) != 0} << b;
   }
@@ -90,8 +85,8 @@ __device__ TileBlocks BlocksOf(uint32_t tile, const BlockPlan (&plans)[kTileBloc
 }
 
 struct RestTiles {
-  uint32_t mask = 0;
-  uint32_t tiles[kTileBlocks];
+  bool any = false;
+  uint32_t tiles[kTileBlocks];  // kZeroRest where there is none.
 };
 
 __device__ RestTiles RestsOf(const ProductParams& p, const TileBlocks& blocks, uint32_t among, uint32_t group,
@@ -99,9 +94,12 @@ __device__ RestTiles RestsOf(const ProductParams& p, const TileBlocks& blocks, u
   RestTiles rests;
 #pragma unroll
   for (uint32_t b = 0; b < kTileBlocks; ++b) {
+    rests.tiles[b] = kZeroRest;
     if ((among >> b & 1) == 0) continue;
-    rests.tiles[b] = p.rest_tiles[(size_t{group} * p.blocks + blocks.first + b) * kRankTilesMax + tile];
-    rests.mask |= uint32_t{rests.tiles[b] != kNoRest} << b;
+    const uint32_t found = p.rest_tiles[(size_t{group} * p.blocks + blocks.first + b) * kRankTilesMax + tile];
+    if (found == kNoRest) continue;
+    rests.tiles[b] = found;
+    rests.any = true;
   }
   return rests;
 }
@@ -110,36 +108,17 @@ __device__ RestTiles RestsOf(const ProductParams& p, const TileBlocks& blocks, u
 template <typename Visit>
 __device__ __forceinline__ void ForEachRest(const ProductParams& p, const TileBlocks& blocks, Visit visit) {
   if (blocks.rests == 0) return;
-  for (uint32_t k = 0; k < p.own_tiles; ++k) {
+  for (uint32_t k = 0; k < blocks.own_tiles_max; ++k) {
     uint32_t among = 0;
 #pragma unroll
     for (uint32_t b = 0; b < kTileBlocks; ++b) among |= uint32_t{k < blocks.own_tiles[b]} << b;
     const RestTiles rests = RestsOf(p, blocks, among & blocks.rests, p.group, k);
-    if (rests.mask != 0) visit(rests, (p.feature_tiles + k) * kRankTile);
+    if (rests.any) visit(rests, (p.feature_tiles + k) * kRankTile);
   }
   for (uint32_t g = 0; g < p.group; ++g) {
     for (uint32_t k = 0; k < p.inherited_tiles; ++k) {
       const RestTiles rests = RestsOf(p, blocks, blocks.predicted & blocks.rests, g, k);
-      if (rests.mask != 0) visit(rests, (p.feature_tiles + p.own_tiles + g * p.inherited_tiles + k) * kRankTile);
-    }
-  }
-}
-
-// Calls visit(mask of the blocks that it is for, column of the decoder, column of the latents).
-template <typename Visit>
-__device__ __forceinline__ void ForEachLatentTile(const ProductParams& p, const TileBlocks& blocks, Visit visit) {
-  for (uint32_t k = 0; k < p.own_tiles; ++k) {
-    uint32_t mask = 0;
-#pragma unroll
-    for (uint32_t b = 0; b < kTileBlocks; ++b) mask |= uint32_t{k < blocks.own_tiles[b]} << b;
-    if (mask == 0) break;
-    visit(mask, (p.feature_tiles + k) * kRankTile, p.columns[p.group] + k * kRankTile);
-  }
-  if (blocks.predicted == 0) return;
-  for (uint32_t g = 0; g < p.group; ++g) {
-    for (uint32_t k = 0; k < p.inherited_tiles; ++k) {
-      visit(blocks.predicted, (p.feature_tiles + p.own_tiles + g * p.inherited_tiles + k) * kRankTile,
-            p.columns[g] + k * kRankTile);
+      if (rests.any) visit(rests, (p.feature_tiles + p.own_tiles + g * p.inherited_tiles + k) * kRankTile);
     }
   }
 }
@@ -157,8 +136,8 @@ __device__ TilePlace PlaceOf(uint32_t index, uint32_t block_tiles, uint32_t pair
   return {rest / width, band * kBandPairs + rest % width};
 }
 
-// One warp's lane of the fourth warpgroup. Warps 0 to 2 copy a block's latents each, warp 3 the decoder; a single one
-// could not keep up. All go through the same steps.
+// A lane of each of two warps of the fourth warpgroup: one copies latents, the other the decoder; a single one could not
+// keep up. Both go through the same steps.
 class Producer {
  public:
   __device__ Producer(const ProductMaps& maps, const ProductParams& params, Shared* shared, uint32_t warp)
@@ -178,49 +157,41 @@ class Producer {
   __device__ __forceinline__ void Tile(const TilePlace& place, const TilePlace& next) {
     const TileBlocks blocks = BlocksOf(place.blocks, plans_);
     Prefetch(next);
-    if (CopiesDecoder()) CopyTileData(place);
-    // Of the decoder's tile, or of this CTA's half of a block's latents.
+    if (CopiesDecoder()) CopyTileData(place, blocks);
+    // Of the decoder's tile, or of this CTA's half of the blocks' tokens.
     row_ = CopiesDecoder() ? (place.pair * kCluster + rank_) * kTileChannels
-                           : (blocks.first + warp_) * kBlockTokens + rank_ * kBlockRows;
-    step_ = {};
+                           : blocks.first * kBlockTokens + rank_ * kHalfRows;
     if (blocks.predicted != 0) {
-      for (uint32_t k = 0; k < params_.feature_tiles; ++k) {
-        Whole(maps_.features, blocks.predicted, k * kRankTile, k * kRankTile);
+      for (uint32_t k = 0; k < params_.feature_tiles; ++k) Copy(maps_.features, k * kRankTile, k * kRankTile);
+    }
+    ForEachRest(params_, blocks, [&](const RestTiles& rests, uint32_t decoder_column) {
+      CopyRests(rests, decoder_column);
+    });
+    for (uint32_t k = 0; k < blocks.own_tiles_max; ++k) {
+      Copy(maps_.latents, (params_.feature_tiles + k) * kRankTile, params_.columns[params_.group] + k * kRankTile);
+    }
+    if (blocks.predicted == 0) return;
+    uint32_t decoder_column = (params_.feature_tiles + params_.own_tiles) * kRankTile;
+    for (uint32_t g = 0; g < params_.group; ++g) {
+      const uint32_t column = params_.columns[g];
+      for (uint32_t k = 0; k < params_.inherited_tiles; ++k, decoder_column += kRankTile) {
+        Copy(maps_.latents, decoder_column, column + k * kRankTile);
       }
     }
-    step_.base = kMarked | (params_.feature_tiles > 0 ? blocks.predicted : 0);
-    uint32_t doubled = 0;
-    ForEachRest(params_, blocks, [&](const RestTiles& rests, uint32_t decoder_column) {
-      doubled |= rests.mask;
-      step_.multiply = rests.mask;
-      Open(__popc(rests.mask) * kBlockBytes + kDecoderBytes);
-      if (CopiesDecoder()) {
-        CopyDecoder(decoder_column);
-      } else if (rests.mask >> warp_ & 1) {
-        const uint32_t tile = warp_ == 0 ? rests.tiles[0] : (warp_ == 1 ? rests.tiles[1] : rests.tiles[2]);
-        CopyLatents(maps_.rests, 0, tile * kBlockTokens + rank_ * kBlockRows);
-      }
-      Close();
-    });
-    step_.doubled = doubled;
-    ForEachLatentTile(params_, blocks, [&](uint32_t mask, uint32_t decoder_column, uint32_t column) {
-      Whole(maps_.latents, mask, decoder_column, column);
-    });
-    step_.multiply = 0;
-    step_.last = kMarked | blocks.valid;
-    Open(0);
-    Close();
   }
 
  private:
-  __device__ __forceinline__ bool CopiesDecoder() const { return warp_ == kTileBlocks; }
-  __device__ __forceinline__ void CopyTileData(const TilePlace& place) {
+  __device__ __forceinline__ bool CopiesDecoder() const { return warp_ == 1; }
+  __device__ __forceinline__ void CopyTileData(const TilePlace& place, const TileBlocks& blocks) {
     const uint32_t tile = place.pair * kCluster + rank_, first = place.blocks * kTileBlocks;
     const uint32_t count = min(kTileBlocks, params_.blocks - first);
     TileData* data = &shared_->tiles[tile_cursor_.stage];
     uint64_t* full = &shared_->tile_full[tile_cursor_.stage];
     constexpr uint32_t kFactorBytes = kTileChannels * sizeof(float), kSlotBytes = kBlockTokens * sizeof(TokenSlot);
+    uint32_t rest_steps = 0;
+    ForEachRest(params_, blocks, [&](const RestTiles&, uint32_t) { ++rest_steps; });
     Wait(&shared_->tile_empty[tile_cursor_.stage], tile_cursor_.parity ^ 1);
+    data->rest_steps = rest_steps;
     ArriveExpecting(full, sizeof(ProductTile) + 3 * kFactorBytes + count * (kSlotBytes + sizeof(BlockPlan)));
     CopyBytes(params_.tiles + tile, sizeof(ProductTile), full, &data->tile);
     CopyBytes(params_.mean + tile * kTileChannels, kFactorBytes, full, data->mean);
@@ -230,36 +201,40 @@ class Producer {
     CopyBytes(params_.plans + first, count * sizeof(BlockPlan), full, data->plans);
     tile_cursor_.Next();
   }
-  // A step that takes a tile of all three blocks.
-  __device__ __forceinline__ void Whole(const CUtensorMap& map, uint32_t mask, uint32_t decoder_column,
-                                        uint32_t column) {
-    step_.multiply = mask;
-    Open(kTileBlocks * kBlockBytes + kDecoderBytes);
+  // This warp's share of the next stage, when it is free. Bytes may arrive before they are expected: the phase does not
+  // end before that.
+  __device__ __forceinline__ void Copy(const CUtensorMap& map, uint32_t decoder_column, uint32_t column) {
+    Wait(&shared_->empty[cursor_.stage], cursor_.parity ^ 1);
     if (CopiesDecoder()) {
       CopyDecoder(decoder_column);
     } else {
-      CopyLatents(map, column, row_);
+      // This CTA's half of the rows, to both.
+      CopyToBoth(map, column, row_, rank_ * kHalfRows);
     }
-    Close();
-  }
-  // Bytes may arrive before they are expected: the phase does not end before that.
-  __device__ __forceinline__ void Open(uint32_t bytes) {
-    Wait(&shared_->empty[cursor_.stage], cursor_.parity ^ 1);
-    if (!CopiesDecoder()) return;
-    shared_->steps[cursor_.stage] = step_;
-    ArriveExpecting(&shared_->full[cursor_.stage], bytes);
-  }
-  __device__ __forceinline__ void Close() {
-    step_ = {};
     cursor_.Next();
   }
-  // To both CTAs.
-  __device__ __forceinline__ void CopyLatents(const CUtensorMap& map, uint32_t column, uint32_t row) {
-    CopyBoxToAll(&map, column, row, &shared_->full[cursor_.stage],
-                 shared_->stages[cursor_.stage].latents[warp_] + rank_ * kBlockRows * kRankTile, (1 << kCluster) - 1);
+  __device__ __forceinline__ void CopyRests(const RestTiles& rests, uint32_t decoder_column) {
+    Wait(&shared_->empty[cursor_.stage], cursor_.parity ^ 1);
+    if (CopiesDecoder()) {
+      CopyDecoder(decoder_column);
+    } else {
+#pragma unroll
+      for (uint32_t b = 0; b < kTileBlocks; ++b) {
+        CopyToBoth(maps_.rests, 0, rests.tiles[b] * kBlockTokens + rank_ * kBlockTokens / kCluster,
+                   b * kBlockTokens + rank_ * kBlockTokens / kCluster);
+      }
+    }
+    cursor_.Next();
   }
   __device__ __forceinline__ void CopyDecoder(uint32_t column) {
-    CopyBox(&maps_.decoder, column, row_, &shared_->full[cursor_.stage], shared_->stages[cursor_.stage].decoder);
+    uint64_t* full = &shared_->full[cursor_.stage];
+    ArriveExpecting(full, sizeof(Stage));
+    CopyBox(&maps_.decoder, column, row_, full, shared_->stages[cursor_.stage].decoder);
+  }
+  // A box to row `to` of the stage's latents.
+  __device__ __forceinline__ void CopyToBoth(const CUtensorMap& map, uint32_t column, uint32_t row, uint32_t to) {
+    CopyBoxToAll(&map, column, row, &shared_->full[cursor_.stage],
+                 shared_->stages[cursor_.stage].latents[0] + to * kRankTile, (1 << kCluster) - 1);
   }
 
   const ProductMaps& maps_;
@@ -269,7 +244,6 @@ class Producer {
   uint32_t row_ = 0;
   Cursor<kStages> cursor_;
   Cursor<kTileBuffers> tile_cursor_;
-  Step step_;  // The next one.
   BlockPlan plans_[kTileBlocks];
 };
 
@@ -281,30 +255,40 @@ class Consumer {
       : params_(params), shared_(shared), block_(block), lane_(threadIdx.x % 32), rank_(RankInCluster()) {}
 
   __device__ __forceinline__ void Tile(const TilePlace& place) {
+    const TileData& data = shared_->tiles[tile_cursor_.stage];
+    Wait(&shared_->tile_full[tile_cursor_.stage], tile_cursor_.parity);
+    uint32_t predicted = 0, own_tiles_max = 0;
+#pragma unroll
+    for (uint32_t b = 0; b < kTileBlocks; ++b) {
+      if (place.blocks * kTileBlocks + b >= params_.blocks || (data.plans[b].flags & kPlanValid) == 0) continue;
+      predicted |= uint32_t{(data.plans[b].flags & kPlanPredicted) != 0} << b;
+      own_tiles_max = max(own_tiles_max, data.plans[b].own_tiles);
+    }
+    const bool valid = place.blocks * kTileBlocks + block_ < params_.blocks &&
+                       (data.plans[block_].flags & kPlanValid) != 0;
+    const bool mine_predicted = predicted >> block_ & 1;
+    const uint32_t own_tiles = valid ? data.plans[block_].own_tiles : 0;
+    const uint32_t features = predicted != 0 ? params_.feature_tiles : 0;
+    const uint32_t inherited = predicted != 0 ? params_.group * params_.inherited_tiles : 0;
+
     int32_t sums[64];
     float values[64];
     Clear(sums);
-    const TileData& data = shared_->tiles[tile_cursor_.stage];
-    Wait(&shared_->tile_full[tile_cursor_.stage], tile_cursor_.parity);
-    uint32_t last = 0;
-    do {
-      Wait(&shared_->full[cursor_.stage], cursor_.parity);
-      const Step step = shared_->steps[cursor_.stage];
-      if (step.base != 0) {
-        Base(data, step.base >> block_ & 1, sums, values);
-        Clear(sums);
-      }
-      if (step.doubled >> block_ & 1) {
+    Multiply(mine_predicted ? features : 0, sums);
+    Skip(mine_predicted ? 0 : features);
+    Base(data, mine_predicted && features > 0, sums, values);
+    Clear(sums);
+    const uint32_t rest_steps = Uniform(data.rest_steps);
+    if (rest_steps > 0) {
+      Multiply(rest_steps, sums);
 #pragma unroll
-        for (uint32_t i = 0; i < 64; ++i) sums[i] *= 2;
-      }
-      if (step.multiply >> block_ & 1) Multiply(shared_->stages[cursor_.stage], sums);
-      __syncwarp();
-      if (lane_ < kCluster) ArriveInCluster(&shared_->empty[cursor_.stage], lane_);
-      cursor_.Next();
-      last = step.last;
-    } while (last == 0);
-    if (last >> block_ & 1) {
+      for (uint32_t i = 0; i < 64; ++i) sums[i] *= 2;
+    }
+    Multiply(own_tiles, sums);
+    Skip(own_tiles_max - own_tiles);
+    Multiply(mine_predicted ? inherited : 0, sums);
+    Skip(mine_predicted ? 0 : inherited);
+    if (valid) {
       AddLatents(data, sums, values);
 #ifdef V_NOSTORE
       float all = 0;
@@ -321,18 +305,55 @@ class Consumer {
   }
 
  private:
+  __device__ static __forceinline__ uint32_t Uniform(uint32_t value) { return __shfl_sync(~0u, value, 0); }
+
   __device__ static __forceinline__ void Clear(int32_t (&sums)[64]) {
 #pragma unroll
     for (uint32_t i = 0; i < 64; ++i) sums[i] = 0;
   }
 
-  __device__ __forceinline__ void Multiply(const Stage& stage, int32_t (&sums)[64]) {
+  // Adds the products of the next `steps` stages. Those of one run while the next is waited for.
+  __device__ __forceinline__ void Multiply(uint32_t steps, int32_t (&sums)[64]) {
+    steps = Uniform(steps);
+    if (steps == 0) return;
+    uint32_t running = cursor_.stage;
+    Start(sums);
+#pragma unroll 1
+    for (uint32_t i = 1; i < steps; ++i) {
+      const uint32_t next = cursor_.stage;
+      Start(sums);
+      AwaitProducts<1>();
+      Release(running);
+      running = next;
+    }
+    AwaitProducts<0>();
+    Release(running);
+  }
+  // Starts the products of the next stage.
+  __device__ __forceinline__ void Start(int32_t (&sums)[64]) {
+    Wait(&shared_->full[cursor_.stage], cursor_.parity);
+    const Stage& stage = shared_->stages[cursor_.stage];
     const uint64_t a = Operand(SharedAddress(stage.latents[block_])), b = Operand(SharedAddress(stage.decoder));
     FenceProducts();
 #pragma unroll
     for (uint32_t k = 0; k < kRankTile / 32; ++k) MultiplyAdd(sums, a + 2 * k, b + 2 * k);
     CommitProducts();
-    AwaitProducts();
+    cursor_.Next();
+  }
+  // Lets stages pass that are for other blocks.
+  __device__ __forceinline__ void Skip(uint32_t steps) {
+    steps = Uniform(steps);
+#pragma unroll 1
+    for (uint32_t i = 0; i < steps; ++i) {
+      Wait(&shared_->full[cursor_.stage], cursor_.parity);
+      Release(cursor_.stage);
+      cursor_.Next();
+    }
+  }
+  // Gives a stage back, to both CTAs that copy to it.
+  __device__ __forceinline__ void Release(uint32_t stage) {
+    __syncwarp();
+    if (lane_ < kCluster) ArriveInCluster(&shared_->empty[stage], lane_);
   }
 
   // Four factors of this thread's channels 4 i and on.
@@ -459,10 +480,10 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kThreads, 1)
   SyncCluster();
   const uint32_t block_tiles = (params.blocks + kTileBlocks - 1) / kTileBlocks, pairs = params.tile_count / kCluster;
   const uint32_t count = block_tiles * pairs, clusters = gridDim.x / kCluster;
-  const uint32_t warpgroup = threadIdx.x / kWarpgroup;
+  const uint32_t warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0);
   if (warpgroup == kTileBlocks) {
     GiveRegisters<kProducerRegisters>();
-    if (threadIdx.x % 32 == 0) {
+    if (threadIdx.x % 32 == 0 && threadIdx.x % kWarpgroup / 32 < 2) {
       Producer producer(maps, params, shared, threadIdx.x % kWarpgroup / 32);
       producer.Prefetch(PlaceOf(blockIdx.x / kCluster, block_tiles, pairs));
       for (uint32_t i = blockIdx.x / kCluster; i < count; i += clusters) {

@@ -24,8 +24,8 @@ struct ProductMaps {
   CUtensorMap decoder;   // [tile_count * kTileChannels][columns]: of features, own and inherited latents in whole tiles
 };
 
-// Which rows a copy takes at once: those of a block in two halves, those of a decoder's tile together.
-inline constexpr uint32_t kBlockRows = kBlockTokens / 2;
+// The rows of a map's boxes: features and latents of half of three blocks, rests of half of one; a tile of the decoder.
+inline constexpr uint32_t kTokenRows = 96, kRestRows = 32, kDecoderRows = kTileChannels;
 
 // A row-major matrix in device memory, copied in boxes of kRankTile columns and `box_rows` rows. `columns` is a
 // multiple of kRankTile. Unimplemented without a driver that has tensor maps.

@@ -15,6 +15,7 @@ inline constexpr uint32_t kRankTile = 128;
 // A group's own latents: a basis above it is restored on the CPU. Twice the rank that 8192 channels have.
 inline constexpr uint32_t kRankTilesMax = 32;
 inline constexpr uint16_t kNoRest = 0xffff;  // A tile without a rest.
+inline constexpr uint16_t kZeroRest = 0;     // A tile of rests that are all 0.
 // Layers of one group: twice the deepest group that kChannelsMax of core/limits.h has heads of 128 for.
 inline constexpr uint32_t kGroupLayersMax = 128;
 // Channels of one tile of the product, in chunks of 8: half of them turn with the other half.

@@ -34,7 +34,8 @@ __device__ inline Stored<kDType> Convert(float value) {
   }
 }
 
-// kChunkChannels values to `to`, `stride` bytes apart: together where they lie together and are aligned.
+// kChunkChannels values to `to`, `stride` bytes apart: together where they lie together and are aligned. They are not
+// read again soon, and the cache is for operands.
 template <DType kDType>
 __device__ inline void StoreChunk(const float (&values)[kChunkChannels], uint8_t* to, int64_t stride) {
   using Value = Stored<kDType>;
@@ -51,11 +52,11 @@ __device__ inline void StoreChunk(const float (&values)[kChunkChannels], uint8_t
   }
   if (stride == sizeof(Value) && reinterpret_cast<uintptr_t>(to) % kAlignment == 0) {
     if constexpr (kAlignment == 8) {
-      *reinterpret_cast<uint2*>(to) = {words[0], words[1]};
+      __stcs(reinterpret_cast<uint2*>(to), make_uint2(words[0], words[1]));
     } else {
 #pragma unroll
       for (uint32_t w = 0; w < kWords; w += 4) {
-        *reinterpret_cast<uint4*>(to + 4 * w) = {words[w], words[w + 1], words[w + 2], words[w + 3]};
+        __stcs(reinterpret_cast<uint4*>(to + 4 * w), make_uint4(words[w], words[w + 1], words[w + 2], words[w + 3]));
       }
     }
   } else {
