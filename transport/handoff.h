@@ -15,7 +15,7 @@
 
 namespace latentkv {
 
-inline constexpr size_t kTransferNameBytesMax = 256;  // As a session's name.
+inline constexpr size_t kTransferNameBytesMax = 256;             // As a session's name.
 inline constexpr uint64_t kTransferFramesMax = kChainBlocksMax;  // One chain.
 inline constexpr size_t kBatchFramesMax = 1024;  // Lengths in one announcement: 64 MiB of the smallest frames in use.
 // How long one batch may take over a communicator before gRPC takes over: 64 MiB at 32 MB/s, slower than any network.

@@ -24,7 +24,8 @@ static_assert(v1::HandOffRequest::kFrameFieldNumber == kLargeField);
 
 absl::Status CheckHandoff(const HandoffPlan& plan) {
   if (plan.transfer.empty() || plan.transfer.size() > kTransferNameBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("the name of a transfer has 1 to ", kTransferNameBytesMax, " bytes"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the name of a transfer has 1 to ", kTransferNameBytesMax, " bytes"));
   }
   if (plan.frames.empty() || plan.frames.size() > kTransferFramesMax) {
     return absl::InvalidArgumentError(absl::StrCat("a transfer has 1 to ", kTransferFramesMax, " frames"));

@@ -19,7 +19,8 @@ namespace latentkv {
 
 absl::Status CheckHandoff(const HandoffPlan& plan);
 
-// One thread runs it; one of its own reads what the receiver answers, so that a receiver that dies ends a batch at once.
+// One thread runs it; one of its own reads what the receiver answers, so that a receiver that dies ends a batch at
+// once.
 class HandoffSender {
  public:
   // `plan` outlives it, and has been checked.

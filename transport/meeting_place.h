@@ -17,9 +17,9 @@
 namespace latentkv {
 
 inline constexpr size_t kGroupNameBytesMax = 256;
-inline constexpr uint32_t kRanksMax = 64;        // Eight hosts of eight devices.
+inline constexpr uint32_t kRanksMax = 64;             // Eight hosts of eight devices.
 inline constexpr uint32_t kJoinsMax = 2 * kRanksMax;  // Waiting at once, a thread each: half of a server's threads.
-inline constexpr size_t kGroupIdBytesMax = 128;  // ncclUniqueId.
+inline constexpr size_t kGroupIdBytesMax = 128;       // ncclUniqueId.
 
 struct GroupPlace {
   std::string group;   // 1 to kGroupNameBytesMax bytes.

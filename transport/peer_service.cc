@@ -16,7 +16,7 @@ namespace latentkv {
 namespace {
 
 constexpr absl::Duration kJoinMax = absl::Minutes(5);  // A rank holds a thread while it waits.
-constexpr int kThreadsMax = 256;  // Every stream and every rank that waits holds one.
+constexpr int kThreadsMax = 256;                       // Every stream and every rank that waits holds one.
 static_assert(kJoinsMax <= kThreadsMax / 2);
 
 class GrpcPeerServer final : public PeerServer {
@@ -102,9 +102,8 @@ absl::StatusOr<std::unique_ptr<PeerServer>> PeerServer::Start(const std::string&
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port).RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr) return absl::UnavailableError(absl::StrCat("cannot listen on ", address, ": is it taken?"));
-  std::string bound = absl::StartsWith(address, "unix:")
-                          ? address
-                          : absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+  std::string bound =
+      absl::StartsWith(address, "unix:") ? address : absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
   return std::make_unique<GrpcPeerServer>(std::move(server), std::move(bound));
 }
 

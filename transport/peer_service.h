@@ -44,7 +44,7 @@ class PeerServer {
   // InvalidArgument for an address that is not of this machine alone (listen_address.h), Unavailable when it cannot be
   // bound. `service` outlives the server.
   static absl::StatusOr<std::unique_ptr<PeerServer>> Start(const std::string& address, PeerService* service);
-  virtual ~PeerServer() = default;  // Cancels what is served.
+  virtual ~PeerServer() = default;                 // Cancels what is served.
   virtual const std::string& address() const = 0;  // As bound, with a real port.
 };
 

@@ -119,8 +119,8 @@ absl::Status Reception::TakeStreamed(const v1::HandOffRequest& request) {
   }
   const ByteSpan bytes = AsBytes(request.frame());
   if (bytes.empty() || bytes.size() > kFrameBytesMax || next == frames_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("frame ", next, " of ", frames_, " has ", bytes.size(), " bytes: 1 to ", kFrameBytesMax, " may be"));
+    return absl::InvalidArgumentError(absl::StrCat("frame ", next, " of ", frames_, " has ", bytes.size(),
+                                                   " bytes: 1 to ", kFrameBytesMax, " may be"));
   }
   return TakeFrame({bytes.data(), bytes.size(), false, nullptr}, false);
 }
@@ -135,7 +135,8 @@ absl::Status Reception::CheckBatch(const v1::HandOffRequest& request) const {
   }
   uint64_t left = plan_.link == nullptr ? 0 : plan_.link->batch_bytes_max();
   for (const uint64_t bytes : request.batch_bytes()) {
-    if (bytes == 0 || bytes > left || bytes > kFrameBytesMax) return absl::InvalidArgumentError("the batch is longer than was offered");
+    if (bytes == 0 || bytes > left || bytes > kFrameBytesMax)
+      return absl::InvalidArgumentError("the batch is longer than was offered");
     left -= bytes;
   }
   return absl::OkStatus();
@@ -144,8 +145,8 @@ absl::Status Reception::CheckBatch(const v1::HandOffRequest& request) const {
 absl::Status Reception::StartBatch(const v1::HandOffRequest& request, HandoffStream* stream) {
   {
     std::lock_guard lock(mutex_);
-    absl::Status status = plan_.link == nullptr ? absl::InvalidArgumentError("no batch was offered")
-                                                : CheckBatch(request);
+    absl::Status status =
+        plan_.link == nullptr ? absl::InvalidArgumentError("no batch was offered") : CheckBatch(request);
     if (!status.ok()) return status;
     batch_runs_ = true;
   }

@@ -23,9 +23,9 @@ namespace latentkv {
 using HandoffStream = grpc::ServerReaderWriter<v1::HandOffResponse, v1::HandOffRequest>;
 
 struct ReceptionPlan {
-  std::string transfer;       // 1 to kTransferNameBytesMax bytes; what the sender calls it.
-  uint64_t frames_held = 0;   // Of an earlier reception: those below are not sent again.
-  FrameSink* sink = nullptr;  // Outlives the reception.
+  std::string transfer;        // 1 to kTransferNameBytesMax bytes; what the sender calls it.
+  uint64_t frames_held = 0;    // Of an earlier reception: those below are not sent again.
+  FrameSink* sink = nullptr;   // Outlives the reception.
   DeviceLink* link = nullptr;  // Null: gRPC alone. Outlives the reception, and serves no other meanwhile.
   absl::Duration batch_patience = kBatchPatience;
 };

@@ -89,7 +89,8 @@ TEST_F(HandoffTest, LinksOfTwoMeetingsAreNotUsed) {
 
 TEST_F(HandoffTest, WhicheverWayTheLinkFailsTheRestGoesOverGrpc) {
   std::mt19937 random(5);
-  for (const LinkFault fault : {LinkFault::kSendFails, LinkFault::kReceiveFails, LinkFault::kStalls, LinkFault::kLate}) {
+  for (const LinkFault fault :
+       {LinkFault::kSendFails, LinkFault::kReceiveFails, LinkFault::kStalls, LinkFault::kLate}) {
     for (int round = 0; round < 6; ++round) {
       const auto frames = RandomFrames(random(), 1 + random() % 60, 1000);
       MemoryWire wire;
