@@ -40,7 +40,8 @@ class PeerClient {
   // generation, in batches, and over gRPC from where that fails; a frame longer than a batch goes over gRPC. A receiver
   // that is away, or does not expect the transfer yet, is tried again until the deadline: one that was started anew
   // says itself from which frame on. Errors: InvalidArgument (the plan), DeadlineExceeded (says how far it came),
-  // Cancelled, Aborted (another sender took over), and what the receiver's sink answered.
+  // Cancelled (here, or the receiver gave it up), Aborted (another sender took over), and what the receiver's sink
+  // answered.
   absl::StatusOr<HandoffReport> HandOff(const HandoffPlan& plan, const CallLimits& limits);
 
  private:

@@ -2,6 +2,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -59,6 +61,10 @@ absl::StatusOr<ExpectedTransfer> PeerService::Expect(ReceptionPlan plan) {
       receptions_.erase(found);
     }
     expected->Close();
+    const uint64_t frames = expected->frames_complete();
+    std::lock_guard lock(mutex_);
+    if (frames > 0) complete_.emplace_front(name, frames);
+    if (complete_.size() > kCompleteMax) complete_.pop_back();
   });
 }
 
@@ -74,6 +80,12 @@ grpc::Status PeerService::Join(grpc::ServerContext* context, const v1::JoinReque
   return grpc::Status::OK;
 }
 
+bool PeerService::IsComplete(const v1::HandOffBegin& begin) const {
+  const auto found = std::find_if(complete_.begin(), complete_.end(),
+                                  [&](const auto& complete) { return complete.first == begin.transfer(); });
+  return found != complete_.end() && found->second == begin.frames();
+}
+
 grpc::Status PeerService::HandOff(grpc::ServerContext* context, HandoffStream* stream) {
   v1::HandOffRequest first;
   if (!stream->Read(&first) || !first.has_begin()) {
@@ -83,8 +95,16 @@ grpc::Status PeerService::HandOff(grpc::ServerContext* context, HandoffStream* s
   {
     std::lock_guard lock(mutex_);
     const auto found = receptions_.find(first.begin().transfer());
-    if (found == receptions_.end()) return {grpc::StatusCode::NOT_FOUND, "nobody expects this transfer here"};
-    reception = found->second;
+    if (found != receptions_.end()) reception = found->second;
+    if (reception == nullptr && !IsComplete(first.begin())) {
+      return {grpc::StatusCode::NOT_FOUND, "nobody expects this transfer here"};
+    }
+  }
+  if (reception == nullptr) {
+    v1::HandOffResponse all;
+    all.set_next(first.begin().frames());
+    stream->Write(all);
+    return grpc::Status::OK;
   }
   return reception->Serve(context, stream, first.begin());
 }

@@ -2,11 +2,13 @@
 #ifndef LATENTKV_TRANSPORT_PEER_SERVICE_H_
 #define LATENTKV_TRANSPORT_PEER_SERVICE_H_
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -16,7 +18,8 @@
 
 namespace latentkv {
 
-inline constexpr size_t kReceptionsMax = 1024;  // Expected at once: requests that one decode node runs.
+inline constexpr size_t kReceptionsMax = 1024;          // Expected at once: requests that one decode node runs.
+inline constexpr size_t kCompleteMax = kReceptionsMax;  // Remembered after that.
 
 // Stops expecting the transfer when it is let go of; must not outlive the service.
 using ExpectedTransfer = std::unique_ptr<Reception, std::function<void(Reception*)>>;
@@ -33,9 +36,13 @@ class PeerService final : public v1::Peer::Service {
   grpc::Status HandOff(grpc::ServerContext* context, HandoffStream* stream) override;
 
  private:
+  bool IsComplete(const v1::HandOffBegin& begin) const;  // Under mutex_.
+
   MeetingPlace meetings_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Reception>> receptions_;
+  // The last that came whole, with their frames: for a sender to whom the last acknowledgement did not come.
+  std::deque<std::pair<std::string, uint64_t>> complete_;
 };
 
 // The service on a server of its own.

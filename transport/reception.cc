@@ -13,20 +13,26 @@
 namespace latentkv {
 namespace {
 
+constexpr std::chrono::milliseconds kLastAnswer(100);   // To arrive, and the sender to end the stream upon it.
 constexpr std::chrono::milliseconds kTurnInterval(20);  // How often a stream that waits for its turn looks for its end.
 
 }  // namespace
 
 absl::Status Reception::Await(absl::Time deadline) {
   std::unique_lock lock(mutex_);
-  const auto over = [this] { return closed_ || !refusal_.ok() || (frames_ > 0 && next_ == frames_); };
+  const auto over = [this] { return closed_ || !refusal_.ok() || Complete(); };
   changed_.wait_until(lock, absl::ToChronoTime(deadline), over);
-  if (frames_ > 0 && next_ == frames_) return absl::OkStatus();
+  if (Complete()) return absl::OkStatus();
   if (!refusal_.ok()) return refusal_;
   if (closed_) return absl::CancelledError("the reception was closed");
   return absl::DeadlineExceededError(
       frames_ == 0 ? absl::StrCat("no sender of transfer ", plan_.transfer, " came")
                    : absl::StrCat("transfer ", plan_.transfer, ": ", next_, " of ", frames_, " frames came"));
+}
+
+uint64_t Reception::frames_complete() const {
+  std::lock_guard lock(mutex_);
+  return Complete() ? frames_ : 0;
 }
 
 uint64_t Reception::taken() const {
@@ -47,9 +53,11 @@ absl::Status Reception::link_status() const {
 void Reception::Close() {
   std::unique_lock lock(mutex_);
   closed_ = true;
+  changed_.notify_all();
+  // Whoever sent the last frame is told so.
+  if (Complete()) changed_.wait_for(lock, kLastAnswer, [this] { return served_ == nullptr; });
   if (served_ != nullptr) served_->TryCancel();
   if (batch_runs_) plan_.link->Abort();
-  changed_.notify_all();
   changed_.wait(lock, [this] { return served_ == nullptr; });
 }
 

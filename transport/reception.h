@@ -41,6 +41,8 @@ class Reception {
   // OK when the sink has every frame; what the sink answered if it refused one; DeadlineExceeded says how many came.
   absl::Status Await(absl::Time deadline);
   uint64_t taken() const;
+  // How many the transfer has, once all of them are taken; 0 before.
+  uint64_t frames_complete() const;
   uint64_t taken_over_link() const;
   // Why the link was given up; OK if it was not.
   absl::Status link_status() const;
@@ -51,6 +53,7 @@ class Reception {
   void Close();
 
  private:
+  bool Complete() const { return frames_ > 0 && next_ == frames_; }  // Under mutex_.
   absl::Status Admit(grpc::ServerContext* context, const v1::HandOffBegin& begin);
   absl::Status TakeStreamed(const v1::HandOffRequest& request);
   absl::Status CheckBatch(const v1::HandOffRequest& request) const;

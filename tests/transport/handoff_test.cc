@@ -113,6 +113,21 @@ TEST_F(HandoffTest, WhicheverWayTheLinkFailsTheRestGoesOverGrpc) {
   }
 }
 
+TEST_F(HandoffTest, AReceiverThatLeavesUponTheLastFrameHasAcknowledgedIt) {
+  for (int round = 0; round < 50; ++round) {
+    const auto frames = RandomFrames(14, 3, 1000);
+    FrameLog log(frames);
+    ExpectedTransfer expected = Expect(&log);
+    Sent sent = Send(frames);
+    EXPECT_TRUE(expected->Await(absl::Now() + absl::Seconds(30)).ok());
+    expected.reset();
+    ASSERT_TRUE(sent.get().ok());
+    // And says so to whoever did not hear of it, but not of another transfer by that name.
+    EXPECT_TRUE(Send(frames).get().ok());
+    EXPECT_FALSE(Send(RandomFrames(14, 4, 1000), nullptr, CallLimits::In(absl::Milliseconds(50))).get().ok());
+  }
+}
+
 TEST_F(HandoffTest, ASenderComesBeforeItsReceiver) {
   const auto frames = RandomFrames(6, 10, 1000);
   Sent sent = Send(frames);

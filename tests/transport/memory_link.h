@@ -33,7 +33,7 @@ struct MemoryWire {
 };
 
 // "Device" memory is memory.
-class MemoryLink final : public DeviceLink {
+class MemoryLink : public DeviceLink {
  public:
   MemoryLink(MemoryWire* wire, uint64_t generation, size_t batch_bytes_max)
       : wire_(wire), generation_(generation), batch_bytes_max_(batch_bytes_max) {}

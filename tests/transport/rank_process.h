@@ -63,6 +63,7 @@ class RankProcess {
     }
     return "was not started";
   }
+  void Kill() { kill(pid_, SIGKILL); }
   absl::Time ended_at() const { return ended_at_; }
 
  private:
