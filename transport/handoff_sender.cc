@@ -74,8 +74,7 @@ absl::Status HandoffSender::Attempt() {
         ended = call.Finish();
       });
       status = Converse(&call);
-      // Unless the stream is over by itself, nobody cares any more how it ends.
-      if (!Over()) stop.Cancel();
+      if (!status.ok() || Decided()) stop.Cancel();  // Nobody cares any more how the stream ends.
       reader.join();
     } catch (const std::system_error& error) {
       status = absl::ResourceExhaustedError(absl::StrCat("no thread for a transfer: ", error.what()));
@@ -124,9 +123,9 @@ bool HandoffSender::Await(std::unique_lock<std::mutex>* lock, absl::Time deadlin
   return condition();
 }
 
-bool HandoffSender::Over() {
+bool HandoffSender::Decided() {
   std::lock_guard lock(mutex_);
-  return over_;
+  return !refusal_.ok() || acknowledged_ == plan_.frames.size();
 }
 
 void HandoffSender::ReadAnswers(WireCall* call) {

@@ -32,7 +32,7 @@ class HandoffSender {
  private:
   absl::Status Attempt();
   absl::Status Converse(WireCall* call);
-  bool Over();
+  bool Decided();
   void ReadAnswers(WireCall* call);
   void OnAnswer(const v1::HandOffResponse& response);
   bool LinkUsable() const;

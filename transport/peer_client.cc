@@ -1,6 +1,5 @@
 #include "transport/peer_client.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

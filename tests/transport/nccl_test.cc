@@ -2,8 +2,6 @@
 // missing, and a handoff goes on without it.
 #include <dlfcn.h>
 
-#include <future>
-
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/storage/scratch_folder.h"
