@@ -17,8 +17,8 @@
 
 namespace latentkv {
 
-// How long after its deadline a call may still take: NCCL's kernels look every few microseconds whether they were
-// aborted, and its threads every few milliseconds.
+// How long after its deadline a call may still take, until NCCL's kernels and threads have seen that they were aborted:
+// threads that connect sleep for some 100 ms a try, more with each.
 inline constexpr absl::Duration kAbortTimeMax = absl::Seconds(2);
 // How long a communicator that nothing is wrong with waits for the others when it is let go of.
 inline constexpr absl::Duration kFinalizeTimeMax = absl::Seconds(2);
