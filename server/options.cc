@@ -1,7 +1,5 @@
 #include "server/options.h"
 
-#include <arpa/inet.h>
-
 #include <cmath>
 #include <utility>
 
@@ -11,18 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "transport/listen_address.h"
 
 namespace latentkv {
 namespace {
 
 constexpr char kDefaultListen[] = "127.0.0.1:7430";
-
-bool IsLoopbackHost(absl::string_view host) {
-  if (host == "localhost" || host == "[::1]") return true;
-  // Only a whole dotted address counts: a name such as 127.example.org is somebody else's.
-  in_addr address{};
-  return inet_pton(AF_INET, std::string(host).c_str(), &address) == 1 && (ntohl(address.s_addr) >> 24) == 127;
-}
 
 absl::Status SetBytes(absl::string_view name, absl::string_view value, uint64_t* bytes) {
   absl::StatusOr<uint64_t> parsed = ParseByteSize(value);
@@ -86,23 +78,6 @@ absl::StatusOr<uint64_t> ParseByteSize(absl::string_view text) {
     return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is no size (say 10GiB)"));
   }
   return static_cast<uint64_t>(std::llround(count * unit));
-}
-
-absl::Status CheckListenAddress(absl::string_view address) {
-  if (absl::StartsWith(address, "unix:")) {
-    // The kernel's bound on the path of a socket, with its closing zero.
-    if (address.size() > 5 && address.size() - 5 < 108) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\": the path of a socket has 1 to 107 bytes"));
-  }
-  const size_t colon = address.rfind(':');
-  uint32_t port = 0;
-  if (colon == absl::string_view::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is neither host:port nor unix:PATH"));
-  }
-  if (IsLoopbackHost(address.substr(0, colon))) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "\"", address, "\" can be reached from other machines, and latentkvd does not check credentials yet: listen on ",
-      "127.0.0.1:PORT, [::1]:PORT or unix:PATH"));
 }
 
 absl::StatusOr<DaemonOptions> ParseDaemonOptions(absl::Span<const std::string> arguments) {

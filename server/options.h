@@ -30,10 +30,6 @@ std::string DaemonHelp();
 // Bytes of "4096", "512MiB", "10GiB", "2TB": powers of 1024 with an i, of 1000 without. InvalidArgument.
 absl::StatusOr<uint64_t> ParseByteSize(absl::string_view text);
 
-// OK for unix:PATH and for host:port where host is a loopback address. The daemon asks nobody for credentials, so
-// every other address is InvalidArgument.
-absl::Status CheckListenAddress(absl::string_view address);
-
 }  // namespace latentkv
 
 #endif  // LATENTKV_SERVER_OPTIONS_H_

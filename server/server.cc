@@ -14,8 +14,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/metrics.h"
-#include "server/options.h"
 #include "transport/grpc_library.h"
+#include "transport/listen_address.h"
 #include "transport/message_layout.h"
 
 namespace latentkv {

@@ -4,17 +4,15 @@
 
 #include <algorithm>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "core/limits.h"
 #include "latentkv/v1/admin.pb.h"
 #include "latentkv/v1/cache.pb.h"
 #include "transport/convert.h"
-#include "transport/grpc_library.h"
 #include "transport/grpc_store_stream.h"
 #include "transport/message_layout.h"
 #include "transport/wire_call.h"
+#include "transport/wire_channel.h"
 
 namespace latentkv {
 namespace {
@@ -217,33 +215,12 @@ class GrpcChannel final : public CacheChannel {
   const std::shared_ptr<grpc::Channel> channel_;
 };
 
-bool WellFormed(absl::string_view address) {
-  if (absl::StartsWith(address, "unix:")) return address.size() > 5;
-  const size_t colon = address.rfind(':');
-  uint32_t port = 0;
-  return colon != absl::string_view::npos && colon > 0 && absl::SimpleAtoi(address.substr(colon + 1), &port) &&
-         port > 0 && port < 65536;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CacheChannel>> MakeGrpcChannel(absl::string_view address) {
-  if (!WellFormed(address)) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is neither host:port nor unix:PATH"));
-  }
-  KeepGrpcUp();
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
-  arguments.SetMaxSendMessageSize(kMessageBytesMax);
-  // A restarted daemon is found again soon: gRPC's own back-off grows to two minutes.
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  // Named a back-off, it is how long one attempt to connect may take: a busy machine needs more than a moment.
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
-  // The address is this machine's: no proxy of the environment belongs in between.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return std::make_unique<GrpcChannel>(
-      grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), arguments));
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = OpenWireChannel(address);
+  if (!channel.ok()) return channel.status();
+  return std::make_unique<GrpcChannel>(*std::move(channel));
 }
 
 }  // namespace latentkv

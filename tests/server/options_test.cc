@@ -2,6 +2,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "transport/listen_address.h"
 
 namespace latentkv {
 namespace {
