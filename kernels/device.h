@@ -25,9 +25,6 @@ class DeviceEvent {
 };
 using DeviceEventPtr = std::shared_ptr<const DeviceEvent>;
 
-// A queue of the engine's own: a cudaStream_t, of which null is the default stream. Not owned.
-using EngineStream = void*;
-
 // Host memory that a device copies from and to while the host goes on; given back with its last owner.
 using PinnedMemory = std::shared_ptr<uint8_t[]>;
 

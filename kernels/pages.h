@@ -31,6 +31,10 @@ struct PagedCache {
   uint64_t page_count = 0;         // Page ids are checked against it.
 };
 
+// A queue of the engine's own on the device that holds its pages: a cudaStream_t, of which null is the default stream.
+// Not owned. Of pages in host memory it says nothing.
+using EngineStream = void*;
+
 // `count` consecutive tokens at `offset` inside page `page`.
 struct TokenRun {
   uint64_t page = 0;

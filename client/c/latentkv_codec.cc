@@ -14,6 +14,7 @@
 #include "codec/scalar_codec.h"
 #include "codec/sinks.h"
 #include "core/limits.h"
+#include "kernels/pages.h"
 
 struct latentkv_codec {
   std::shared_ptr<const latentkv::Basis> basis;  // Null for exact alone.
