@@ -29,8 +29,7 @@ from processes import free_port, start_daemon  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: E402
 
 DIVERGENCE_MAX = 0.1
-"""Nats a token: ten times what the profiles promise; a cache that is wrong costs whole nats."""
-CONTROL_MIN = 0.5
+"""Nats a token: ten times what the profiles promise. A zeroed cache, the control, must be beyond it."""
 TAIL_TOKENS = 64
 """Tokens behind the cache whose logits are compared."""
 REPEATS = 5
@@ -137,13 +136,17 @@ def run(
     tokens, length = bench.tokens, bench.options.tokens
     cache = bench.prefill()
     store = bench.open(address, profile)
+    # Another chain's block: the first pages on a device take staging memory, once in an engine's life.
+    store.put(tokens[:64][::-1], cache)
+    store.flush(60_000)
+    before = store.stats()["stored_bytes"]
     bench.synchronize()
     began = time.perf_counter()
     put = store.put(tokens[:length], cache)
     returned = time.perf_counter() - began
     stored = store.flush(600_000)
     flushed = time.perf_counter() - began
-    frame_bytes = store.stats()["stored_bytes"]
+    frame_bytes = store.stats()["stored_bytes"] - before
     store.close()
     process.kill()
     again = start_daemon(bench.options.daemon, data, port, folder / f"{profile}.again.log")
@@ -168,7 +171,7 @@ def run(
     finally:
         again.kill()
     raw_bytes = count * bytes_per_token(bench.layers)
-    sound = stored and put == count and count > 0 and control > CONTROL_MIN
+    sound = stored and put == count and count > 0 and control > DIVERGENCE_MAX
     return {
         "profile": profile,
         "ok": sound and (same if profile == "exact" else divergence < DIVERGENCE_MAX and not same),

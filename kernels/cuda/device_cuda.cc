@@ -16,8 +16,8 @@
 namespace latentkv {
 namespace {
 
-// A copy of a section takes some 20 us: waking from a sleep costs more. What takes longer waits for the engine, whose
-// cores it should not take.
+// By the rate of the bus a copy of a section takes some 20 us: waking from a sleep costs more. What takes longer waits
+// for the engine, whose cores it should not take.
 constexpr std::chrono::microseconds kSpinDuration{100}, kSleepDuration{50};
 // Copies whose tables wait in pinned memory: one that runs and some behind it.
 constexpr size_t kTables = 8;

@@ -249,6 +249,7 @@ TEST_F(CApiTest, ErrorIsTheThreadsOwn) {
   std::thread([] { EXPECT_STREQ(latentkv_error(), ""); }).join();
   EXPECT_THAT(std::string(latentkv_error()), HasSubstr("client"));
   EXPECT_STREQ(latentkv_version(), LATENTKV_VERSION);
+  EXPECT_EQ(latentkv_supports_devices(), LATENTKV_HAS_CUDA);
 }
 
 // The codec.
