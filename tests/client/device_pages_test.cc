@@ -59,16 +59,19 @@ TEST_F(DevicePagesTest, EveryEncodingRestoresWhatItRestoresOnTheHost) {
   uncalibrated.write = {false, 0.42f, 0, 0};
   uncalibrated.read = {{ScalarQuantizer()}, 1e9};
   uint64_t seed = 60;
+  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
+  MoveToDevice(on_device);
   for (const ClientConfig& config : {Config(basis), uncalibrated}) {
-    TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
-    MoveToDevice(on_device);
+    on_host.Poison();
     std::unique_ptr<Client> client = ClientTest::Open(config, &on_device);
     std::unique_ptr<Client> other = ClientTest::Open(config, &on_host);
     const std::vector<uint64_t> ids = on_device.PageIds(256, ++seed);
     on_device.Compute(seed, ids, 0, 256);
     ASSERT_EQ((*client->Store({TestTokens(seed, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
     on_device.Poison();
-    EXPECT_EQ(Load(client.get(), on_device, seed, 0, 256).exact_blocks, 0u);
+    const TransferResult loaded = Load(client.get(), on_device, seed, 0, 256);
+    EXPECT_EQ(loaded.token_count, 256u);
+    EXPECT_EQ(loaded.exact_blocks, 0u);
     EXPECT_EQ(Load(other.get(), on_host, seed, 0, 256).token_count, 256u);
     EXPECT_TRUE(on_device.memory() == on_host.memory());
   }
