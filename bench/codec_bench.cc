@@ -41,8 +41,7 @@ struct Subject {
   std::vector<uint32_t> tokens;
   std::vector<Bytes> blocks;
   EncodeOptions balanced, uncalibrated;
-  PagedCache pages;  // One block as the raw form has it: a page of kBlockTokens.
-  Bytes page_memory;
+  Bytes raw;  // Room for a block.
 
   BlockPlace Place(size_t block) const {
     const uint32_t first = block * kBlockTokens;
@@ -50,20 +49,6 @@ struct Subject {
   }
   size_t RawBytesOfAll() const { return blocks.size() * blocks[0].size(); }
 };
-
-PagedCache PageOfOneBlock(const Geometry& geometry, uint8_t* memory) {
-  PagedCache cache;
-  cache.page_tokens = kBlockTokens;
-  cache.page_count = 1;
-  for (const LayerGeometry& layer : geometry.layers) {
-    const int64_t value = DTypeBytes(layer.dtype), row = int64_t{layer.KvChannels()} * value;
-    PagedLayer paged{memory, memory + row * kBlockTokens, {}, {}};
-    paged.key_strides = paged.value_strides = {0, row, layer.head_dim * value, value};
-    cache.layers.push_back(paged);
-    memory += 2 * row * kBlockTokens;
-  }
-  return cache;
-}
 
 bool Load(const char* basis_path, const char* blocks_path, Subject* subject) {
   auto basis = Basis::Load(basis_path);
@@ -90,8 +75,7 @@ bool Load(const char* basis_path, const char* blocks_path, Subject* subject) {
   subject->balanced.step = profile->step;
   subject->uncalibrated.exact = false;
   subject->uncalibrated.step = kScalarStep;
-  subject->page_memory.resize(RawBytes(geometry, kBlockTokens));
-  subject->pages = PageOfOneBlock(geometry, subject->page_memory.data());
+  subject->raw.resize(RawBytes(geometry, kBlockTokens));
   return true;
 }
 
@@ -128,8 +112,9 @@ void Decode(benchmark::State& state, Subject& subject, const Codec& codec, const
       const auto reader = *codec.Open(header, subject.Place(b));
       for (size_t s = 0; s < header.sections.size(); ++s) {
         const ByteSpan payload = ByteSpan(frames[b]).subspan(header.sections[s].offset, header.sections[s].bytes);
-        const TokenRun run{0, 0, kBlockTokens};
-        if (!reader->ReadSection(s, payload, subject.pages, {&run, 1}).ok()) state.SkipWithError("not decoded");
+        const auto [first, last] = codec.SectionLayers(header.encoding, s);
+        const uint64_t bytes = RawBytes(codec.geometry(), first, last, kBlockTokens);
+        if (!reader->ReadSection(s, payload, {subject.raw.data(), bytes}).ok()) state.SkipWithError("not decoded");
       }
     }
   }

@@ -1,7 +1,6 @@
 #include "client/client.h"
 
 #include <exception>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -9,23 +8,12 @@
 #include "absl/time/clock.h"
 #include "client/breaker_channel.h"
 #include "client/config.h"
+#include "client/page_registry.h"
 #include "client/store_pipeline.h"
 #include "core/limits.h"
 
 namespace latentkv {
 namespace {
-
-absl::Status CheckPages(const Geometry& geometry, const PagedCache& pages) {
-  if (pages.layers.size() != geometry.layers.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pages of ", pages.layers.size(), " layers; the model has ", geometry.layers.size()));
-  }
-  if (pages.page_tokens == 0 || pages.page_count == 0) return absl::InvalidArgumentError("there are no pages");
-  for (const PagedLayer& layer : pages.layers) {
-    if (layer.key == nullptr || layer.value == nullptr) return absl::InvalidArgumentError("a layer without pages");
-  }
-  return absl::OkStatus();
-}
 
 class ClientImpl final : public Client {
  public:
@@ -34,19 +22,13 @@ class ClientImpl final : public Client {
         log_(config_.logger, config_.clock),
         breaker_(config_.clock, &log_),
         channel_(MakeBreakerChannel(config_.channel.get(), &breaker_)),
+        pages_(config_.codec->geometry(), *config_.devices, config_.staging_bytes_max, config_.thread_count),
         pool_(config_.thread_count),
         loads_({channel_.get(), config_.codec.get(), &pool_, &losses_, &counters_, &log_, config_.read}),
         stores_({channel_.get(), &breaker_, config_.codec.get(), &losses_, &counters_, &log_, config_.clock,
                  config_.write, config_.staging_bytes_max, config_.thread_count}) {}
 
-  absl::Status RegisterPages(PagedCache pages) override {
-    absl::Status status = CheckPages(geometry(), pages);
-    if (!status.ok()) return status;
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (pages_ != nullptr) return absl::FailedPreconditionError("pages are registered already");
-    pages_ = std::make_shared<const PagedCache>(std::move(pages));
-    return absl::OkStatus();
-  }
+  absl::Status RegisterPages(PagedCache pages) override { return pages_.Register(std::move(pages)); }
 
   absl::StatusOr<uint64_t> Match(const Prompt& prompt, absl::Duration lease, absl::Time deadline) override {
     absl::StatusOr<std::vector<Digest>> keys = Keys(prompt, prompt.tokens.size());
@@ -72,7 +54,8 @@ class ClientImpl final : public Client {
   }
 
   absl::StatusOr<std::unique_ptr<Job>> Load(const Prompt& prompt, uint64_t first, uint64_t count,
-                                            absl::Span<const uint64_t> page_ids, absl::Time deadline) override {
+                                            absl::Span<const uint64_t> page_ids, absl::Time deadline,
+                                            EngineStream stream) override {
     if (first % kBlockTokens != 0 || count % kBlockTokens != 0) {
       return absl::InvalidArgumentError(absl::StrCat("a load begins and ends on multiples of ", kBlockTokens));
     }
@@ -82,19 +65,22 @@ class ClientImpl final : public Client {
     request.keys.assign(range->keys.begin() + range->first_block, range->keys.end());
     request.tokens = BlockTokens(prompt, request.keys.size() + range->first_block);
     request.first_token = first;
+    absl::StatusOr<DeviceEventPtr> used = range->pages->UsedUntil(stream);
+    if (!used.ok()) return used.status();
     request.pages = std::move(range->pages);
+    request.pages_used = *std::move(used);
     request.slots = std::move(range->slots);
     request.deadline = deadline;
     return loads_.Start(std::move(request));
   }
 
   absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
-                                             absl::Span<const uint64_t> page_ids) override {
+                                             absl::Span<const uint64_t> page_ids, EngineStream stream) override {
     absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids);
     if (!range.ok()) return range.status();
     std::vector<uint32_t> tokens = BlockTokens(prompt, range->keys.size());
     return stores_.Store({std::move(range->keys), std::move(tokens), range->first_block, std::move(range->pages),
-                          std::move(range->slots)});
+                          stream, std::move(range->slots)});
   }
 
   absl::Status Flush(absl::Duration timeout) override {
@@ -129,7 +115,7 @@ class ClientImpl final : public Client {
   struct Range {
     std::vector<Digest> keys;  // From the chain's first block on.
     size_t first_block = 0;
-    std::shared_ptr<const PagedCache> pages;
+    std::shared_ptr<EnginePages> pages;
     std::vector<std::vector<TokenRun>> slots;  // From first_block on.
   };
 
@@ -152,17 +138,14 @@ class ClientImpl final : public Client {
           absl::StrCat(count, " tokens from ", first, " on, of a prompt of ", prompt.tokens.size()));
     }
     Range range;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      range.pages = pages_;
-    }
+    range.pages = pages_.current();
     if (range.pages == nullptr) return absl::FailedPreconditionError("no pages are registered");
     absl::StatusOr<std::vector<Digest>> keys = Keys(prompt, first + count);
     if (!keys.ok()) return keys.status();
     range.keys = *std::move(keys);
     range.first_block = std::min<size_t>((first + kBlockTokens - 1) / kBlockTokens, range.keys.size());
     for (size_t block = range.first_block; block < range.keys.size(); ++block) {
-      absl::Status status = RunsOfTokens(page_ids, range.pages->page_tokens, range.pages->page_count,
+      absl::Status status = RunsOfTokens(page_ids, range.pages->cache().page_tokens, range.pages->cache().page_count,
                                          block * kBlockTokens, kBlockTokens, &range.slots.emplace_back());
       if (!status.ok()) return status;
     }
@@ -175,11 +158,10 @@ class ClientImpl final : public Client {
   RestoredLosses losses_;
   CircuitBreaker breaker_;
   const std::unique_ptr<CacheChannel> channel_;
+  PageRegistry pages_;  // Before those that use its pages are destroyed.
   WorkerPool pool_;
   LoadPipeline loads_;
   StorePipeline stores_;
-  std::mutex mutex_;
-  std::shared_ptr<const PagedCache> pages_;  // Under mutex_.
 };
 
 }  // namespace

@@ -50,8 +50,9 @@ class Job {
   // Ends a load that still runs: no page is written any more when it returns. A store goes on.
   virtual ~Job() = default;
   // Waits until layer `layer` of a load is in its pages for all good tokens, or, if it is negative, until the job is
-  // over (a store knows nothing else). Whatever went wrong shows as a smaller token_count. DeadlineExceeded after
-  // `timeout`, and the job goes on; InvalidArgument for a layer that the geometry does not have.
+  // over (a store knows nothing else). On a device, what any stream is given afterwards may read those pages. Whatever
+  // went wrong shows as a smaller token_count. DeadlineExceeded after `timeout`, and the job goes on; InvalidArgument for
+  // a layer that the geometry does not have.
   virtual absl::StatusOr<TransferResult> Wait(int32_t layer, absl::Duration timeout) = 0;
 };
 
@@ -76,7 +77,11 @@ class Client {
   // Ends loads that still run and gives up stores that were not sent; their jobs stay valid.
   virtual ~Client() = default;
 
-  // Once, before Load and Store. The pages must outlive the client. InvalidArgument if they do not fit the geometry.
+  // Before Load and Store, which take the pages that were registered last. They may lie in host memory, or all in that
+  // of one device; the client finds out. They must outlive the client or, when others were registered in their place,
+  // the loads that were begun with them and what was queued on the streams of stores. The first pages on a device take
+  // staging_bytes_max of pinned memory, and 64 MiB of the device's with a block for each thread. InvalidArgument if they
+  // do not fit the geometry or lie in several memories; ResourceExhausted.
   virtual absl::Status RegisterPages(PagedCache pages) = 0;
 
   // Tokens of the longest stored prefix, a multiple of kBlockTokens, which the daemon then keeps for `lease`. 0 when
@@ -84,14 +89,26 @@ class Client {
   virtual absl::StatusOr<uint64_t> Match(const Prompt& prompt, absl::Duration lease, absl::Time deadline) = 0;
 
   // Begins to fill tokens [first, first + count), multiples of kBlockTokens, of the prompt, whose pages are `page_ids`
-  // (of the whole prompt, one for each page_tokens). At `deadline` the job ends with what is good.
+  // (of the whole prompt, one for each page_tokens). At `deadline` the job ends with what is good. Pages on a device
+  // are written behind what is queued in `stream` now.
   virtual absl::StatusOr<std::unique_ptr<Job>> Load(const Prompt& prompt, uint64_t first, uint64_t count,
-                                                    absl::Span<const uint64_t> page_ids, absl::Time deadline) = 0;
+                                                    absl::Span<const uint64_t> page_ids, absl::Time deadline,
+                                                    EngineStream stream) = 0;
+  absl::StatusOr<std::unique_ptr<Job>> Load(const Prompt& prompt, uint64_t first, uint64_t count,
+                                            absl::Span<const uint64_t> page_ids, absl::Time deadline) {
+    return Load(prompt, first, count, page_ids, deadline, nullptr);
+  }
 
   // Begins to store the whole blocks of [first, first + count): copies their pages before it returns, then encodes and
-  // sends. What the queue has no room for is dropped, and so is all behind it, which nobody could reach.
+  // sends. What the queue has no room for is dropped, and so is all behind it, which nobody could reach. Of pages on a
+  // device it takes what `stream` will have written by what is queued in it now, and makes what is queued in it later
+  // wait until it has; it does not wait itself.
   virtual absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
-                                                     absl::Span<const uint64_t> page_ids) = 0;
+                                                     absl::Span<const uint64_t> page_ids, EngineStream stream) = 0;
+  absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
+                                             absl::Span<const uint64_t> page_ids) {
+    return Store(prompt, first, count, page_ids, nullptr);
+  }
 
   // Waits until every store so far was acknowledged or given up. DeadlineExceeded.
   virtual absl::Status Flush(absl::Duration timeout) = 0;

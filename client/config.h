@@ -12,6 +12,7 @@
 #include "codec/codec.h"
 #include "core/chain_key.h"
 #include "core/clock.h"
+#include "kernels/device.h"
 #include "transport/cache_channel.h"
 
 namespace latentkv {
@@ -25,6 +26,7 @@ struct ClientConfig {
   uint64_t staging_bytes_max = uint64_t{256} << 20;
   uint32_t thread_count = 1;
   std::shared_ptr<spdlog::logger> logger = MakeClientLogger();
+  const Devices* devices = &SystemDevices();  // Outlives the client.
   const Clock* clock = &SystemClock();  // Of the breaker and the log; deadlines are the system's. Outlives the client.
 };
 

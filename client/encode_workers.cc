@@ -74,6 +74,11 @@ void EncodeWorkers::Finish(uint64_t place, Outcome outcome) {
 }
 
 absl::Status EncodeWorkers::Encode(StagedBlock* block) const try {
+  if (block->raw_complete != nullptr) {
+    absl::Status status = block->raw_complete->Wait();
+    if (!status.ok()) return status;
+    block->raw_complete.reset();
+  }
   EncodeOptions options = options_;
   options.loss_inherited = block->loss_inherited;
   const absl::Span<const uint32_t> tokens(block->chain_tokens->data(), block->first_token + kBlockTokens);

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "client/client.h"
 #include "client/counters.h"
+#include "client/engine_pages.h"
 #include "client/failure_log.h"
 #include "client/restored_losses.h"
 #include "client/worker_pool.h"
@@ -33,7 +34,8 @@ struct LoadRequest {
   std::vector<Digest> keys;  // Of the blocks to load, in chain order.
   std::vector<uint32_t> tokens;  // Of the whole chain up to the last block to load.
   uint64_t first_token = 0;
-  std::shared_ptr<const PagedCache> pages;
+  std::shared_ptr<EnginePages> pages;
+  DeviceEventPtr pages_used;  // EnginePages::UsedUntil.
   std::vector<std::vector<TokenRun>> slots;  // Where each block goes; checked.
   absl::Time deadline;
 };

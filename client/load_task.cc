@@ -137,15 +137,18 @@ void LoadTask::DecodeReceived(uint32_t index) {
 void LoadTask::Decode(uint32_t index, const ReceivedSection& section) {
   Block& block = *blocks_[index];
   if (cancel_.cancelled() || !progress_.Wanted(index) || absl::Now() >= request_.deadline) return;
+  const auto [first, last] = parts_.codec->SectionLayers(block.header.encoding, section.number);
   absl::Status status;
   try {
-    status = block.reader->ReadSection(section.number, section.payload, *request_.pages, request_.slots[index]);
+    status = request_.pages->Fill(first, last, request_.slots[index], request_.pages_used.get(),
+                                  [&](absl::Span<uint8_t> raw) {
+                                    return block.reader->ReadSection(section.number, section.payload, raw);
+                                  });
   } catch (const std::exception& error) {
     status = absl::ResourceExhaustedError(error.what());
   }
   if (!status.ok()) return Refuse(index, status);
   if (section.number + 1 == block.header.sections.size()) block.reader.reset();
-  const auto [first, last] = parts_.codec->SectionLayers(block.header.encoding, section.number);
   progress_.LayersDone(index, first, last);
 }
 

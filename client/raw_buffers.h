@@ -10,29 +10,43 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/device.h"
+
 namespace latentkv {
 
-// Thread-safe. Outlives its buffers.
-class RawBuffers {
+// Thread-safe. Lives as long as one of its buffers; made by std::make_shared.
+class RawBuffers : public std::enable_shared_from_this<RawBuffers> {
+ public:
+  class GiveBack {
+   public:
+    explicit GiveBack(std::shared_ptr<RawBuffers> buffers = nullptr) : buffers_(std::move(buffers)) {}
+    void operator()(uint8_t* bytes) const { buffers_->Keep(bytes); }
+
+   private:
+    std::shared_ptr<RawBuffers> buffers_;
+  };
+  using Buffer = std::unique_ptr<uint8_t[], GiveBack>;
+
+  virtual ~RawBuffers() = default;
+  // Room for one block, of anything; null if there is none left.
+  Buffer Take() { return Buffer(TakeBytes(), GiveBack(shared_from_this())); }
+
+ private:
+  virtual uint8_t* TakeBytes() = 0;
+  virtual void Keep(uint8_t* bytes) = 0;
+};
+
+// As many as are asked for.
+class HostBuffers final : public RawBuffers {
  public:
   // Kept when nobody uses them: what an engine computes in a step or two, 2800 tokens of SmolLM2.
   static constexpr uint64_t kKeptBytesMax = uint64_t{64} << 20;
 
-  explicit RawBuffers(uint64_t buffer_bytes)
+  explicit HostBuffers(uint64_t buffer_bytes)
       : buffer_bytes_(buffer_bytes), kept_max_(kKeptBytesMax / std::max<uint64_t>(1, buffer_bytes)) {}
 
-  class GiveBack {
-   public:
-    explicit GiveBack(RawBuffers* buffers = nullptr) : buffers_(buffers) {}
-    void operator()(uint8_t* bytes) const { buffers_->Keep(std::unique_ptr<uint8_t[]>(bytes)); }
-
-   private:
-    RawBuffers* buffers_;
-  };
-  using Buffer = std::unique_ptr<uint8_t[], GiveBack>;
-
-  // buffer_bytes of anything.
-  Buffer Take() {
+ private:
+  uint8_t* TakeBytes() override {
     std::unique_lock<std::mutex> lock(mutex_);
     std::unique_ptr<uint8_t[]> bytes;
     if (!kept_.empty()) {
@@ -41,11 +55,10 @@ class RawBuffers {
     }
     lock.unlock();
     if (bytes == nullptr) bytes = std::make_unique_for_overwrite<uint8_t[]>(buffer_bytes_);
-    return Buffer(bytes.release(), GiveBack(this));
+    return bytes.release();
   }
-
- private:
-  void Keep(std::unique_ptr<uint8_t[]> bytes) {
+  void Keep(uint8_t* from) override {
+    std::unique_ptr<uint8_t[]> bytes(from);
     std::lock_guard<std::mutex> lock(mutex_);
     if (kept_.size() < kept_max_) kept_.push_back(std::move(bytes));
   }
@@ -54,6 +67,32 @@ class RawBuffers {
   const size_t kept_max_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<uint8_t[]>> kept_;
+};
+
+// A fixed number, cut out of pinned memory: to pin more would hold up the device.
+class PinnedBuffers final : public RawBuffers {
+ public:
+  // `memory` has room for `count` of them.
+  PinnedBuffers(PinnedMemory memory, uint64_t buffer_bytes, uint64_t count) : memory_(std::move(memory)) {
+    for (uint64_t i = 0; i < count; ++i) free_.push_back(memory_.get() + i * buffer_bytes);
+  }
+
+ private:
+  uint8_t* TakeBytes() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return nullptr;
+    uint8_t* bytes = free_.back();
+    free_.pop_back();
+    return bytes;
+  }
+  void Keep(uint8_t* bytes) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(bytes);
+  }
+
+  const PinnedMemory memory_;
+  std::mutex mutex_;
+  std::vector<uint8_t*> free_;
 };
 
 }  // namespace latentkv

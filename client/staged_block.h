@@ -22,6 +22,7 @@ struct StagedBlock {
   float loss_inherited = 0;
 
   RawBuffers::Buffer raw;  // Until it is encoded.
+  DeviceEventPtr raw_complete;  // When `raw` is; null: it is.
   uint64_t raw_bytes = 0;
   std::shared_ptr<const Bytes> frame;  // From then on.
   bool exact = false;

@@ -10,9 +10,9 @@
 #include "client/client.h"
 #include "client/counters.h"
 #include "client/encode_workers.h"
+#include "client/engine_pages.h"
 #include "client/failure_log.h"
 #include "client/frame_sender.h"
-#include "client/raw_buffers.h"
 #include "client/restored_losses.h"
 #include "client/staging_budget.h"
 #include "client/store_ledger.h"
@@ -27,7 +27,8 @@ struct StoreRequest {
   std::vector<Digest> keys;  // Of the whole chain up to the last block to store.
   std::vector<uint32_t> tokens;  // Of as many blocks.
   size_t first_block = 0;    // The first to store.
-  std::shared_ptr<const PagedCache> pages;
+  std::shared_ptr<EnginePages> pages;
+  EngineStream stream = nullptr;  // That wrote the pages.
   std::vector<std::vector<TokenRun>> slots;  // Of each block to store; checked.
 };
 
@@ -48,15 +49,18 @@ class StorePipeline {
   };
   explicit StorePipeline(const Parts& parts);
 
-  // Pages are not read any more when it returns.
+  // Pages are not read any more when it returns, or not before what is queued in the request's stream later.
   std::unique_ptr<Job> Store(StoreRequest request);
   // False if something is still under way at `deadline`.
   bool Flush(absl::Time deadline) const { return ledger_.Flush(deadline); }
 
  private:
+  // The blocks that are not dropped, with memory for their raw form; those that are lost are settled.
+  std::vector<StagedBlock> Stage(StoreRequest* request, const std::shared_ptr<StoreProgress>& progress);
+  void Drop(const Digest& key, StoreProgress* progress, uint32_t index);
+
   const Parts parts_;
   const uint64_t raw_bytes_;  // Of a block.
-  RawBuffers buffers_;
   StagingBudget budget_;
   StoreLedger ledger_;
   FrameSender sender_;

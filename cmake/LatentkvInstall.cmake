@@ -23,6 +23,8 @@ foreach(folder IN LISTS client_libraries)
   install(TARGETS latentkv_${folder} EXPORT latentkvClientTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
     INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} ${include_dir})
 endforeach()
+set_target_properties(${LATENTKV_DEVICE_LIBRARY} PROPERTIES EXPORT_NAME kernels_device)
+install(TARGETS ${LATENTKV_DEVICE_LIBRARY} EXPORT latentkvClientTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 file(GLOB core_headers CONFIGURE_DEPENDS core/*.h)
 install(FILES ${core_headers} DESTINATION ${include_dir}/core)
 install(FILES kernels/pages.h DESTINATION ${include_dir}/kernels)

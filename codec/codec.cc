@@ -15,6 +15,7 @@
 #include "codec/scalar_codec.h"
 #include "core/checksum.h"
 #include "core/limits.h"
+#include "kernels/pages.h"
 
 namespace latentkv {
 namespace {
@@ -55,8 +56,7 @@ class FrameReader final : public BlockReader {
     }
   }
 
-  absl::Status ReadSection(uint32_t section, ByteSpan payload, const PagedCache& pages,
-                           absl::Span<const TokenRun> slot) override {
+  absl::Status ReadSection(uint32_t section, ByteSpan payload, absl::Span<uint8_t> raw) override {
     if (section != next_section_ || section >= header_.sections.size()) {
       return absl::FailedPreconditionError(absl::StrCat("section ", section, " where ", next_section_, " comes next"));
     }
@@ -68,15 +68,13 @@ class FrameReader final : public BlockReader {
       first = in_basis_->groups[section]->group().first_layer;
       last = in_basis_->groups[section]->group().last_layer;
     }
-    size_t bytes = 0;
-    for (uint32_t l = first; l < last; ++l) bytes += LayerBytes(geometry_.layers[l]);
-    const auto raw = std::make_unique_for_overwrite<uint8_t[]>(bytes);
-    const absl::Span<uint8_t> span(raw.get(), bytes);
-    absl::Status status = Decode(section, payload, span);
-    if (!status.ok()) return status;
-    ScatterRaw(geometry_, first, last, span, pages, slot);
-    ++next_section_;
-    return absl::OkStatus();
+    const uint64_t bytes = RawBytes(geometry_, first, last, kBlockTokens);
+    if (raw.size() != bytes) {
+      return absl::InvalidArgumentError(absl::StrCat(raw.size(), " bytes for a section of ", bytes));
+    }
+    absl::Status status = Decode(section, payload, raw);
+    if (status.ok()) ++next_section_;
+    return status;
   }
 
  private:

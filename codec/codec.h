@@ -11,7 +11,6 @@
 #include "core/bytes.h"
 #include "core/frame.h"
 #include "core/geometry.h"
-#include "kernels/pages.h"
 
 namespace latentkv {
 
@@ -36,11 +35,10 @@ struct BlockPlace {
 class BlockReader {
  public:
   virtual ~BlockReader() = default;
-  // Verifies the checksum of section `section`, restores its layers and scatters them into `pages` at `slot`. DataLoss,
-  // and no page touched, if the bytes do not verify or do not decode; whole or not at all. FailedPrecondition for a
-  // section that is not the next, or behind one that failed.
-  virtual absl::Status ReadSection(uint32_t section, ByteSpan payload, const PagedCache& pages,
-                                   absl::Span<const TokenRun> slot) = 0;
+  // Verifies the checksum of section `section` and restores its layers into `raw`, their raw form (kernels/pages.h),
+  // which may be written in part if that fails. DataLoss if the bytes do not verify or do not decode; InvalidArgument
+  // for a `raw` of another size; FailedPrecondition for a section that is not the next, or behind one that failed.
+  virtual absl::Status ReadSection(uint32_t section, ByteSpan payload, absl::Span<uint8_t> raw) = 0;
 };
 
 // Encodes and decodes blocks of one geometry. Thread-safe.

@@ -99,8 +99,13 @@ void CopyLayers(const Geometry& geometry, uint32_t first_layer, uint32_t last_la
 }  // namespace
 
 uint64_t RawBytes(const Geometry& geometry, uint32_t tokens) {
+  return RawBytes(geometry, 0, geometry.layers.size(), tokens);
+}
+
+uint64_t RawBytes(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, uint32_t tokens) {
   uint64_t bytes = 0;
-  for (const LayerGeometry& layer : geometry.layers) {
+  for (uint32_t l = first_layer; l < last_layer; ++l) {
+    const LayerGeometry& layer = geometry.layers[l];
     bytes += 2 * uint64_t{layer.KvChannels()} * DTypeBytes(layer.dtype) * tokens;
   }
   return bytes;

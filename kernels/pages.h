@@ -31,6 +31,10 @@ struct PagedCache {
   uint64_t page_count = 0;         // Page ids are checked against it.
 };
 
+// A queue of the engine's own on the device that holds its pages: a cudaStream_t, of which null is the default stream.
+// Not owned. Of pages in host memory it says nothing.
+using EngineStream = void*;
+
 // `count` consecutive tokens at `offset` inside page `page`.
 struct TokenRun {
   uint64_t page = 0;
@@ -41,6 +45,8 @@ struct TokenRun {
 // The raw form of tokens: for each layer in order, K then V, each [tokens, kv_heads, head_dim] of the layer's dtype,
 // rotated as the engine holds it. RawBytes(geometry, tokens) in all.
 uint64_t RawBytes(const Geometry& geometry, uint32_t tokens);
+// Of layers [first_layer, last_layer) alone.
+uint64_t RawBytes(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, uint32_t tokens);
 
 // The runs that hold tokens [first, first + count) of a sequence whose pages are `page_ids`. InvalidArgument if a token
 // lies behind the last page or a page id is not below page_count.

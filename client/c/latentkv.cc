@@ -10,6 +10,7 @@
 #include "client/c/boundary.h"
 #include "client/client.h"
 #include "core/limits.h"
+#include "kernels/device.h"
 
 struct latentkv_client {
   std::unique_ptr<latentkv::Client> client;
@@ -133,6 +134,8 @@ latentkv_code latentkv_open(const latentkv_options* options, latentkv_client** c
 
 void latentkv_close(latentkv_client* client) { delete client; }
 
+int latentkv_supports_devices(void) { return latentkv::HasDeviceBackend() ? 1 : 0; }
+
 latentkv_code latentkv_register_pages(latentkv_client* client, const latentkv_page_layer* layers, uint32_t layer_count,
                                       uint32_t page_tokens, uint64_t page_count) {
   return Guarded([&]() -> absl::Status {
@@ -162,7 +165,8 @@ latentkv_code latentkv_match(latentkv_client* client, const latentkv_prompt* pro
 }
 
 latentkv_code latentkv_load(latentkv_client* client, const latentkv_prompt* prompt, uint64_t first, uint64_t count,
-                            const uint64_t* page_ids, size_t page_id_count, uint32_t deadline_ms, latentkv_job** job) {
+                            const uint64_t* page_ids, size_t page_id_count, uint32_t deadline_ms, void* stream,
+                            latentkv_job** job) {
   return Guarded([&]() -> absl::Status {
     const absl::Time deadline = After(deadline_ms);
     absl::Status status = NotNull(job, "job");
@@ -170,18 +174,18 @@ latentkv_code latentkv_load(latentkv_client* client, const latentkv_prompt* prom
     *job = nullptr;
     return latentkv::c_api::BeginJob(client, prompt, page_ids, page_id_count, job,
                                      [&](latentkv::Client* to, const latentkv::Prompt& what, auto pages) {
-                                       return to->Load(what, first, count, pages, deadline);
+                                       return to->Load(what, first, count, pages, deadline, stream);
                                      });
   });
 }
 
 latentkv_code latentkv_store(latentkv_client* client, const latentkv_prompt* prompt, uint64_t first, uint64_t count,
-                             const uint64_t* page_ids, size_t page_id_count, latentkv_job** job) {
+                             const uint64_t* page_ids, size_t page_id_count, void* stream, latentkv_job** job) {
   return Guarded([&]() -> absl::Status {
     if (job != nullptr) *job = nullptr;
     return latentkv::c_api::BeginJob(client, prompt, page_ids, page_id_count, job,
                                      [&](latentkv::Client* to, const latentkv::Prompt& what, auto pages) {
-                                       return to->Store(what, first, count, pages);
+                                       return to->Store(what, first, count, pages, stream);
                                      });
   });
 }

@@ -82,9 +82,15 @@ typedef struct {
   latentkv_strides key_strides, value_strides;
 } latentkv_page_layer;
 
-/* Once before load and store. The memory must outlive the client. */
+/* Before load and store, which take the pages that were registered last. All in host memory, or all in that of one
+ * device (latentkv_supports_devices); the library finds out which. They must outlive the client, or, when others were
+ * registered in their place, the loads that were begun with them and what was queued on the streams of stores. */
 LATENTKV_API latentkv_code latentkv_register_pages(latentkv_client* client, const latentkv_page_layer* layers,
                                                    uint32_t layer_count, uint32_t page_tokens, uint64_t page_count);
+
+/* 1 if this library can reach pages in CUDA device memory, 0 if it was built without: then memory of a device, which it
+ * takes for the host's, must not be given to it. Says nothing about whether the machine has a device. */
+LATENTKV_API int latentkv_supports_devices(void);
 
 typedef struct {
   uint32_t block; /* Index of the block of 64 tokens. */
@@ -107,17 +113,19 @@ LATENTKV_API latentkv_code latentkv_match(latentkv_client* client, const latentk
                                           uint32_t deadline_ms, uint64_t* token_count);
 
 /* Begins to fill tokens [first, first + count) of the prompt, whose pages are page_ids (of the whole prompt, one for
- * each page_tokens). first and count are multiples of 64. */
+ * each page_tokens). first and count are multiples of 64. stream: a cudaStream_t; pages on a device are written behind
+ * what is queued in it now. NULL is the default stream; of pages in host memory it says nothing. */
 LATENTKV_API latentkv_code latentkv_load(latentkv_client* client, const latentkv_prompt* prompt, uint64_t first,
                                          uint64_t count, const uint64_t* page_ids, size_t page_id_count,
-                                         uint32_t deadline_ms, latentkv_job** job);
+                                         uint32_t deadline_ms, void* stream, latentkv_job** job);
 
 /* Begins to store the whole blocks of [first, first + count): gathers their pages before it returns, then encodes and
  * sends behind the caller's back. A full queue drops the rest of the chain: LATENTKV_OK all the same, counted. job may
- * be NULL. */
+ * be NULL. stream: as for load. Of pages on a device it takes what the stream will have written by what is queued in
+ * it now; it does not wait for that, but makes what is queued in the stream later wait until the pages are read. */
 LATENTKV_API latentkv_code latentkv_store(latentkv_client* client, const latentkv_prompt* prompt, uint64_t first,
                                           uint64_t count, const uint64_t* page_ids, size_t page_id_count,
-                                          latentkv_job** job);
+                                          void* stream, latentkv_job** job);
 
 typedef struct {
   uint64_t token_count;   /* Good tokens from `first` on: loaded, or acknowledged. */
@@ -127,7 +135,8 @@ typedef struct {
 } latentkv_result;
 
 /* Waits until layer `layer` of a load is in its pages for all good tokens (all layers if negative), or timeout_ms
- * passed: LATENTKV_DEADLINE_EXCEEDED, and the job goes on. Then fills result, unless that is NULL. Whatever went wrong
+ * passed: LATENTKV_DEADLINE_EXCEEDED, and the job goes on. On a device, whatever any stream is given afterwards may
+ * read them. Then fills result, unless that is NULL. Whatever went wrong
  * in the job shows as a smaller token_count, never as an error. */
 LATENTKV_API latentkv_code latentkv_wait(latentkv_job* job, int32_t layer, uint32_t timeout_ms,
                                          latentkv_result* result);

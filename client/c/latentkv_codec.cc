@@ -14,6 +14,7 @@
 #include "codec/scalar_codec.h"
 #include "codec/sinks.h"
 #include "core/limits.h"
+#include "kernels/pages.h"
 
 struct latentkv_codec {
   std::shared_ptr<const latentkv::Basis> basis;  // Null for exact alone.
@@ -98,20 +99,6 @@ absl::StatusOr<BasisParts> PartsOf(const latentkv_basis& from) {
   return parts;
 }
 
-// The raw form of one block, described as a cache of one page.
-PagedCache PageOver(const Geometry& geometry, uint8_t* raw) {
-  PagedCache pages;
-  pages.page_tokens = kBlockTokens;
-  pages.page_count = 1;
-  for (const LayerGeometry& layer : geometry.layers) {
-    const int64_t dim = DTypeBytes(layer.dtype), head = dim * layer.head_dim, token = head * layer.kv_heads;
-    const PageStrides strides{0, token, head, dim};
-    pages.layers.push_back({raw, raw + token * kBlockTokens, strides, strides});
-    raw += 2 * token * kBlockTokens;
-  }
-  return pages;
-}
-
 absl::Status CheckRaw(const Codec& codec, const uint8_t* raw, size_t raw_bytes) {
   absl::Status status = NotNull(raw, "raw");
   if (!status.ok()) return status;
@@ -131,12 +118,13 @@ absl::Status DecodeInto(const Codec& codec, const BlockPlace& place, ByteSpan fr
   if (!header.ok()) return header.status();
   absl::StatusOr<std::unique_ptr<BlockReader>> reader = codec.Open(*header, place);
   if (!reader.ok()) return reader.status();
-  const PagedCache pages = PageOver(codec.geometry(), raw);
-  const TokenRun whole{0, 0, kBlockTokens};
   absl::Status status;
   for (uint32_t s = 0; s < header->sections.size() && status.ok(); ++s) {
     const FrameSection& section = header->sections[s];
-    status = (*reader)->ReadSection(s, frame.subspan(section.offset, section.bytes), pages, {&whole, 1});
+    const auto [first, last] = codec.SectionLayers(header->encoding, s);
+    const uint64_t bytes = RawBytes(codec.geometry(), first, last, kBlockTokens);
+    status = (*reader)->ReadSection(s, frame.subspan(section.offset, section.bytes), {raw, bytes});
+    raw += bytes;
   }
   return status;
 }

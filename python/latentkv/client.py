@@ -82,7 +82,9 @@ class Client:
         basis_path: str | None = None,
         profile: str | None = None,
         step: float = 0.0,
+        staging_bytes_max: int = 256 << 20,
     ) -> None:
+        """`staging_bytes_max` bounds what waits to be encoded and sent; what is beyond it is dropped."""
         if len(model_digest) != 32:
             raise ValueError(f"a model digest has 32 bytes, not {len(model_digest)}")
         self._handle: c.c_void_p | None = None
@@ -95,6 +97,7 @@ class Client:
         options.layers, options.layer_count = array, len(layers)
         options.basis_path = os.fsencode(basis_path) if basis_path else None
         options.profile, options.step = _text(profile), step
+        options.staging_bytes_max = self.staging_bytes_max = staging_bytes_max
         handle = c.c_void_p()
         native.check(native.library().latentkv_open(c.byref(options), c.byref(handle)))
         self._handle = handle
@@ -106,7 +109,8 @@ class Client:
             native.library().latentkv_close(handle)
 
     def register_pages(self, layers: Sequence[PageLayer], page_tokens: int, page_count: int) -> None:
-        """The memory must outlive the client."""
+        """What load and store take from then on, in host memory or all on one CUDA device. The memory must outlive the
+        client or, once others are registered, the loads begun with it and what is queued on the streams of stores."""
         array = (native.CPageLayer * len(layers))()
         for slot, layer in zip(array, layers, strict=True):
             slot.key, slot.value = layer.key, layer.value
@@ -134,24 +138,34 @@ class Client:
         pages: Sequence[int],
         deadline_ms: int,
         salt: str | None = None,
+        stream: int | None = None,
     ) -> Job:
-        """Begins to fill tokens [first, first + count)."""
+        """Begins to fill tokens [first, first + count); on a device, behind what is queued in `stream`, a cudaStream_t,
+        None for the default one."""
         job = c.c_void_p()
         native.check(
             native.library().latentkv_load(
                 self._open(), c.byref(_prompt(tokens, salt)), first, count, _pages(pages), len(pages), deadline_ms,
-                c.byref(job),
+                stream, c.byref(job),
             )
         )
         return Job(job)
 
     def store(
-        self, tokens: Sequence[int], first: int, count: int, pages: Sequence[int], salt: str | None = None
+        self,
+        tokens: Sequence[int],
+        first: int,
+        count: int,
+        pages: Sequence[int],
+        salt: str | None = None,
+        stream: int | None = None,
     ) -> None:
-        """Gathers the whole blocks of [first, first + count) and stores them behind the caller's back."""
+        """Gathers the whole blocks of [first, first + count) and stores them behind the caller's back. On a device it
+        takes what `stream` will have written by what is queued in it; what is queued there later waits until that is
+        read."""
         native.check(
             native.library().latentkv_store(
-                self._open(), c.byref(_prompt(tokens, salt)), first, count, _pages(pages), len(pages), None
+                self._open(), c.byref(_prompt(tokens, salt)), first, count, _pages(pages), len(pages), stream, None
             )
         )
 

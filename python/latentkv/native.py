@@ -142,12 +142,15 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "latentkv_version": (_TEXT, []),
     "latentkv_open": (c.c_int, [c.POINTER(COptions), c.POINTER(_HANDLE)]),
     "latentkv_close": (None, [_HANDLE]),
+    "latentkv_supports_devices": (c.c_int, []),
     "latentkv_register_pages": (c.c_int, [_HANDLE, c.POINTER(CPageLayer), _U32, _U32, _U64]),
     "latentkv_match": (c.c_int, [_HANDLE, _PROMPT, _U32, _U32, c.POINTER(_U64)]),
     "latentkv_load": (
-        c.c_int, [_HANDLE, _PROMPT, _U64, _U64, c.POINTER(_U64), _SIZE, _U32, c.POINTER(_HANDLE)],
+        c.c_int, [_HANDLE, _PROMPT, _U64, _U64, c.POINTER(_U64), _SIZE, _U32, _HANDLE, c.POINTER(_HANDLE)],
     ),
-    "latentkv_store": (c.c_int, [_HANDLE, _PROMPT, _U64, _U64, c.POINTER(_U64), _SIZE, c.POINTER(_HANDLE)]),
+    "latentkv_store": (
+        c.c_int, [_HANDLE, _PROMPT, _U64, _U64, c.POINTER(_U64), _SIZE, _HANDLE, c.POINTER(_HANDLE)],
+    ),
     "latentkv_wait": (c.c_int, [_HANDLE, c.c_int32, _U32, c.POINTER(Result)]),
     "latentkv_job_free": (None, [_HANDLE]),
     "latentkv_flush": (c.c_int, [_HANDLE, _U32]),

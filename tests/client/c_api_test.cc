@@ -103,12 +103,12 @@ TEST_F(CApiTest, StoresMatchesAndLoads) {
   latentkv_client* client = Open(daemon.address().c_str());
   const latentkv_prompt prompt = Prompt();
   latentkv_job* job = nullptr;
-  ASSERT_EQ(latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, &job), LATENTKV_OK) << latentkv_error();
+  ASSERT_EQ(latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, nullptr, &job), LATENTKV_OK) << latentkv_error();
   latentkv_result result{};
   ASSERT_EQ(latentkv_wait(job, -1, 30000, &result), LATENTKV_OK);
   EXPECT_EQ(result.token_count, 256u);
   latentkv_job_free(job);
-  ASSERT_EQ(latentkv_store(client, &prompt, 0, 64, ids_.data(), 8, nullptr), LATENTKV_OK);
+  ASSERT_EQ(latentkv_store(client, &prompt, 0, 64, ids_.data(), 8, nullptr, nullptr), LATENTKV_OK);
   ASSERT_EQ(latentkv_flush(client, 30000), LATENTKV_OK);
   uint64_t matched = 0;
   ASSERT_EQ(latentkv_match(client, &prompt, 1000, 10000, &matched), LATENTKV_OK);
@@ -120,7 +120,7 @@ TEST_F(CApiTest, StoresMatchesAndLoads) {
     for (size_t half : {size_t{0}, layer.size() / 2})
       std::memset(&layer[half + 2 * kPageTokens * kRowBytes], 0, 8 * kPageTokens * kRowBytes);
   }
-  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 10000, &job), LATENTKV_OK) << latentkv_error();
+  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 10000, nullptr, &job), LATENTKV_OK) << latentkv_error();
   for (int32_t layer : {0, 1, -1}) {
     ASSERT_EQ(latentkv_wait(job, layer, 30000, &result), LATENTKV_OK);
     EXPECT_EQ(result.token_count, 256u);
@@ -167,12 +167,12 @@ TEST_F(CApiTest, DaemonThatIsAwayIsAMiss) {
   EXPECT_EQ(latentkv_match(client, &prompt, 1000, 5000, &matched), LATENTKV_OK);
   EXPECT_EQ(matched, 0u);
   latentkv_job* job = nullptr;
-  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 5000, &job), LATENTKV_OK);
+  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 5000, nullptr, &job), LATENTKV_OK);
   latentkv_result result{9, 9, 9, 9};
   EXPECT_EQ(latentkv_wait(job, -1, 30000, &result), LATENTKV_OK);
   EXPECT_EQ(result.token_count, 0u);
   latentkv_job_free(job);
-  EXPECT_EQ(latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, nullptr), LATENTKV_OK);
+  EXPECT_EQ(latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, nullptr, nullptr), LATENTKV_OK);
   EXPECT_EQ(latentkv_flush(client, 30000), LATENTKV_OK);
   EXPECT_EQ(latentkv_session_put(client, "talk", nullptr, 0, 5000), LATENTKV_UNAVAILABLE);
   latentkv_stats stats{};
@@ -211,10 +211,10 @@ TEST_F(CApiTest, NullIsRefusedWhereItMeansNothing) {
   EXPECT_EQ(latentkv_match(nullptr, &prompt, 0, 0, &matched), LATENTKV_INVALID_ARGUMENT);
   EXPECT_EQ(latentkv_match(client, nullptr, 0, 0, &matched), LATENTKV_INVALID_ARGUMENT);
   EXPECT_EQ(latentkv_match(client, &prompt, 0, 0, nullptr), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, ids_.data(), 8, 0, nullptr), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, nullptr, 8, 0, &job), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, ids_.data(), 1, 0, &job), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_store(nullptr, &prompt, 0, 64, ids_.data(), 8, &job), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, ids_.data(), 8, 0, nullptr, nullptr), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, nullptr, 8, 0, nullptr, &job), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, ids_.data(), 1, 0, nullptr, &job), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_store(nullptr, &prompt, 0, 64, ids_.data(), 8, nullptr, &job), LATENTKV_INVALID_ARGUMENT);
   EXPECT_EQ(job, nullptr);
   EXPECT_EQ(latentkv_wait(nullptr, 0, 0, nullptr), LATENTKV_INVALID_ARGUMENT);
   EXPECT_EQ(latentkv_flush(nullptr, 0), LATENTKV_INVALID_ARGUMENT);
@@ -249,6 +249,7 @@ TEST_F(CApiTest, ErrorIsTheThreadsOwn) {
   std::thread([] { EXPECT_STREQ(latentkv_error(), ""); }).join();
   EXPECT_THAT(std::string(latentkv_error()), HasSubstr("client"));
   EXPECT_STREQ(latentkv_version(), LATENTKV_VERSION);
+  EXPECT_EQ(latentkv_supports_devices(), LATENTKV_HAS_CUDA);
 }
 
 // The codec.

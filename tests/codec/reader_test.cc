@@ -43,7 +43,7 @@ struct Opened {
   BlockPages pages{Model().geometry()};
   absl::Status Read(uint32_t section) { return Read(section, sections[section]); }
   absl::Status Read(uint32_t section, ByteSpan payload) {
-    return reader->ReadSection(section, payload, pages.cache(), pages.slot());
+    return ReadInto(Model().codec(), header.encoding, section, payload, reader.get(), &pages);
   }
 };
 
@@ -103,6 +103,18 @@ TEST(ReadSection, RefusesSectionsOutOfOrder) {
     for (uint32_t s = 2; s < opened.sections.size(); ++s) ASSERT_TRUE(opened.Read(s).ok());
     const uint32_t end = opened.sections.size();
     ExpectReason(opened.Read(end, opened.sections[0]), absl::StatusCode::kFailedPrecondition, "comes next");
+  }
+}
+
+TEST(ReadSection, NeedsMemoryOfTheSizeOfItsLayers) {
+  for (const bool exact : {true, false}) {
+    Opened opened = Open(Frame(exact), Place());
+    const auto [first, last] = Model().codec().SectionLayers(opened.header.encoding, 0);
+    Bytes raw(RawBytes(Model().geometry(), first, last, kBlockTokens) + 1);
+    ExpectReason(opened.reader->ReadSection(0, opened.sections[0], absl::MakeSpan(raw)),
+                 absl::StatusCode::kInvalidArgument, "bytes for a section");
+    raw.pop_back();
+    EXPECT_TRUE(opened.reader->ReadSection(0, opened.sections[0], absl::MakeSpan(raw)).ok());
   }
 }
 

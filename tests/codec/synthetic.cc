@@ -212,6 +212,17 @@ Bytes WithSections(const Bytes& frame, const std::vector<Bytes>& sections) {
   return *WriteFrame(*VerifyFrame(frame), sections);
 }
 
+absl::Status ReadInto(const Codec& codec, const Encoding& encoding, uint32_t section, ByteSpan payload,
+                      BlockReader* reader, BlockPages* pages) {
+  // A section behind the last has no layers, and the reader refuses it whatever the memory.
+  const auto [first, last] = section < codec.SectionCount(encoding) ? codec.SectionLayers(encoding, section)
+                                                                    : std::pair<uint32_t, uint32_t>();
+  Bytes raw(RawBytes(codec.geometry(), first, last, kBlockTokens));
+  absl::Status status = reader->ReadSection(section, payload, absl::MakeSpan(raw));
+  if (status.ok()) ScatterRaw(codec.geometry(), first, last, raw, pages->cache(), pages->slot());
+  return status;
+}
+
 absl::Status Restore(const Codec& codec, const Bytes& frame, const BlockPlace& place, BlockPages* pages) {
   absl::StatusOr<FrameHeader> header = ParseFrameHeader(frame, frame.size());
   if (!header.ok()) return header.status();
@@ -219,8 +230,8 @@ absl::Status Restore(const Codec& codec, const Bytes& frame, const BlockPlace& p
   if (!reader.ok()) return reader.status();
   for (uint32_t s = 0; s < header->sections.size(); ++s) {
     const FrameSection& section = header->sections[s];
-    absl::Status status = (*reader)->ReadSection(s, ByteSpan(frame).subspan(section.offset, section.bytes),
-                                                 pages->cache(), pages->slot());
+    absl::Status status = ReadInto(codec, header->encoding, s, ByteSpan(frame).subspan(section.offset, section.bytes),
+                                   reader->get(), pages);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -97,6 +97,9 @@ std::vector<Bytes> SectionsOf(const Bytes& frame);
 // The frame with other sections, all checksums right again.
 Bytes WithSections(const Bytes& frame, const std::vector<Bytes>& sections);
 
+// Section `section` of a frame of `encoding` into the pages of its layers; none is touched if it cannot be read.
+absl::Status ReadInto(const Codec& codec, const Encoding& encoding, uint32_t section, ByteSpan payload,
+                      BlockReader* reader, BlockPages* pages);
 // All of `frame` into `pages`.
 absl::Status Restore(const Codec& codec, const Bytes& frame, const BlockPlace& place, BlockPages* pages);
 // The raw form that `frame` restores; a failure to restore it fails the test, and gives an empty one.

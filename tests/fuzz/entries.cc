@@ -79,9 +79,10 @@ void ReadForged(uint8_t choice, const Bytes& payload) {
   const auto reader = *blocks.model.codec().Open(header, PlaceOf(blocks.tokens, first_token));
   BlockPages pages(blocks.model.geometry());
   if (group == 1) {
-    Require(reader->ReadSection(0, SectionsOf(frame)[0], pages.cache(), pages.slot()).ok(), "a sound section is read");
+    Require(ReadInto(blocks.model.codec(), header.encoding, 0, SectionsOf(frame)[0], reader.get(), &pages).ok(),
+            "a sound section is read");
   }
-  const absl::Status status = reader->ReadSection(group, payload, pages.cache(), pages.slot());
+  const absl::Status status = ReadInto(blocks.model.codec(), header.encoding, group, payload, reader.get(), &pages);
   Require(status.ok() || status.code() == absl::StatusCode::kDataLoss, "a section is read or damaged");
   Require(status.ok() || pages.Untouched(2 * group, 4), "a damaged section touches no page");
 }
@@ -192,9 +193,10 @@ void FuzzScalarSection(ByteSpan input) {
   BlockPages pages(blocks.model.geometry());
   for (uint32_t l = 0; l < layer; ++l) {
     const Bytes sound = SectionsOf(blocks.scalar_frames[first_token / 64])[l];
-    Require(reader->ReadSection(l, sound, pages.cache(), pages.slot()).ok(), "a sound section is read");
+    Require(ReadInto(blocks.model.codec(), header.encoding, l, sound, reader.get(), &pages).ok(),
+            "a sound section is read");
   }
-  const absl::Status status = reader->ReadSection(layer, payload, pages.cache(), pages.slot());
+  const absl::Status status = ReadInto(blocks.model.codec(), header.encoding, layer, payload, reader.get(), &pages);
   Require(status.ok() || status.code() == absl::StatusCode::kDataLoss, "a section is read or damaged");
   Require(status.ok() || pages.Untouched(layer, 4), "a damaged section touches no page");
 }

@@ -241,8 +241,11 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
     }
     const std::unique_ptr<BlockReader> reader = codec->Open(header, {header.key, first_token, chain}).value();
     for (uint32_t g = 0; g < groups; ++g) {
-      cpu_good[b].push_back(reader->ReadSection(g, sections[b][g], cache, runs).ok());
+      const BasisGroup& group = basis->groups()[g];
+      Bytes raw(size_t{group.channels} * DTypeBytes(shape.dtype) * kBlockTokens);
+      cpu_good[b].push_back(reader->ReadSection(g, sections[b][g], absl::MakeSpan(raw)).ok());
       if (!cpu_good[b].back()) break;
+      ScatterRaw(basis->geometry(), group.first_layer, group.last_layer, raw, cache, runs);
     }
     blocks.push_back({first_token, chain, 0, slots[b]});
   }

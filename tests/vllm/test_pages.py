@@ -7,7 +7,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: run deploy/environment")
 pytest.importorskip("vllm", reason="vLLM is not installed: run deploy/environment")
 
-from latentkv.vllm.pages import as_tokens, check_layout, in_layer_order, page_layer  # noqa: E402
+from latentkv.geometry import Layer  # noqa: E402
+from latentkv.vllm.pages import (  # noqa: E402
+    as_tokens,
+    check_layout,
+    device_page_layer,
+    in_layer_order,
+    page_count,
+    page_layer,
+)
 
 
 @pytest.mark.parametrize("page_tokens", [32, 64, 128])
@@ -47,3 +55,30 @@ def test_layers_come_in_the_order_of_their_numbers():
 def test_an_unknown_shape_is_refused(shape):
     with pytest.raises(ValueError, match="not known"):
         page_layer(torch.zeros(shape, dtype=torch.bfloat16))
+
+
+def test_a_gpu_backend_s_tensors_are_read_by_their_own_strides():
+    layer = Layer(3, 8, 8, 1, 1.0, 0, 1, ())
+    logical = torch.zeros((6, 3, 16, 16), dtype=torch.bfloat16)  # [pages, heads, tokens, 2 x dim], HND
+    found = device_page_layer(logical, layer, 16)
+    assert found.value - found.key == 8 * 2
+    assert found.key_strides == (3 * 16 * 16 * 2, 16 * 2, 16 * 16 * 2, 2)
+    by_tokens = torch.zeros((6, 16, 3, 16), dtype=torch.bfloat16).transpose(1, 2)  # the same, NHD
+    assert device_page_layer(by_tokens, layer, 16).key_strides == (3 * 16 * 16 * 2, 3 * 16 * 2, 16 * 2, 2)
+    assert page_count(logical) == page_count(by_tokens) == 6
+
+    first = torch.zeros((2, 6, 16, 3, 8), dtype=torch.bfloat16)
+    found = device_page_layer(first, layer, 16)
+    assert found.value - found.key == 6 * 16 * 3 * 8 * 2
+    assert found.value_strides == (16 * 3 * 8 * 2, 3 * 8 * 2, 8 * 2, 2)
+    second = torch.zeros((6, 2, 16, 3, 8), dtype=torch.bfloat16)
+    found = device_page_layer(second, layer, 16)
+    assert found.value - found.key == 16 * 3 * 8 * 2
+    assert found.value_strides == (2 * 16 * 3 * 8 * 2, 3 * 8 * 2, 8 * 2, 2)
+    assert page_count(first) == page_count(second) == 6
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 32, 16), (6, 6, 16, 8), (2, 2, 16, 3, 8), (2, 6, 3, 16, 8), (6, 16, 48)])
+def test_an_unknown_shape_on_a_gpu_is_refused(shape):
+    with pytest.raises(ValueError, match="not known"):
+        device_page_layer(torch.zeros(shape, dtype=torch.bfloat16), Layer(3, 8, 8, 1, 1.0, 0, 1, ()), 16)

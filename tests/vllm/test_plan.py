@@ -190,15 +190,17 @@ class Client:
     """Loads as many tokens as told, and notes stores."""
 
     def __init__(self, good: int | Exception) -> None:
-        self.good, self.stores, self.jobs = good, [], []
+        self.good, self.stores, self.jobs, self.streams = good, [], [], []
 
-    def load(self, tokens, first, count, pages, deadline_ms, salt):
+    def load(self, tokens, first, count, pages, deadline_ms, salt, stream):
+        self.streams.append(stream)
         if isinstance(self.good, Exception):
             raise self.good
         self.jobs.append(Job(min(self.good, count)))
         return self.jobs[-1]
 
-    def store(self, tokens, first, count, pages, salt):
+    def store(self, tokens, first, count, pages, salt, stream):
+        self.streams.append(stream)
         self.stores.append((first, count))
 
 
@@ -259,3 +261,13 @@ def test_nothing_computed_on_a_failed_page_is_stored_until_the_scheduler_knows()
     worker.begin_step(again)
     worker.end_step(again)
     assert client.stores == [(192, 64)]
+
+
+def test_loads_and_stores_are_ordered_with_the_stream_that_the_engine_works_on_then():
+    client = Client(192)
+    streams = iter([11, 12])
+    worker = Worker(client, 64, 1000, lambda: next(streams))
+    store = Transfer("b", list(range(64)), None, 0, 64, [9])
+    worker.begin_step(StepPlan(loads=[load()], stores=[store]))
+    worker.end_step(StepPlan(stores=[store]))
+    assert client.streams == [11, 12]

@@ -17,8 +17,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
+from latentkv.tensors import check_device, current_stream
 from latentkv.vllm.metrics import RestoreMetrics, RestoreStats
-from latentkv.vllm.pages import check_layout, in_layer_order, page_layer
+from latentkv.vllm.pages import check_layout, device_page_layer, in_layer_order, page_count, page_layer
 from latentkv.vllm.plan import Planner, StepPlan
 from latentkv.vllm.worker import Worker, log_once, logger
 
@@ -99,6 +100,12 @@ class LatentkvConnector(KVConnectorBase_V1):
         if config.cache_config.cache_dtype not in ("auto", "bfloat16"):
             raise ValueError(f"a KV cache of {config.cache_config.cache_dtype} is not supported yet")
 
+    def _layers(self) -> Any:
+        from latentkv.geometry import layers_of
+
+        model, dtype = self._vllm_config.model_config, self._vllm_config.cache_config.cache_dtype
+        return layers_of(model.hf_config, str(model.dtype) if dtype == "auto" else dtype)
+
     def _open(self) -> Any:
         from latentkv import geometry
         from latentkv.client import Client
@@ -106,10 +113,9 @@ class LatentkvConnector(KVConnectorBase_V1):
         model = self._vllm_config.model_config
         digest = self._options("model_digest", None)
         named = f"quantization={model.quantization}" if model.quantization else ""
-        dtype = self._vllm_config.cache_config.cache_dtype
         return Client(
             str(self._options("address", os.environ.get("LATENTKV_ADDRESS", "127.0.0.1:7430"))),
-            geometry.layers_of(model.hf_config, str(model.dtype) if dtype == "auto" else dtype),
+            self._layers(),
             bytes.fromhex(digest) if digest else geometry.model_digest(_folder(model), named),
             tenant=str(self._options("tenant", "")),
             salt=str(self._options("salt", "")),
@@ -204,11 +210,18 @@ class LatentkvConnector(KVConnectorBase_V1):
             return
         try:
             tensors = in_layer_order(kv_caches)
-            check_layout(tensors[0], self._vllm_config.cache_config.cache_dtype)
-            pages, _, page_tokens, _ = tensors[0].shape
             if any(tensor.shape != tensors[0].shape for tensor in tensors):
                 raise ValueError("layers with pages of different shapes are not supported yet")
-            self._client.register_pages([page_layer(tensor) for tensor in tensors], page_tokens, pages)
+            device, pages, page_tokens = tensors[0].device, page_count(tensors[0]), self._page_tokens
+            check_device(device)
+            if device.type == "cpu":
+                check_layout(tensors[0], self._vllm_config.cache_config.cache_dtype)
+                page_tokens = tensors[0].shape[2]
+                layers = [page_layer(tensor) for tensor in tensors]
+            else:
+                shapes = self._layers()
+                layers = [device_page_layer(t, layer, page_tokens) for t, layer in zip(tensors, shapes, strict=True)]
+            self._client.register_pages(layers, page_tokens, pages)
             self._layer_index = {
                 name: index
                 for index, tensor in enumerate(tensors)
@@ -216,7 +229,7 @@ class LatentkvConnector(KVConnectorBase_V1):
                 if other is tensor
             }
             self._kept = tensors  # The client holds addresses into them.
-            self._worker = Worker(self._client, page_tokens, self._deadline_ms)
+            self._worker = Worker(self._client, page_tokens, self._deadline_ms, lambda: current_stream(device))
             logger.info("latentkv is on: %d layers, %d pages of %d tokens", len(tensors), pages, page_tokens)
         except Exception as error:  # noqa: BLE001
             logger.error("latentkv is off, everything is computed: %s", error)

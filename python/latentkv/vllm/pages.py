@@ -1,4 +1,5 @@
-"""Where vLLM's CPU backend keeps keys and values, as strides; checked against its own kernel before it is believed."""
+"""Where vLLM keeps keys and values, as strides. Those of its CPU backend are checked against its own kernel before they
+are believed; those of its GPU backends are the tensors' own, whose shape must be one that is known."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from collections.abc import Mapping
 
 import torch
 
+from latentkv import tensors
 from latentkv.client import PageLayer
+from latentkv.geometry import Layer
 
 
 def in_layer_order(kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -22,11 +25,28 @@ def in_layer_order(kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     return [kv_caches[name] for name in sorted(kv_caches, key=number)]
 
 
+def device_page_layer(cache: torch.Tensor, layer: Layer, page_tokens: int) -> PageLayer:
+    """Strides of a GPU backend's tensor: [pages, heads, tokens, 2 x dim] whose last dimension is keys, then values
+    (vLLM 0.32: FlashAttention, Triton, FlashInfer); [2, pages, tokens, heads, dim] or [pages, 2, tokens, heads, dim]
+    (before). Whatever order they lie in, NHD or HND, is in the strides. ValueError for any other shape."""
+    shape, rest = tuple(cache.shape), (page_tokens, layer.kv_heads, layer.head_dim)
+    if len(shape) == 4 and shape[1:] == (layer.kv_heads, page_tokens, 2 * layer.head_dim):
+        keys, values = cache.transpose(1, 2).split(layer.head_dim, dim=-1)
+    elif len(shape) == 5 and shape[2:] == rest and (shape[0] == 2) != (shape[1] == 2):
+        keys, values = cache.unbind(0 if shape[0] == 2 else 1)
+    else:
+        raise ValueError(f"pages of shape {shape} on a GPU are not known")
+    return tensors.page_layer(keys, values)
+
+
+def page_count(cache: torch.Tensor) -> int:
+    """Pages of a tensor that device_page_layer or page_layer takes."""
+    return cache.shape[1] if cache.dim() == 5 and cache.shape[0] == 2 else cache.shape[0]
+
+
 def page_layer(cache: torch.Tensor) -> PageLayer:
     """Strides of a tensor [pages, heads, tokens, 2 x dim] whose area of a (page, head) is keys, transposed, then
     values. ValueError when the tensor cannot be that."""
-    if cache.device.type != "cpu":
-        raise ValueError(f"pages on {cache.device.type} are not supported yet")
     if cache.dim() != 4 or cache.shape[3] % 2:
         raise ValueError(f"pages of shape {tuple(cache.shape)} are not known")
     _, _, tokens, width = cache.shape

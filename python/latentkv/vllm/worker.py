@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,19 @@ class _Load:
 
 
 class Worker:
-    """Carries out one StepPlan after the other. `client` is the open client whose pages are registered."""
+    """Carries out one StepPlan after the other. `client` is the open client whose pages are registered, `stream` gives
+    the CUDA stream that the engine's thread works on, None for pages in host memory.
 
-    def __init__(self, client: Any, page_tokens: int, deadline_ms: int) -> None:
+    Loads write behind what that stream had when they began; who waits for one may read on any stream. Stores take what
+    the stream will have written when the step is over, and hold up what it is given later until they have read it."""
+
+    def __init__(
+        self, client: Any, page_tokens: int, deadline_ms: int, stream: Callable[[], int | None] = lambda: None
+    ) -> None:
         self._client = client
         self._page_tokens = page_tokens
         self._deadline_ms = deadline_ms
+        self._stream = stream
         self._running: dict[str, _Load] = {}  # asynchronous
         self._current: list[_Load] = []  # synchronous, of this step
         self._bad_pages: set[int] = set()  # failed, and the scheduler may not know yet
@@ -50,6 +58,7 @@ class Worker:
                     transfer.pages,
                     deadline_ms=self._deadline_ms,
                     salt=transfer.salt,
+                    stream=self._stream(),
                 )
             except Exception as error:  # noqa: BLE001 - whatever it is, the engine recomputes
                 log_once("a restore could not begin: %s", error)
@@ -78,7 +87,12 @@ class Worker:
                 continue
             try:
                 self._client.store(
-                    transfer.tokens, transfer.first, transfer.count, transfer.pages, salt=transfer.salt
+                    transfer.tokens,
+                    transfer.first,
+                    transfer.count,
+                    transfer.pages,
+                    salt=transfer.salt,
+                    stream=self._stream(),
                 )
                 self._count("stored_tokens", transfer.count)
             except Exception as error:  # noqa: BLE001 - an unstored block is a later miss

@@ -1,0 +1,41 @@
+// Where raw blocks come from and go to: the engine's pages, in whichever memory they lie.
+#ifndef LATENTKV_CLIENT_ENGINE_PAGES_H_
+#define LATENTKV_CLIENT_ENGINE_PAGES_H_
+
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "client/raw_buffers.h"
+#include "kernels/device.h"
+#include "kernels/pages.h"
+
+namespace latentkv {
+
+// Thread-safe. The pages must outlive every call and every event that it returned.
+class EnginePages {
+ public:
+  virtual ~EnginePages() = default;
+  virtual const PagedCache& cache() const = 0;
+
+  // For stores. Room for a raw block; null if there is none left.
+  virtual RawBuffers::Buffer TakeBuffer() = 0;
+  // Begins to copy what `stream` will have written into the blocks' memory, of TakeBuffer. When it returns, well or
+  // not, the pages are not read any more, or not before what is queued in `stream` later. The blocks are complete at
+  // the event; null: they are.
+  virtual absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) = 0;
+
+  // For loads. The point up to which what is queued in `stream` may use the pages; null: they are free.
+  virtual absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) = 0;
+  // Has `restore` write the raw form of layers [first_layer, last_layer) of a block, and copies it into the pages of
+  // `slot` behind `used`, which may be null. The pages have it when this returns. The error of `restore`, with no page
+  // touched, or that of the copy, with none written any more.
+  virtual absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot,
+                            const DeviceEvent* used,
+                            absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) = 0;
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_ENGINE_PAGES_H_

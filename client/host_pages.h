@@ -1,0 +1,34 @@
+// Pages in host memory.
+#ifndef LATENTKV_CLIENT_HOST_PAGES_H_
+#define LATENTKV_CLIENT_HOST_PAGES_H_
+
+#include <memory>
+#include <utility>
+
+#include "client/engine_pages.h"
+#include "core/geometry.h"
+
+namespace latentkv {
+
+class HostPages final : public EnginePages {
+ public:
+  // `geometry`, which outlives it, is that of `pages`.
+  HostPages(const Geometry& geometry, PagedCache pages, std::shared_ptr<RawBuffers> buffers)
+      : geometry_(geometry), pages_(std::move(pages)), buffers_(std::move(buffers)) {}
+
+  const PagedCache& cache() const override { return pages_; }
+  RawBuffers::Buffer TakeBuffer() override { return buffers_->Take(); }
+  absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) override;
+  absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream) override { return nullptr; }
+  absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot, const DeviceEvent* used,
+                    absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) override;
+
+ private:
+  const Geometry& geometry_;
+  const PagedCache pages_;
+  const std::shared_ptr<RawBuffers> buffers_;
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_HOST_PAGES_H_

@@ -1,0 +1,91 @@
+// Accelerators that hold an engine's pages, for code that may not see their headers. kernels/cuda implements these; a
+// build without it knows no device (no_device.cc). What is asked of a device is queued, and done in the order of its
+// queue; errors are Internal with the driver's text, from the call that queues or from a later one.
+#ifndef LATENTKV_KERNELS_DEVICE_H_
+#define LATENTKV_KERNELS_DEVICE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "core/bytes.h"
+#include "core/geometry.h"
+#include "kernels/pages.h"
+
+namespace latentkv {
+
+// A point in a queue. Thread-safe.
+class DeviceEvent {
+ public:
+  virtual ~DeviceEvent() = default;
+  // Returns when the device has passed the point, or has failed before.
+  virtual absl::Status Wait() const = 0;
+};
+using DeviceEventPtr = std::shared_ptr<const DeviceEvent>;
+
+// Host memory that a device copies from and to while the host goes on; given back with its last owner.
+using PinnedMemory = std::shared_ptr<uint8_t[]>;
+
+// A block of kBlockTokens tokens: where its tokens lie, and its raw form in pinned memory, at a multiple of 16 bytes.
+struct BlockCopy {
+  absl::Span<const TokenRun> slot;
+  uint8_t* raw = nullptr;
+};
+
+// A queue of copies between pages on the device and raw forms in pinned memory. One thread at a time. What it is given
+// as arguments is read before the call returns, but for memory behind pointers: that must live, and pinned memory stay
+// untouched, until an event recorded behind the copy has passed.
+class DeviceLane {
+ public:
+  // Waits for what is queued.
+  virtual ~DeviceLane() = default;
+
+  // What is queued from now on begins after `event`, of this device.
+  virtual absl::Status Await(const DeviceEvent& event) = 0;
+  // GatherRaw of every block. Returns the point from which on the pages are not read any more, which comes before the
+  // last raw form is complete. InvalidArgument, and nothing queued, for pages that no kernel takes.
+  virtual absl::StatusOr<DeviceEventPtr> Gather(const PagedCache& pages, absl::Span<const BlockCopy> blocks) = 0;
+  // ScatterRaw of layers [first_layer, last_layer) of one block, whose raw form begins with first_layer.
+  virtual absl::Status Scatter(const PagedCache& pages, uint32_t first_layer, uint32_t last_layer,
+                               const BlockCopy& block) = 0;
+  // The point behind all that is queued.
+  virtual absl::StatusOr<DeviceEventPtr> Record() = 0;
+};
+
+// Thread-safe; outlives its lanes.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // ResourceExhausted.
+  virtual absl::StatusOr<PinnedMemory> AllocatePinned(uint64_t bytes) = 0;
+  // A lane for pages of `geometry`, with room for `block_count` raw blocks, at least one, in the device's memory:
+  // whatever it is given beyond that waits in its queue. ResourceExhausted.
+  virtual absl::StatusOr<std::unique_ptr<DeviceLane>> OpenLane(const Geometry& geometry, uint64_t block_count) = 0;
+
+  // The point behind all that is queued in `stream` now.
+  virtual absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) = 0;
+  // What is queued in `stream` from now on begins after `event`.
+  virtual absl::Status Hold(EngineStream stream, const DeviceEvent& event) = 0;
+};
+
+// The devices of a machine. Thread-safe.
+class Devices {
+ public:
+  virtual ~Devices() = default;
+  // The number of the device in whose memory `pointer` lies; nullopt for host memory.
+  virtual std::optional<uint32_t> HolderOf(const void* pointer) const = 0;
+  // Unimplemented without a backend.
+  virtual absl::StatusOr<std::unique_ptr<Device>> Open(uint32_t number) const = 0;
+};
+
+// Those that this build has a backend for. Nothing is asked of a driver before the first call, nor needs one be there.
+const Devices& SystemDevices();
+// Whether it has any: without one, all memory counts as the host's.
+bool HasDeviceBackend();
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_KERNELS_DEVICE_H_

@@ -1,0 +1,156 @@
+#include "tests/client/fake_device.h"
+
+#include "core/limits.h"
+
+namespace latentkv {
+namespace {
+
+class FakeEvent final : public DeviceEvent, public std::enable_shared_from_this<FakeEvent> {
+ public:
+  absl::Status Wait() const override {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return passed_; });
+    return status_;
+  }
+  void Pass(absl::Status status) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    passed_ = true;
+    status_ = std::move(status);
+    changed_.notify_all();
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  bool passed_ = false;
+  absl::Status status_;
+};
+
+class FakeLane final : public DeviceLane {
+ public:
+  FakeLane(const FakeDevices& devices, const Geometry& geometry) : devices_(devices), geometry_(geometry) {}
+
+  absl::Status Await(const DeviceEvent& event) override {
+    queue_.Await(event);
+    return absl::OkStatus();
+  }
+  absl::StatusOr<DeviceEventPtr> Record() override { return queue_.Record(); }
+
+  absl::StatusOr<DeviceEventPtr> Gather(const PagedCache& pages, absl::Span<const BlockCopy> blocks) override {
+    if (devices_.on_queue_gather != nullptr) {
+      absl::Status status = devices_.on_queue_gather();
+      if (!status.ok()) return status;
+    }
+    for (const BlockCopy& block : blocks) {
+      queue_.Add([this, pages, slot = Slot(block), raw = block.raw]() -> absl::Status {
+        absl::Status status = devices_.on_gather != nullptr ? devices_.on_gather() : absl::OkStatus();
+        if (status.ok()) GatherRaw(geometry_, pages, slot, {raw, RawBytes(geometry_, kBlockTokens)});
+        return status;
+      });
+    }
+    return queue_.Record();
+  }
+  absl::Status Scatter(const PagedCache& pages, uint32_t first, uint32_t last, const BlockCopy& block) override {
+    queue_.Add([this, pages, first, last, slot = Slot(block), raw = block.raw]() -> absl::Status {
+      absl::Status status = devices_.on_scatter != nullptr ? devices_.on_scatter() : absl::OkStatus();
+      const uint64_t bytes = RawBytes(geometry_, first, last, kBlockTokens);
+      if (status.ok()) ScatterRaw(geometry_, first, last, {raw, bytes}, pages, slot);
+      return status;
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  static std::vector<TokenRun> Slot(const BlockCopy& block) { return {block.slot.begin(), block.slot.end()}; }
+
+  const FakeDevices& devices_;
+  const Geometry geometry_;
+  FakeQueue queue_;
+};
+
+class FakeDevice final : public Device {
+ public:
+  explicit FakeDevice(const FakeDevices& devices) : devices_(devices) {}
+
+  absl::StatusOr<PinnedMemory> AllocatePinned(uint64_t bytes) override {
+    devices_.pinned_bytes += bytes;
+    return PinnedMemory(new uint8_t[bytes]);
+  }
+  absl::StatusOr<std::unique_ptr<DeviceLane>> OpenLane(const Geometry& geometry, uint64_t) override {
+    return std::make_unique<FakeLane>(devices_, geometry);
+  }
+  absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {
+    if (stream == nullptr) return default_stream_.Record();
+    return static_cast<FakeQueue*>(stream)->Record();
+  }
+  absl::Status Hold(EngineStream stream, const DeviceEvent& event) override {
+    (stream == nullptr ? default_stream_ : *static_cast<FakeQueue*>(stream)).Await(event);
+    return absl::OkStatus();
+  }
+
+ private:
+  const FakeDevices& devices_;
+  FakeQueue default_stream_;
+};
+
+}  // namespace
+
+FakeQueue::~FakeQueue() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = true;
+    changed_.notify_all();
+  }
+  thread_.join();
+}
+
+void FakeQueue::Add(std::function<absl::Status()> work) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  waiting_.push_back(std::move(work));
+  changed_.notify_all();
+}
+
+DeviceEventPtr FakeQueue::Record() {
+  auto event = std::make_shared<FakeEvent>();
+  Add([this, event] {
+    event->Pass(status_);
+    return absl::OkStatus();
+  });
+  return event;
+}
+
+void FakeQueue::Await(const DeviceEvent& event) {
+  Add([kept = static_cast<const FakeEvent&>(event).shared_from_this()] {
+    kept->Wait().IgnoreError();
+    return absl::OkStatus();
+  });
+}
+
+void FakeQueue::Work() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return closed_ || !waiting_.empty(); });
+    if (waiting_.empty()) return;
+    const std::function<absl::Status()> work = std::move(waiting_.front());
+    waiting_.pop_front();
+    lock.unlock();
+    status_.Update(work());
+    lock.lock();
+  }
+}
+
+std::optional<uint32_t> FakeDevices::HolderOf(const void* pointer) const {
+  for (uint32_t device : {0, 1}) {
+    for (const Range& range : ranges_[device]) {
+      if (pointer >= range.first && pointer < range.second) return device;
+    }
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<std::unique_ptr<Device>> FakeDevices::Open(uint32_t) const {
+  ++opened;
+  return std::make_unique<FakeDevice>(*this);
+}
+
+}  // namespace latentkv
