@@ -26,6 +26,7 @@
 #include "core/checksum.h"
 #include "core/frame.h"
 #include "kernels/cuda/group_restorer.h"
+#include "kernels/pages.h"
 
 namespace latentkv::cuda {
 namespace {

@@ -135,17 +135,20 @@ __device__ uint32_t Checksum(const Shared& shared, const uint8_t* bytes, uint32_
 // The bytes of a section, which begin anywhere.
 __device__ uint32_t Word16(const uint8_t* at) { return __ldg(at) | uint32_t{__ldg(at + 1)} << 8; }
 
-// Words of a stream for a warp: two windows of 32 that lanes exchange, and a third on its way.
+// Words of a stream for a warp: two windows of 32 that lanes exchange, and a third on its way. Behind the last word it
+// reads that one again and again: a stream that takes more than it has does not end as it must.
 class Words {
  public:
+  // There is something to read before `words`.
   __device__ __forceinline__ Words(const uint8_t* words, uint32_t count, uint32_t lane)
-      : next_(words + 2 * (3 * kWarp + lane)), end_(words + 2 * size_t{count}), count_(count),
-        below_((1u << lane) - 1) {
-    first_ = Word(next_ - 6 * kWarp);
-    second_ = Word(next_ - 4 * kWarp);
-    Load(next_ - 2 * kWarp);
+      : next_(words + 2 * lane), last_(words + 2 * size_t{count} - 2), count_(count), below_((1u << lane) - 1) {
+    Load();
+    first_ = low_ | high_ << 8;
+    Load();
+    second_ = low_ | high_ << 8;
+    Load();
   }
-  // The word of each lane of `wanting`; lanes take them in order. Zeros behind the last. Refill comes between two.
+  // The word of each lane of `wanting`; lanes take them in order. Refill comes between two.
   __device__ __forceinline__ uint32_t Take(uint32_t wanting) {
     const uint32_t index = at_ + __popc(wanting & below_);
     const uint32_t one = __shfl_sync(~0u, first_, index), two = __shfl_sync(~0u, second_, index);
@@ -158,21 +161,21 @@ class Words {
     windows_ += kWarp;
     first_ = second_;
     second_ = low_ | high_ << 8;
-    Load(next_);
-    next_ += 2 * kWarp;
+    Load();
   }
   __device__ __forceinline__ bool AtEnd() const { return windows_ + at_ == count_; }
 
  private:
-  __device__ __forceinline__ uint32_t Word(const uint8_t* at) const { return at < end_ ? Word16(at) : 0; }
-  // Its two bytes are joined when they are needed, so that nobody waits for them here.
-  __device__ __forceinline__ void Load(const uint8_t* at) {
-    low_ = at < end_ ? __ldg(at) : 0;
-    high_ = at < end_ ? __ldg(at + 1) : 0;
+  // The two bytes are joined when they are needed, so that nobody waits for them here.
+  __device__ __forceinline__ void Load() {
+    const uint8_t* at = next_ < last_ ? next_ : last_;
+    low_ = __ldg(at);
+    high_ = __ldg(at + 1);
+    next_ += 2 * kWarp;
   }
 
   const uint8_t* next_;
-  const uint8_t* const end_;
+  const uint8_t* const last_;
   const uint32_t count_, below_;
   uint32_t first_, second_, low_, high_;
   uint32_t at_ = 0, windows_ = 0;

@@ -421,25 +421,31 @@ class Consumer {
     }
   }
 
+  // Row r's keys. Tables are read four pairs at a time, which lie together and are aligned (product_tiles.cc).
   __device__ __forceinline__ void Turn(const ProductTile& tile, uint32_t position, uint32_t r, float (&values)[64]) {
     const DeviceRotary rotary = params_.rotaries[tile.rotary];
     const size_t at = size_t{position} * rotary.pairs;
     const bool halves = tile.turn == kTurnHalves;
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
-      if (halves && s >= 2) break;
       const ChunkTarget& target = tile.chunks[4 * s + lane_ % 4];
-      if (target.part < 0) continue;
-      const float* cosines = rotary.cosine + at + target.pair;
-      const float* sines = rotary.sine + at + target.pair;
+      if (target.part < 0 || (halves && s >= 2)) continue;
+      const float4* cosines = reinterpret_cast<const float4*>(rotary.cosine + at + target.pair);
+      const float4* sines = reinterpret_cast<const float4*>(rotary.sine + at + target.pair);
 #pragma unroll
-      for (uint32_t k = 0; k < kChunkChannels; ++k) {
-        if (!halves && k % 2 == 1) continue;
-        const uint32_t first = 4 * (4 * s + k / 2) + 2 * r + k % 2;
-        if (halves) {
-          if (s < 2) Turn(__ldg(cosines + k), __ldg(sines + k), &values[first], &values[(first + 32) % 64]);
-        } else {
-          Turn(__ldg(cosines + k / 2), __ldg(sines + k / 2), &values[first], &values[first + 1]);
+      for (uint32_t four = 0; four < 2; ++four) {
+        if (!halves && four == 1) continue;
+        const float4 c = __ldg(cosines + four), d = __ldg(sines + four);
+        const float cosine[4] = {c.x, c.y, c.z, c.w}, sine[4] = {d.x, d.y, d.z, d.w};
+#pragma unroll
+        for (uint32_t k = 0; k < 4; ++k) {
+          if (halves) {
+            const uint32_t first = (4 * (4 * s + 2 * four + k / 2) + 2 * r + k % 2) % 32;
+            Turn(cosine[k], sine[k], &values[first], &values[first + 32]);
+          } else {
+            const uint32_t first = 4 * (4 * s + k) + 2 * r;
+            Turn(cosine[k], sine[k], &values[first], &values[first + 1]);
+          }
         }
       }
     }
