@@ -271,7 +271,7 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
   }
   uint64_t payload_bytes = 0;
   std::vector<PinnedArray<uint8_t>> payloads;
-  std::vector<std::vector<RestoreSection>> places(kGroups);
+  std::vector<std::vector<GroupSection>> places(kGroups);
   for (uint32_t g = 0; g < kGroups; ++g) {
     uint64_t bytes = 0;
     for (uint32_t b = 0; b < blocks; ++b) {

@@ -1,6 +1,7 @@
 #include "client/device_pages.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/limits.h"
 
@@ -37,6 +38,33 @@ absl::StatusOr<std::shared_ptr<DeviceStaging>> DeviceStaging::Open(std::unique_p
   }
   for (LoadLane& free : staging->load_lanes_) staging->free_lanes_.Push(&free);
   return staging;
+}
+
+class DeviceStaging::GroupLease final : public GroupRestore {
+ public:
+  explicit GroupLease(std::shared_ptr<DeviceStaging> staging) : staging_(std::move(staging)) {}
+  ~GroupLease() override { staging_->group_lane_taken_ = false; }
+  GroupLane* lane() override { return staging_->group_lane_.get(); }
+  absl::Span<uint8_t> payload() override { return {staging_->group_payload_.get(), kGroupPayloadBytes}; }
+
+ private:
+  const std::shared_ptr<DeviceStaging> staging_;
+};
+
+absl::Status DeviceStaging::OpenGroups(const BasisView& basis) {
+  absl::StatusOr<PinnedMemory> payload = device_->AllocatePinned(kGroupPayloadBytes);
+  if (!payload.ok()) return payload.status();
+  absl::StatusOr<std::unique_ptr<GroupLane>> lane =
+      device_->OpenGroupLane(basis, {kGroupBlocksMax, kGroupPayloadBytes});
+  if (!lane.ok()) return lane.status();
+  group_payload_ = *std::move(payload);
+  group_lane_ = *std::move(lane);
+  return absl::OkStatus();
+}
+
+std::unique_ptr<GroupRestore> DevicePages::TryGroupRestore() {
+  if (staging_->group_lane_ == nullptr || staging_->group_lane_taken_.exchange(true)) return nullptr;
+  return std::make_unique<DeviceStaging::GroupLease>(staging_);
 }
 
 absl::StatusOr<DeviceEventPtr> DevicePages::Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) {

@@ -2,6 +2,7 @@
 #ifndef LATENTKV_CLIENT_DEVICE_PAGES_H_
 #define LATENTKV_CLIENT_DEVICE_PAGES_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include "client/blocking_queue.h"
 #include "client/engine_pages.h"
 #include "core/geometry.h"
+#include "kernels/basis_view.h"
 
 namespace latentkv {
 
@@ -25,8 +27,14 @@ class DeviceStaging {
   static absl::StatusOr<std::shared_ptr<DeviceStaging>> Open(std::unique_ptr<Device> device, const Geometry& geometry,
                                                              uint64_t staging_bytes_max, uint32_t load_lanes);
 
+  // Sections that a device restores at once: frames of 16384 tokens of an 8B model at 43 times smaller are 49 MB.
+  static constexpr uint64_t kGroupPayloadBytes = uint64_t{64} << 20;
+  // Has the device restore sections of `basis`, which outlives this. Its error: then they are restored on the CPU.
+  absl::Status OpenGroups(const BasisView& basis);
+
  private:
   friend class DevicePages;
+  class GroupLease;
   struct LoadLane {
     PinnedMemory raw;  // Room for a block.
     std::unique_ptr<DeviceLane> lane;  // Before the memory it copies from is given back.
@@ -54,6 +62,9 @@ class DeviceStaging {
   std::shared_ptr<RawBuffers> buffers_;
   std::mutex store_mutex_;
   std::unique_ptr<DeviceLane> store_lane_;  // Under store_mutex_. Its order lets a buffer be used again at once.
+  PinnedMemory group_payload_;
+  std::unique_ptr<GroupLane> group_lane_;  // Null: none.
+  std::atomic<bool> group_lane_taken_{false};
   std::vector<LoadLane> load_lanes_;
   BlockingQueue<LoadLane*> free_lanes_;
 };
@@ -69,6 +80,7 @@ class DevicePages final : public EnginePages {
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) override { return staging_->device_->Record(stream); }
   absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot, const DeviceEvent* used,
                     absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) override;
+  std::unique_ptr<GroupRestore> TryGroupRestore() override;
 
  private:
   // Queues the copies in the store lane and makes `stream` wait until the pages are read.

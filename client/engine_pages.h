@@ -3,6 +3,7 @@
 #define LATENTKV_CLIENT_ENGINE_PAGES_H_
 
 #include <cstdint>
+#include <memory>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
@@ -12,6 +13,16 @@
 #include "kernels/pages.h"
 
 namespace latentkv {
+
+// What restores sections of a basis where the pages lie, and pinned memory for the sections. Given back when destroyed.
+class GroupRestore {
+ public:
+  virtual ~GroupRestore() = default;
+  virtual GroupLane* lane() = 0;
+  virtual absl::Span<uint8_t> payload() = 0;  // Begins at a multiple of kSectionAlignment.
+};
+// The most blocks that one takes: 16384 tokens, with which a device is busy.
+inline constexpr uint32_t kGroupBlocksMax = 256;
 
 // Thread-safe. The pages must outlive every call and every event that it returned.
 class EnginePages {
@@ -34,6 +45,8 @@ class EnginePages {
   virtual absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot,
                             const DeviceEvent* used,
                             absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) = 0;
+  // For loads: one caller at a time has it, the others use Fill. Null if it is taken, or these pages have none.
+  virtual std::unique_ptr<GroupRestore> TryGroupRestore() = 0;
 };
 
 }  // namespace latentkv

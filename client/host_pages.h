@@ -22,6 +22,7 @@ class HostPages final : public EnginePages {
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream) override { return nullptr; }
   absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot, const DeviceEvent* used,
                     absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) override;
+  std::unique_ptr<GroupRestore> TryGroupRestore() override { return nullptr; }
 
  private:
   const Geometry& geometry_;

@@ -2,9 +2,11 @@
 
 namespace latentkv {
 
-bool LoadProgress::Wanted(uint32_t block) const {
+bool LoadProgress::Wanted(uint32_t block) const { return block < good(); }
+
+uint32_t LoadProgress::good() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return block < good_;
+  return good_;
 }
 
 void LoadProgress::LayersDone(uint32_t block, uint32_t first, uint32_t last) {

@@ -21,6 +21,7 @@ class LoadProgress {
 
   // Block `block` has not failed, nor has one before it.
   bool Wanted(uint32_t block) const;
+  uint32_t good() const;
   // Layers [first, last) of `block` are in their pages.
   void LayersDone(uint32_t block, uint32_t first, uint32_t last);
   void Fail(uint32_t block);

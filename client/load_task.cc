@@ -69,8 +69,53 @@ absl::Status LoadTask::Receive() {
     blocks_.push_back(std::make_unique<Block>());
     blocks_.back()->record = record;
   }
-  return parts_.channel->Fetch(answer->records, answer->lease_id, limits,
-                               [this](const FetchedSection& section) { return Take(section); });
+  absl::Status status;
+  const uint32_t count = blocks_.size();
+  for (uint32_t first = 0, last = 0; first < count && status.ok(); first = last) {
+    last = BeginRun(first);
+    // The lease ends with the call that names it.
+    status = parts_.channel->Fetch(absl::MakeSpan(answer->records).subspan(first, last - first),
+                                   last == count ? answer->lease_id : 0, limits, [&](FetchedSection section) {
+                                     section.record += first;
+                                     return Take(section);
+                                   });
+    if (run_ != nullptr) RestoreCompleted();  // What waited for blocks that failed.
+    run_.reset();
+  }
+  return status;
+}
+
+uint32_t LoadTask::BeginRun(uint32_t first) {
+  const uint32_t count = blocks_.size();
+  const auto in_basis = [&](uint32_t i) { return parts_.codec->IsInBasis(blocks_[i]->record.encoding); };
+  uint32_t last = first;
+  while (last < count && !in_basis(last)) ++last;
+  if (last == count) return count;
+  std::unique_ptr<GroupRestore> restore = request_.pages->TryGroupRestore();
+  if (restore == nullptr) return count;
+  run_ = std::make_unique<GroupRun>(std::move(restore));
+  run_blocks_.clear();
+  std::vector<GroupBlock> blocks;
+  for (last = first; last < count; ++last) {
+    Block& block = *blocks_[last];
+    if (!in_basis(last)) continue;
+    if (blocks.size() == kGroupBlocksMax) break;
+    if (!run_->Reserve(block.record.frame_bytes, block.record.section_count)) {
+      if (!blocks.empty()) break;
+      continue;  // Larger than any run: decoded here.
+    }
+    block.place_in_run = blocks.size();
+    run_blocks_.push_back(last);
+    const uint32_t first_token = FirstTokenOf(last);
+    blocks.push_back({first_token, absl::MakeConstSpan(request_.tokens).first(first_token + kBlockTokens),
+                      request_.slots[last]});
+  }
+  absl::Status status = run_->Begin(request_.pages->cache(), std::move(blocks), request_.pages_used.get());
+  if (status.ok()) return last;
+  parts_.log->Warn(Failure::kFetch, absl::StrCat("blocks are restored on the CPU: ", status.message()));
+  for (uint32_t i : run_blocks_) blocks_[i]->place_in_run.reset();
+  run_.reset();
+  return last;
 }
 
 bool LoadTask::Take(const FetchedSection& section) {
@@ -78,16 +123,44 @@ bool LoadTask::Take(const FetchedSection& section) {
   const uint32_t index = section.record;
   if (progress_.Wanted(index)) {
     absl::Status status = Check(section);
-    if (!status.ok()) {
-      Refuse(index, status);
-    } else {
-      backlog_.Add(section.payload.size());
-      if (blocks_[index]->received.Add({section.section, section.payload, section.owner})) {
-        parts_.pool->Add([this, index] { DecodeReceived(index); });
-      }
-    }
+    if (status.ok()) status = Deliver(index, section);
+    if (!status.ok()) Refuse(index, status);
+    if (run_ != nullptr) RestoreCompleted();
   }
   return progress_.Wanted(0);
+}
+
+absl::Status LoadTask::Deliver(uint32_t index, const FetchedSection& section) {
+  Block& block = *blocks_[index];
+  if (block.place_in_run.has_value()) {
+    return run_->Add(*block.place_in_run, section.payload, block.header.sections[section.section],
+                     block.header.encoding.step);
+  }
+  backlog_.Add(section.payload.size());
+  if (block.received.Add({section.section, section.payload, section.owner})) {
+    parts_.pool->Add([this, index] { DecodeReceived(index); });
+  }
+  return absl::OkStatus();
+}
+
+void LoadTask::RestoreCompleted() {
+  while (!cancel_.cancelled() && absl::Now() < request_.deadline) {
+    const uint32_t wanted =
+        std::lower_bound(run_blocks_.begin(), run_blocks_.end(), progress_.good()) - run_blocks_.begin();
+    if (!run_->Complete(wanted)) return;
+    const uint32_t group = run_->next_group();
+    absl::StatusOr<std::vector<absl::Status>> restored = run_->Restore();
+    for (uint32_t place = 0; place < wanted; ++place) {
+      const uint32_t index = run_blocks_[place];
+      absl::Status status = restored.ok() ? (*restored)[place] : restored.status();
+      if (!status.ok()) {
+        Refuse(index, status);
+        break;  // And with it all behind it.
+      }
+      const auto [first, last] = parts_.codec->SectionLayers(blocks_[index]->header.encoding, group);
+      progress_.LayersDone(index, first, last);
+    }
+  }
 }
 
 absl::Status LoadTask::Check(const FetchedSection& section) {
@@ -119,7 +192,7 @@ absl::Status LoadTask::CheckHeader(uint32_t index, ByteSpan bytes) {
     return absl::FailedPreconditionError(absl::StrCat("its loss of ", header->loss_chain, " is over the limit"));
   }
   block.header = *std::move(header);
-  block.reader = *std::move(reader);
+  if (!block.place_in_run.has_value()) block.reader = *std::move(reader);
   return absl::OkStatus();
 }
 

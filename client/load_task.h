@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "client/backlog.h"
+#include "client/group_run.h"
 #include "client/load_pipeline.h"
 #include "client/load_progress.h"
 #include "client/section_queue.h"
@@ -31,11 +33,17 @@ class LoadTask {
     RemoteRecord record;
     FrameHeader header;         // Once section 0 came.
     uint32_t next_section = 0;  // Sections come in order.
-    std::unique_ptr<BlockReader> reader;  // From then until the last section is decoded.
+    std::unique_ptr<BlockReader> reader;  // From then until the last section is decoded; not of one in the run.
     SectionQueue received;
+    std::optional<uint32_t> place_in_run;
   };
 
   absl::Status Receive();
+  // Makes a run of blocks that the device restores, from block `first` on, if it can. The block up to which to fetch.
+  uint32_t BeginRun(uint32_t first);
+  absl::Status Deliver(uint32_t index, const FetchedSection& section);
+  // Restores the groups that the run has of all its blocks that are still wanted.
+  void RestoreCompleted();
   bool Take(const FetchedSection& section);
   absl::Status Check(const FetchedSection& section);
   absl::Status CheckHeader(uint32_t index, ByteSpan bytes);
@@ -55,6 +63,8 @@ class LoadTask {
   Backlog backlog_;
   // What is not `received` is written by the receiver before the first section is decoded, then by who decodes.
   std::vector<std::unique_ptr<Block>> blocks_;
+  std::unique_ptr<GroupRun> run_;  // Of the receiver.
+  std::vector<uint32_t> run_blocks_;
   std::mutex mutex_;
   std::vector<Digest> damaged_;  // Under mutex_.
 };

@@ -9,11 +9,13 @@
 namespace latentkv {
 
 PageRegistry::PageRegistry(const Geometry& geometry, const Devices& devices, uint64_t staging_bytes_max,
-                           uint32_t thread_count)
+                           uint32_t thread_count, const BasisView* basis, FailureLog* log)
     : geometry_(geometry),
       devices_(devices),
       staging_bytes_max_(staging_bytes_max),
       thread_count_(thread_count),
+      basis_(basis),
+      log_(log),
       host_buffers_(std::make_shared<HostBuffers>(RawBytes(geometry, kBlockTokens))) {}
 
 absl::Status PageRegistry::Register(PagedCache pages) {
@@ -72,6 +74,8 @@ absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(uint3
   absl::StatusOr<std::shared_ptr<DeviceStaging>> staging =
       DeviceStaging::Open(*std::move(opened), geometry_, staging_bytes_max_, thread_count_);
   if (!staging.ok()) return staging.status();
+  absl::Status groups = basis_ == nullptr ? absl::OkStatus() : (*staging)->OpenGroups(*basis_);
+  if (!groups.ok()) log_->Info(absl::StrCat("blocks are restored on the CPU: ", groups.message()));
   staging_ = *staging;
   staged_ = device;
   return staging;

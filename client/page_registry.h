@@ -10,7 +10,9 @@
 #include "absl/status/statusor.h"
 #include "client/device_pages.h"
 #include "client/engine_pages.h"
+#include "client/failure_log.h"
 #include "core/geometry.h"
+#include "kernels/basis_view.h"
 #include "kernels/device.h"
 
 namespace latentkv {
@@ -19,7 +21,9 @@ namespace latentkv {
 class PageRegistry {
  public:
   // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and of threads that fill pages.
-  PageRegistry(const Geometry& geometry, const Devices& devices, uint64_t staging_bytes_max, uint32_t thread_count);
+  // Pages on a device have it restore sections of `basis`, which may be null.
+  PageRegistry(const Geometry& geometry, const Devices& devices, uint64_t staging_bytes_max, uint32_t thread_count,
+               const BasisView* basis, FailureLog* log);
 
   // In the place of those before, which live on with the jobs that have them. InvalidArgument if they do not fit the
   // geometry or lie in several memories; errors of the device, whose staging memory is allocated with its first pages.
@@ -37,6 +41,8 @@ class PageRegistry {
   const Devices& devices_;
   const uint64_t staging_bytes_max_;
   const uint32_t thread_count_;
+  const BasisView* const basis_;
+  FailureLog* const log_;
   const std::shared_ptr<RawBuffers> host_buffers_;
   mutable std::mutex mutex_;
   std::shared_ptr<EnginePages> current_;

@@ -1,5 +1,6 @@
 #include "codec/basis_view.h"
 
+#include "codec/block_state.h"
 #include "codec/latent_model.h"
 
 namespace latentkv {
@@ -18,6 +19,7 @@ BasisView ViewOf(const Basis& basis, const LatentTables& tables) {
                            group.feature_scale, group.row_scale, group.decoder, group.feature_rows});
   }
   for (const KnownSinks& sinks : basis.sinks()) view.known_sinks.push_back(sinks.values);
+  view.known_sinks_of = [&basis](absl::Span<const uint32_t> tokens) { return FindKnownSinks(basis, tokens); };
   view.classes = [&basis](uint32_t group, float step) {
     std::vector<uint8_t> classes;
     for (float scale : basis.groups()[group].latent_scale) {

@@ -24,6 +24,14 @@ std::vector<int16_t> Features(const Embedding& embedding, uint32_t first_token, 
 
 }  // namespace
 
+int32_t FindKnownSinks(const Basis& basis, absl::Span<const uint32_t> tokens) {
+  for (size_t i = basis.sinks().size(); i-- > 0;) {
+    const KnownSinks& sinks = basis.sinks()[i];
+    if (std::equal(sinks.tokens.begin(), sinks.tokens.end(), tokens.begin())) return static_cast<int32_t>(i);
+  }
+  return -1;
+}
+
 BlockState::BlockState(const Basis& basis, uint32_t first_token, absl::Span<const uint32_t> tokens)
     : first_token_(first_token),
       inherited_rank_(basis.inherited_rank()),
@@ -31,9 +39,8 @@ BlockState::BlockState(const Basis& basis, uint32_t first_token, absl::Span<cons
       features_(Features(basis.embedding(), first_token, tokens)),
       inherited_(size_t{kBlockTokens} * inherited_stride_) {
   if (first_token != 0) return;
-  for (const KnownSinks& sinks : basis.sinks()) {
-    if (std::equal(sinks.tokens.begin(), sinks.tokens.end(), tokens.begin())) known_sinks_ = &sinks;
-  }
+  const int32_t known = FindKnownSinks(basis, tokens);
+  if (known >= 0) known_sinks_ = &basis.sinks()[known];
 }
 
 absl::Span<const int16_t> BlockState::inherited(uint32_t token) const {

@@ -10,6 +10,9 @@
 
 namespace latentkv {
 
+// Of the basis's known sinks those of a chain that begins with `tokens`, at least kSinkTokens; negative: none.
+int32_t FindKnownSinks(const Basis& basis, absl::Span<const uint32_t> tokens);
+
 // Groups go through it in order. The basis outlives it.
 class BlockState {
  public:

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "codec/basis.h"
+#include "codec/basis_view.h"
 #include "codec/block_state.h"
 #include "codec/exact_section.h"
 #include "codec/group_codec.h"
@@ -25,12 +26,13 @@ constexpr int kGuardHalvings = 2;  // A block over its bound is tried at half an
 // What encoding and decoding in a basis need; null without one.
 struct BasisCodec {
   BasisCodec(std::shared_ptr<const Basis> from, const LatentTables& latent_tables, RotaryTables* rotary_tables)
-      : basis(std::move(from)) {
+      : basis(std::move(from)), view(ViewOf(*basis, latent_tables)) {
     for (uint32_t g = 0; g < basis->groups().size(); ++g) {
       groups.push_back(std::make_unique<GroupCodec>(*basis, g, latent_tables, rotary_tables));
     }
   }
   const std::shared_ptr<const Basis> basis;
+  const BasisView view;
   std::vector<std::unique_ptr<const GroupCodec>> groups;
 };
 
@@ -140,7 +142,7 @@ class BlockCodec final : public Codec {
       return absl::FailedPreconditionError(absl::StrCat("a frame of tokens from ", header.first_token, " on, not from ",
                                                         place.first_token));
     }
-    const bool in_basis = in_basis_ != nullptr && header.encoding.basis == in_basis_->basis->digest();
+    const bool in_basis = IsInBasis(header.encoding);
     if (!in_basis && !header.encoding.IsExact() && !header.encoding.IsScalar()) {
       return absl::FailedPreconditionError(absl::StrCat("a frame encoded as ", header.encoding.ToString(),
                                                         ", a basis that is not here"));
@@ -161,6 +163,11 @@ class BlockCodec final : public Codec {
     if (IsByLayer(encoding)) return {section, section + 1};
     const BasisGroup& group = in_basis_->groups[section]->group();
     return {group.first_layer, group.last_layer};
+  }
+
+  const BasisView* basis_view() const override { return in_basis_ == nullptr ? nullptr : &in_basis_->view; }
+  bool IsInBasis(const Encoding& encoding) const override {
+    return in_basis_ != nullptr && encoding.basis == in_basis_->basis->digest();
   }
 
   const Geometry& geometry() const override { return geometry_; }

@@ -14,7 +14,8 @@
 
 namespace latentkv {
 
-class Basis;  // codec/basis.h
+class Basis;       // codec/basis.h
+struct BasisView;  // kernels/basis_view.h
 
 // What a block is written with. `exact` ignores the step, which is the basis's, or without one that of ScalarCodec.
 struct EncodeOptions {
@@ -61,6 +62,11 @@ class Codec {
   // [first, last) that section `section` of `encoding` restores. `encoding` is one that Open accepts.
   virtual uint32_t SectionCount(const Encoding& encoding) const = 0;
   virtual std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding, uint32_t section) const = 0;
+
+  // The basis, for a device that restores its sections (kernels/device.h); null without one. Valid as the codec is.
+  virtual const BasisView* basis_view() const = 0;
+  // Whether sections of `encoding` are groups of that basis.
+  virtual bool IsInBasis(const Encoding& encoding) const = 0;
 
   virtual const Geometry& geometry() const = 0;
   virtual const Digest& geometry_digest() const = 0;

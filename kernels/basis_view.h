@@ -30,6 +30,8 @@ struct BasisView {
   uint32_t inherited_rank = 0;
   std::vector<BasisGroupView> groups;
   std::vector<ByteSpan> known_sinks;   // Each of all layers.
+  // Which of them the chain of these tokens begins with; negative: none.
+  std::function<int32_t(absl::Span<const uint32_t> tokens)> known_sinks_of;
   // The class of each of a group's own latents at a step, below kLatentClasses.
   std::function<std::vector<uint8_t>(uint32_t group, float step)> classes;
 };

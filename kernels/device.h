@@ -7,11 +7,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "core/bytes.h"
 #include "core/geometry.h"
+#include "kernels/basis_view.h"
 #include "kernels/pages.h"
 
 namespace latentkv {
@@ -54,6 +56,44 @@ class DeviceLane {
   virtual absl::StatusOr<DeviceEventPtr> Record() = 0;
 };
 
+// A block whose groups a device restores.
+struct GroupBlock {
+  uint32_t first_token = 0;           // Its position, a multiple of kBlockTokens.
+  absl::Span<const uint32_t> tokens;  // Of the chain up to the block's last.
+  absl::Span<const TokenRun> slot;
+};
+
+// A section's place among the bytes of its group.
+struct GroupSection {
+  uint64_t offset = 0;  // A multiple of kSectionAlignment.
+  uint32_t bytes = 0;   // 0: there is none, and its block is not restored from this group on.
+  uint32_t crc32c = 0;
+  float step = 0;
+};
+inline constexpr uint64_t kSectionAlignment = 16;
+
+struct GroupLimits {
+  uint32_t blocks_max = 0;         // At once.
+  uint64_t payload_bytes_max = 0;  // Of their sections of all groups, each filled up to kSectionAlignment.
+};
+
+// Restores sections of a basis (docs/formats/payload.md) on a device, with the CPU's bits: all groups of some blocks,
+// one after the other. One thread at a time.
+class GroupLane {
+ public:
+  virtual ~GroupLane() = default;
+
+  // The blocks and pages from now on. Pages are not written before `used`, which may be null. InvalidArgument for pages
+  // or blocks that cannot be.
+  virtual absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) = 0;
+  // Group `group`, the next in order: a section for each block, in `bytes` bytes of pinned memory. Waits until its layers
+  // are in their pages. For each block: OK; DataLoss, with no page of the group touched nor of those to come, if the
+  // section does not verify, does not decode or one before did not; ResourceExhausted, the same, for a section that is
+  // sound and has to be restored on the CPU. The error of the device, with no page written any more.
+  virtual absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
+                                                            absl::Span<const GroupSection> sections) = 0;
+};
+
 // Thread-safe; outlives its lanes.
 class Device {
  public:
@@ -64,6 +104,11 @@ class Device {
   // A lane for pages of `geometry`, with room for `block_count` raw blocks, at least one, in the device's memory:
   // whatever it is given beyond that waits in its queue. ResourceExhausted.
   virtual absl::StatusOr<std::unique_ptr<DeviceLane>> OpenLane(const Geometry& geometry, uint64_t block_count) = 0;
+
+  // Copies the basis to the device: what `basis` shows outlives the lane. Unimplemented for a device or a basis that is
+  // restored on the CPU, ResourceExhausted.
+  virtual absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView& basis,
+                                                                   const GroupLimits& limits) = 0;
 
   // The point behind all that is queued in `stream` now.
   virtual absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) = 0;

@@ -3,93 +3,25 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstring>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/limits.h"
+#include "kernels/cuda/cuda_event.h"
+#include "kernels/cuda/group_lane.h"
 #include "kernels/cuda/pages_cuda.h"
 #include "kernels/device.h"
 
 namespace latentkv {
 namespace {
 
-// By the rate of the bus a copy of a section takes some 20 us: waking from a sleep costs more. What takes longer waits
-// for the engine, whose cores it should not take.
-constexpr std::chrono::microseconds kSpinDuration{100}, kSleepDuration{50};
 // Copies whose tables wait in pinned memory: one that runs and some behind it.
 constexpr size_t kTables = 8;
 // Where each table begins, and every raw block.
 constexpr uint64_t kAlignment = 256;
 
 uint64_t Aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-absl::Status StatusOf(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  cudaGetLastError();  // It is told here, and not again by the next launch.
-  const std::string text = absl::StrCat(what, ": ", cudaGetErrorString(error));
-  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(text) : absl::InternalError(text);
-}
-
-// Makes a device the thread's current one, and gives the engine's thread back what was.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int number) {
-    cudaError_t error = cudaGetDevice(&before_);
-    if (error == cudaSuccess && before_ != number) {
-      error = cudaSetDevice(number);
-      changed_ = error == cudaSuccess;
-    }
-    status_ = StatusOf(error, "choosing the device");
-  }
-  ~CurrentDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  const absl::Status& status() const { return status_; }
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-  absl::Status status_;
-};
-
-class CudaEvent final : public DeviceEvent {
- public:
-  static absl::StatusOr<std::shared_ptr<CudaEvent>> RecordedIn(cudaStream_t stream, int device) {
-    CurrentDevice current(device);
-    if (!current.status().ok()) return current.status();
-    auto event = std::make_shared<CudaEvent>();
-    cudaError_t error = cudaEventCreateWithFlags(&event->event_, cudaEventDisableTiming);
-    if (error == cudaSuccess) error = cudaEventRecord(event->event_, stream);
-    absl::Status status = StatusOf(error, "marking a point in a stream");
-    if (!status.ok()) return status;
-    return event;
-  }
-  ~CudaEvent() override {
-    if (event_ != nullptr) cudaEventDestroy(event_);
-  }
-  absl::Status Wait() const override {
-    const auto began = std::chrono::steady_clock::now();
-    cudaError_t error;
-    while ((error = cudaEventQuery(event_)) == cudaErrorNotReady) {
-      if (std::chrono::steady_clock::now() - began < kSpinDuration) {
-        std::this_thread::yield();
-      } else {
-        std::this_thread::sleep_for(kSleepDuration);
-      }
-    }
-    return StatusOf(error, "waiting for the device");
-  }
-  // `stream` waits for it.
-  absl::Status HoldsUp(cudaStream_t stream) const {
-    return StatusOf(cudaStreamWaitEvent(stream, event_, 0), "making a stream wait");
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 absl::StatusOr<PinnedMemory> Pinned(uint64_t bytes) {
   void* memory = nullptr;
@@ -239,6 +171,10 @@ class CudaDevice final : public Device {
     absl::Status status = lane->Open();
     if (!status.ok()) return status;
     return lane;
+  }
+  absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView& basis,
+                                                          const GroupLimits& limits) override {
+    return OpenCudaGroupLane(number_, basis, limits);
   }
   absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {
     return CudaEvent::RecordedIn(static_cast<cudaStream_t>(stream), number_);

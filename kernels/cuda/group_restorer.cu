@@ -137,7 +137,7 @@ absl::Status GroupRestorer::Begin(absl::Span<const RestoreBlock> blocks, absl::S
 }
 
 absl::Status GroupRestorer::Add(uint32_t group, const uint8_t* payload, uint64_t bytes,
-                                absl::Span<const RestoreSection> sections, cudaStream_t stream) {
+                                absl::Span<const GroupSection> sections, cudaStream_t stream) {
   if (sections.size() != blocks_ || group >= basis_.groups().size()) {
     return absl::InvalidArgumentError(absl::StrCat(sections.size(), " sections for ", blocks_, " blocks"));
   }
@@ -146,7 +146,7 @@ absl::Status GroupRestorer::Add(uint32_t group, const uint8_t* payload, uint64_t
   SectionSource* sources = sources_.host.data() + size_t{group} * blocks_;
   std::fill_n(sources, blocks_, SectionSource());
   for (uint32_t b = 0; b < blocks_; ++b) {
-    const RestoreSection& section = sections[b];
+    const GroupSection& section = sections[b];
     if (section.bytes == 0) continue;
     if (section.offset % kSectionAlignment != 0 || section.offset > bytes || section.bytes > bytes - section.offset) {
       return absl::InvalidArgumentError("a section outside its group's bytes");

@@ -15,6 +15,7 @@
 #include "kernels/cuda/restore_product.h"
 #include "kernels/cuda/restore_types.h"
 #include "kernels/cuda/rotary_cache.h"
+#include "kernels/device.h"
 
 namespace latentkv::cuda {
 
@@ -25,15 +26,6 @@ struct RestoreBlock {
   int32_t known_sinks = -1;                // Index among the basis's, of a chain's first block alone.
   absl::Span<const TokenSlot> slots;       // [kBlockTokens] where its tokens go
 };
-
-// A section's place among the bytes of its group.
-struct RestoreSection {
-  uint64_t offset = 0;  // A multiple of kSectionAlignment.
-  uint32_t bytes = 0;   // 0: there is none, and its block is not restored from this group on.
-  uint32_t crc32c = 0;
-  float step = 0;
-};
-inline constexpr uint64_t kSectionAlignment = 16;
 
 struct RestoreLimits {
   uint32_t blocks_max = 256;
@@ -56,7 +48,7 @@ class GroupRestorer {
 
   // The sections of group `group`, the next in order: one for each block, in `bytes` bytes from `payload` on, pinned host memory
   // that stays as it is until `stream` has passed. ResourceExhausted if the batch's bytes do not fit.
-  absl::Status Add(uint32_t group, const uint8_t* payload, uint64_t bytes, absl::Span<const RestoreSection> sections,
+  absl::Status Add(uint32_t group, const uint8_t* payload, uint64_t bytes, absl::Span<const GroupSection> sections,
                    cudaStream_t stream);
 
   // Decodes groups [first, last), which were added, on `stream`. Groups can be decoded together.

@@ -77,6 +77,71 @@ TEST_F(DevicePagesTest, EveryEncodingRestoresWhatItRestoresOnTheHost) {
   }
 }
 
+TEST_F(DevicePagesTest, GroupsOfABasisAreRestoredByTheDeviceAndWhatIsExactBesideThem) {
+  const auto basis = PlainBasis(geometry_);
+  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
+  MoveToDevice(on_device);
+  devices_.basis = basis.get();
+  std::unique_ptr<Client> client = ClientTest::Open(Config(basis), &on_device);
+  std::unique_ptr<Client> other = ClientTest::Open(Config(basis), &on_host);
+  const std::vector<uint64_t> ids = on_device.PageIds(256, 5);
+  on_device.Compute(5, ids, 0, 256);
+  // The second block is there exactly too, and taken so.
+  ASSERT_EQ((*ClientTest::Open(Config(), &on_device)->Store({TestTokens(5, 256)}, 0, 128, ids))->Wait(-1, kLong)->token_count,
+            128u);
+  ASSERT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  on_device.Poison();
+  on_host.Poison();
+  const TransferResult loaded = Load(client.get(), on_device, 5, 0, 256);
+  EXPECT_EQ(loaded.token_count, 256u) << log();
+  EXPECT_EQ(loaded.exact_blocks, 2u);
+  EXPECT_EQ(devices_.restored_groups, 1);
+  EXPECT_EQ(Load(other.get(), on_host, 5, 0, 256).token_count, 256u);
+  EXPECT_TRUE(on_device.memory() == on_host.memory());
+  EXPECT_EQ(log(), "");
+}
+
+TEST_F(DevicePagesTest, WhatTheDeviceDoesNotRestoreIsAMiss) {
+  const auto basis = PlainBasis(geometry_);
+  TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8);
+  MoveToDevice(pages);
+  devices_.basis = basis.get();
+  std::unique_ptr<Client> client = ClientTest::Open(Config(basis), &pages);
+  const std::vector<uint64_t> ids = pages.PageIds(256, 6);
+  pages.Compute(6, ids, 0, 256);
+  ASSERT_EQ((*client->Store({TestTokens(6, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  pages.Poison();
+  devices_.on_restore_group = [](uint32_t) { return absl::InternalError("the device fell off the bus"); };
+  EXPECT_EQ(Load(client.get(), pages, 6, 0, 256).token_count, 0u);
+  EXPECT_THAT(log(), ::testing::HasSubstr("the device fell off the bus"));
+  devices_.on_restore_group = nullptr;
+  EXPECT_EQ(Load(client.get(), pages, 6, 0, 256).token_count, 256u) << "the records are good, and the lane was given back";
+}
+
+TEST_F(DevicePagesTest, ADamagedSectionEndsWhatTheDeviceRestoresBeforeIt) {
+  const auto basis = PlainBasis(geometry_);
+  TestPages pages(geometry_, Layout::kHeadsFirst, 64, 4);
+  MoveToDevice(pages);
+  devices_.basis = basis.get();
+  ClientConfig config = Config(basis);
+  auto wrapped = std::make_shared<WrappedChannel>(daemon_.Connect());
+  config.channel = wrapped;
+  std::unique_ptr<Client> client = ClientTest::Open(config, &pages);
+  const std::vector<uint64_t> ids = pages.PageIds(256, 8);
+  pages.Compute(8, ids, 0, 256);
+  ASSERT_EQ((*client->Store({TestTokens(8, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  pages.Poison();
+  Bytes damaged;
+  wrapped->on_section = [&](FetchedSection* section, const CallLimits&) {
+    if (section->record != 2) return;
+    damaged.assign(section->payload.begin(), section->payload.end());
+    damaged.back() ^= 1;
+    section->payload = damaged;
+  };
+  EXPECT_EQ(Load(client.get(), pages, 8, 0, 256).token_count, 128u);
+  EXPECT_THAT(log(), ::testing::HasSubstr("checksum"));
+}
+
 TEST_F(DevicePagesTest, LayerCountsAsLoadedOnceItsCopyIsOver) {
   ASSERT_TRUE(StoreSequence(7, 128));
   Gate gate;

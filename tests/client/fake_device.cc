@@ -1,5 +1,10 @@
 #include "tests/client/fake_device.h"
 
+#include "codec/block_state.h"
+#include "codec/group_codec.h"
+#include "codec/latent_model.h"
+#include "codec/rotary_tables.h"
+#include "core/checksum.h"
 #include "core/limits.h"
 
 namespace latentkv {
@@ -68,6 +73,67 @@ class FakeLane final : public DeviceLane {
   FakeQueue queue_;
 };
 
+// The codec's own arithmetic, where the pages lie.
+class FakeGroupLane final : public GroupLane {
+ public:
+  explicit FakeGroupLane(const FakeDevices& devices) : devices_(devices), rotary_(devices.basis->geometry()) {
+    for (uint32_t g = 0; g < devices.basis->groups().size(); ++g) {
+      codecs_.push_back(std::make_unique<GroupCodec>(*devices.basis, g, tables_, &rotary_));
+    }
+  }
+  absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) override {
+    pages_ = pages;
+    blocks_.clear();
+    for (const GroupBlock& block : blocks) {
+      blocks_.push_back({{block.slot.begin(), block.slot.end()},
+                         std::make_unique<BlockState>(*devices_.basis, block.first_token, block.tokens)});
+    }
+    return used == nullptr ? absl::OkStatus() : used->Wait();
+  }
+  absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
+                                                    absl::Span<const GroupSection> sections) override {
+    ++devices_.restored_groups;
+    if (devices_.on_restore_group) {
+      absl::Status status = devices_.on_restore_group(group);
+      if (!status.ok()) return status;
+    }
+    std::vector<absl::Status> statuses;
+    for (size_t b = 0; b < blocks_.size(); ++b) {
+      statuses.push_back(blocks_[b].status);
+      if (!blocks_[b].status.ok()) continue;
+      blocks_[b].status = RestoreOne(group, ByteSpan(pinned, bytes), sections[b], &blocks_[b]);
+      statuses.back() = blocks_[b].status;
+    }
+    return statuses;
+  }
+
+ private:
+  struct Block {
+    std::vector<TokenRun> slot;
+    std::unique_ptr<BlockState> state;
+    absl::Status status;
+  };
+  absl::Status RestoreOne(uint32_t group, ByteSpan bytes, const GroupSection& section, Block* block) {
+    if (section.bytes == 0) return absl::ResourceExhaustedError("not given");
+    const ByteSpan payload = bytes.subspan(section.offset, section.bytes);
+    if (Crc32c(payload) != section.crc32c) return absl::DataLossError("checksum");
+    const GroupCodec& codec = *codecs_[group];
+    Bytes raw(codec.raw_bytes());
+    absl::Status status = codec.Decode(payload, section.step, block->state.get(), absl::MakeSpan(raw));
+    if (!status.ok()) return status;
+    ScatterRaw(devices_.basis->geometry(), codec.group().first_layer, codec.group().last_layer, raw, pages_,
+               block->slot);
+    return absl::OkStatus();
+  }
+
+  const FakeDevices& devices_;
+  const LatentTables tables_ = MakeLatentTables();
+  RotaryTables rotary_;
+  std::vector<std::unique_ptr<GroupCodec>> codecs_;
+  PagedCache pages_;
+  std::vector<Block> blocks_;
+};
+
 class FakeDevice final : public Device {
  public:
   explicit FakeDevice(const FakeDevices& devices) : devices_(devices) {}
@@ -78,6 +144,10 @@ class FakeDevice final : public Device {
   }
   absl::StatusOr<std::unique_ptr<DeviceLane>> OpenLane(const Geometry& geometry, uint64_t) override {
     return std::make_unique<FakeLane>(devices_, geometry);
+  }
+  absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView&, const GroupLimits&) override {
+    if (devices_.basis == nullptr) return absl::UnimplementedError("this device restores no groups");
+    return std::make_unique<FakeGroupLane>(devices_);
   }
   absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {
     if (stream == nullptr) return default_stream_.Record();

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "codec/basis.h"
 #include "kernels/device.h"
 
 namespace latentkv {
@@ -47,6 +48,10 @@ class FakeDevices final : public Devices {
 
   std::function<absl::Status()> on_gather, on_scatter;  // In the queue, before pages are touched.
   std::function<absl::Status()> on_queue_gather;        // In the call.
+  // Whose sections it restores as the CPU does; null: none.
+  const Basis* basis = nullptr;
+  std::function<absl::Status(uint32_t group)> on_restore_group;
+  mutable std::atomic<int> restored_groups{0};
   mutable std::atomic<int> opened{0};
   mutable std::atomic<uint64_t> pinned_bytes{0};
 

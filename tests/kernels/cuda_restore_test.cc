@@ -261,7 +261,7 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
   ASSERT_TRUE(restorer->Begin(blocks, pages.parts(), stream).ok());
   std::vector<PinnedArray<uint8_t>> payloads;
   for (uint32_t g = 0; g < groups; ++g) {
-    std::vector<RestoreSection> places;
+    std::vector<GroupSection> places;
     uint64_t bytes = 0;
     for (uint32_t b = 0; b < shape.blocks; ++b) {
       const Bytes& section = sections[b][g];

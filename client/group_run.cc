@@ -1,0 +1,60 @@
+#include "client/group_run.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace latentkv {
+namespace {
+
+uint64_t Aligned(uint64_t bytes) { return (bytes + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment; }
+
+}  // namespace
+
+bool GroupRun::Reserve(uint64_t frame_bytes, uint32_t section_count) {
+  // A section's bytes are among its frame's; each may have to be filled up.
+  const uint64_t bytes = frame_bytes + section_count * kSectionAlignment;
+  if (bytes > restore_->payload().size() - reserved_) return false;
+  reserved_ += bytes;
+  return true;
+}
+
+absl::Status GroupRun::Begin(const PagedCache& pages, std::vector<GroupBlock> blocks, const DeviceEvent* used) {
+  sections_.resize(blocks.size());
+  return restore_->lane()->Begin(pages, blocks, used);
+}
+
+absl::Status GroupRun::Add(uint32_t block, ByteSpan payload, const FrameSection& section, float step) {
+  if (payload.size() != section.bytes || Aligned(section.bytes) > restore_->payload().size() - used_) {
+    return absl::DataLossError("a section is not as long as its frame says");
+  }
+  std::copy(payload.begin(), payload.end(), restore_->payload().begin() + used_);
+  sections_[block].push_back({used_, static_cast<uint32_t>(section.bytes), section.crc32c, step});
+  used_ += Aligned(section.bytes);
+  return absl::OkStatus();
+}
+
+bool GroupRun::Complete(uint32_t count) const {
+  // From the last: it is the one that comes last.
+  for (uint32_t block = count; block-- > 0;) {
+    if (sections_[block].size() <= next_group_) return false;
+  }
+  return count > 0;
+}
+
+absl::StatusOr<std::vector<absl::Status>> GroupRun::Restore() {
+  uint64_t first = used_, last = 0;
+  for (const std::vector<GroupSection>& sections : sections_) {
+    if (sections.size() <= next_group_) continue;
+    first = std::min(first, sections[next_group_].offset);
+    last = std::max(last, sections[next_group_].offset + Aligned(sections[next_group_].bytes));
+  }
+  std::vector<GroupSection> group(sections_.size());
+  for (size_t block = 0; block < sections_.size(); ++block) {
+    if (sections_[block].size() <= next_group_) continue;
+    group[block] = sections_[block][next_group_];
+    group[block].offset -= first;
+  }
+  return restore_->lane()->Restore(next_group_++, restore_->payload().data() + first, last - first, group);
+}
+
+}  // namespace latentkv

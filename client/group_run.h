@@ -1,0 +1,43 @@
+// Blocks of a load whose sections the device that holds the pages restores, group by group, as they arrive.
+#ifndef LATENTKV_CLIENT_GROUP_RUN_H_
+#define LATENTKV_CLIENT_GROUP_RUN_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "client/engine_pages.h"
+#include "core/frame.h"
+
+namespace latentkv {
+
+// One thread at a time.
+class GroupRun {
+ public:
+  explicit GroupRun(std::unique_ptr<GroupRestore> restore) : restore_(std::move(restore)) {}
+
+  // Whether one more frame of `frame_bytes` bytes with `section_count` sections finds room. If so it is counted.
+  bool Reserve(uint64_t frame_bytes, uint32_t section_count);
+  // The blocks, of those frames; those of GroupLane::Begin otherwise.
+  absl::Status Begin(const PagedCache& pages, std::vector<GroupBlock> blocks, const DeviceEvent* used);
+
+  // Copies the next section of block `block`. DataLoss if it is not as long as `section` says.
+  absl::Status Add(uint32_t block, ByteSpan payload, const FrameSection& section, float step);
+  // Whether blocks [0, count), at least one, all have the next group. Then Restore it.
+  bool Complete(uint32_t count) const;
+  // What became of each block; GroupLane::Restore. Next comes the group behind it.
+  absl::StatusOr<std::vector<absl::Status>> Restore();
+  uint32_t next_group() const { return next_group_; }
+
+ private:
+  const std::unique_ptr<GroupRestore> restore_;
+  uint64_t reserved_ = 0, used_ = 0;
+  uint32_t next_group_ = 0;
+  std::vector<std::vector<GroupSection>> sections_;  // Of each block, so far; offsets into the whole payload.
+};
+
+}  // namespace latentkv
+
+#endif  // LATENTKV_CLIENT_GROUP_RUN_H_

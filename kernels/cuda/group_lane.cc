@@ -1,0 +1,142 @@
+#include "kernels/cuda/group_lane.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/limits.h"
+#include "kernels/cuda/cuda_event.h"
+#include "kernels/cuda/group_restorer.h"
+
+namespace latentkv {
+namespace {
+
+absl::Status StatusOfFault(uint32_t fault) {
+  switch (fault) {
+    case cuda::kFaultNone: return absl::OkStatus();
+    case cuda::kFaultMissing: return absl::ResourceExhaustedError("a section that the device was not given");
+    case cuda::kFaultRests: return absl::ResourceExhaustedError("too many large latents for the device at once");
+    case cuda::kFaultChecksum: return absl::DataLossError("a section does not match its checksum");
+    case cuda::kFaultHeader: return absl::DataLossError("a section's first bytes are out of bounds");
+    case cuda::kFaultStream: return absl::DataLossError("a section's entropy-coded bytes are damaged");
+    case cuda::kFaultEscapes: return absl::DataLossError("a section's escapes are not those of its symbols");
+    case cuda::kFaultBounds: return absl::DataLossError("a section's latents are out of bounds");
+    case cuda::kFaultSinks: return absl::DataLossError("a section takes its sinks from the basis, which does not know them");
+    default: return absl::InternalError(absl::StrCat("fault ", fault));
+  }
+}
+
+class CudaGroupLane final : public GroupLane {
+ public:
+  explicit CudaGroupLane(int device) : device_(device) {}
+  ~CudaGroupLane() override {
+    CurrentDevice current(device_);
+    if (stream_ != nullptr) {
+      cudaStreamSynchronize(stream_);
+      cudaStreamDestroy(stream_);
+    }
+    // While the device is current.
+    restorer_.reset();
+    rotary_.reset();
+    basis_.reset();
+    outcomes_ = {};
+  }
+
+  absl::Status Open(const BasisView& view, const GroupLimits& limits) {
+    CurrentDevice current(device_);
+    if (!current.status().ok()) return current.status();
+    known_sinks_of_ = view.known_sinks_of;
+    absl::StatusOr<std::unique_ptr<cuda::DeviceBasis>> basis = cuda::DeviceBasis::Create(view);
+    if (!basis.ok()) return basis.status();
+    basis_ = *std::move(basis);
+    rotary_ = std::make_unique<cuda::RotaryCache>(view.geometry, basis_->rotary_layers());
+    cuda::RestoreLimits restore_limits;
+    restore_limits.blocks_max = limits.blocks_max;
+    restore_limits.payload_bytes_max = limits.payload_bytes_max;
+    absl::StatusOr<std::unique_ptr<cuda::GroupRestorer>> restorer =
+        cuda::GroupRestorer::Create(basis_.get(), rotary_.get(), restore_limits);
+    if (!restorer.ok()) return restorer.status();
+    restorer_ = *std::move(restorer);
+    auto outcomes = cuda::PinnedArray<cuda::GroupRestorer::Outcome>::Make(limits.blocks_max);
+    if (!outcomes.ok()) return outcomes.status();
+    outcomes_ = *std::move(outcomes);
+    return StatusOf(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+  }
+
+  absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) override {
+    CurrentDevice current(device_);
+    if (!current.status().ok()) return current.status();
+    std::vector<std::vector<cuda::TokenSlot>> slots(blocks.size());
+    std::vector<cuda::RestoreBlock> restored;
+    uint32_t positions = 0;
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      const GroupBlock& block = blocks[b];
+      for (const TokenRun& run : block.slot) {
+        for (uint32_t i = 0; i < run.count; ++i) slots[b].push_back({static_cast<uint32_t>(run.page), run.offset + i});
+      }
+      const int32_t sinks = block.first_token == 0 ? known_sinks_of_(block.tokens) : -1;
+      restored.push_back({block.first_token, block.tokens, sinks, slots[b]});
+      positions = std::max(positions, block.first_token + kBlockTokens);
+    }
+    std::vector<cuda::DevicePart> parts;
+    for (const PagedLayer& layer : pages.layers) {
+      const auto add = [&](uint8_t* base, const PageStrides& strides) {
+        parts.push_back({base, strides.page, strides.token, strides.head, strides.dim});
+      };
+      add(layer.key, layer.key_strides);
+      add(layer.value, layer.value_strides);
+    }
+    absl::Status status = rotary_->Reach(positions);
+    if (status.ok() && used != nullptr) status = static_cast<const CudaEvent*>(used)->HoldsUp(stream_);
+    if (status.ok()) status = restorer_->Begin(restored, parts, stream_);
+    blocks_ = blocks.size();
+    // What was queued must not be read any more when the next batch is begun.
+    if (!status.ok()) Synchronize().IgnoreError();
+    return status;
+  }
+
+  absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
+                                                    absl::Span<const GroupSection> sections) override {
+    CurrentDevice current(device_);
+    if (!current.status().ok()) return current.status();
+    absl::Status status = restorer_->Add(group, pinned, bytes, sections, stream_);
+    if (status.ok()) status = restorer_->Decode(group, group + 1, stream_);
+    if (status.ok()) status = restorer_->Restore(group, stream_);
+    if (status.ok()) status = restorer_->Report(outcomes_.data(), stream_);
+    // Also after an error: some of it may be queued.
+    absl::Status over = Synchronize();
+    if (status.ok()) status = over;
+    if (!status.ok()) return status;
+    std::vector<absl::Status> statuses;
+    for (uint32_t b = 0; b < blocks_; ++b) statuses.push_back(StatusOfFault(outcomes_[b].fault));
+    return statuses;
+  }
+
+ private:
+  absl::Status Synchronize() {
+    absl::StatusOr<std::shared_ptr<CudaEvent>> event = CudaEvent::RecordedIn(stream_, device_);
+    return event.ok() ? (*event)->Wait() : event.status();
+  }
+
+  const int device_;
+  cudaStream_t stream_ = nullptr;
+  std::function<int32_t(absl::Span<const uint32_t>)> known_sinks_of_;
+  std::unique_ptr<cuda::DeviceBasis> basis_;
+  std::unique_ptr<cuda::RotaryCache> rotary_;
+  std::unique_ptr<cuda::GroupRestorer> restorer_;
+  cuda::PinnedArray<cuda::GroupRestorer::Outcome> outcomes_;
+  uint32_t blocks_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GroupLane>> OpenCudaGroupLane(int device, const BasisView& basis,
+                                                             const GroupLimits& limits) {
+  auto lane = std::make_unique<CudaGroupLane>(device);
+  absl::Status status = lane->Open(basis, limits);
+  if (!status.ok()) return status;
+  return lane;
+}
+
+}  // namespace latentkv
