@@ -17,23 +17,13 @@ __device__ inline void InitBarrier(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals));
 }
 
-// Makes barriers known to the copy engine and to the cluster.
+// Makes barriers known to the copy engine.
 __device__ inline void FenceBarriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 // One arrival, and `bytes` to be copied before the phase ends.
 __device__ inline void ArriveExpecting(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes)
                : "memory");
-}
-
-// At the barrier in the same place of CTA `rank` of the cluster.
-__device__ inline void ArriveInCluster(uint64_t* barrier, uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(SharedAddress(barrier)),
-      "r"(rank)
-      : "memory");
 }
 
 __device__ inline void Wait(uint64_t* barrier, uint32_t parity) {
@@ -46,32 +36,12 @@ __device__ inline void Wait(uint64_t* barrier, uint32_t parity) {
       : "memory");
 }
 
-__device__ inline void SyncCluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-__device__ inline uint32_t RankInCluster() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
 // A box of a matrix into shared memory; its bytes count at `barrier`.
 __device__ inline void CopyBox(const CUtensorMap* map, uint32_t column, uint32_t row, uint64_t* barrier, void* to) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
           SharedAddress(to)),
       "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row)
-      : "memory");
-}
-
-// The same into all CTAs of `mask`, at their own barriers.
-__device__ inline void CopyBoxToAll(const CUtensorMap* map, uint32_t column, uint32_t row, uint64_t* barrier, void* to,
-                                    uint16_t mask) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
-      "%4}], [%2], %5;" ::"r"(SharedAddress(to)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "h"(mask)
       : "memory");
 }
 

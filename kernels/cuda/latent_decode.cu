@@ -155,13 +155,16 @@ class Words {
     at_ += __popc(wanting);
     return index < kWarp ? one : two;
   }
+  // A loop of one pass at most: what is skipped by a branch waits for no load, what is predicated does.
   __device__ __forceinline__ void Refill() {
-    if (at_ < kWarp) return;
-    at_ -= kWarp;
-    windows_ += kWarp;
-    first_ = second_;
-    second_ = low_ | high_ << 8;
-    Load();
+#pragma unroll 1
+    while (at_ >= kWarp) {
+      at_ -= kWarp;
+      windows_ += kWarp;
+      first_ = second_;
+      second_ = low_ | high_ << 8;
+      Load();
+    }
   }
   __device__ __forceinline__ bool AtEnd() const { return windows_ + at_ == count_; }
 

@@ -116,13 +116,6 @@ absl::StatusOr<ProductTiles> MakeProductTiles(const Geometry& geometry, uint32_t
       channel += layer.KvChannels();
     }
   }
-  if (result.tiles.size() % 2 == 1) {
-    ProductTile none = {};
-    for (ChunkTarget& chunk : none.chunks) chunk.part = -1;
-    result.tiles.push_back(none);
-    result.channels.resize(result.tiles.size() * kTileChannels, -1);
-    result.factors.resize(result.tiles.size() * kTileChannels, -1);
-  }
   return result;
 }
 

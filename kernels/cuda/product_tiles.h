@@ -12,7 +12,7 @@
 namespace latentkv::cuda {
 
 struct ProductTiles {
-  std::vector<ProductTile> tiles;   // An even number.
+  std::vector<ProductTile> tiles;
   std::vector<int32_t> channels;    // [tiles * kTileChannels] the group's channel of each decoder row; negative: none
   std::vector<int32_t> factors;     // the same in the order of the factors (restore_product.h)
 };

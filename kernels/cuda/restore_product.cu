@@ -9,20 +9,18 @@
 namespace latentkv::cuda {
 namespace {
 
-// A CTA restores three blocks, each by a warpgroup, times kTileChannels channels; a fourth warpgroup copies. Two CTAs of a
-// cluster share the blocks: each copies half of their latents to both.
+// A CTA restores three blocks, each by a warpgroup, times kTileChannels channels; a fourth warpgroup copies. CTAs that
+// share what they copy, in clusters of two and of four, were slower: they wait for one another more than they save.
 constexpr uint32_t kTileBlocks = 3, kWarpgroup = 128, kThreads = (kTileBlocks + 1) * kWarpgroup;
-constexpr uint32_t kCluster = 2;
-constexpr uint32_t kHalfRows = kTileBlocks * kBlockTokens / kCluster;
-static_assert(kHalfRows == kTokenRows && kBlockTokens / kCluster == kRestRows);
+static_assert(kTileBlocks * kBlockTokens == kTokenRows);
 constexpr uint32_t kBlockBytes = kBlockTokens * kRankTile, kDecoderBytes = kTileChannels * kRankTile;
 constexpr uint32_t kStages = 5;
 constexpr uint32_t kConsumerWarps = kTileBlocks * kWarpgroup / 32;
 // Of 128 a thread at the start: sums, bases and little else for consumers.
 constexpr uint32_t kConsumerRegisters = 160, kProducerRegisters = 32;
 static_assert(kTileBlocks * kConsumerRegisters + kProducerRegisters <= 512);
-// Pairs of tiles that are worked on at the same time as many blocks, so that both stay in the second-level cache.
-constexpr uint32_t kBandPairs = 8;
+// Tiles of channels that are worked on at the same time as many blocks, so that both stay in the second-level cache.
+constexpr uint32_t kBandTiles = 12;
 
 struct Stage {
   int8_t latents[kTileBlocks][kBlockBytes];
@@ -125,15 +123,15 @@ __device__ __forceinline__ void ForEachRest(const ProductParams& p, const TileBl
 
 // Tiles in an order in which neighbours share operands.
 struct TilePlace {
-  uint32_t blocks;  // Index of three blocks.
-  uint32_t pair;    // Of channel tiles.
+  uint32_t blocks;    // Index of three blocks.
+  uint32_t channels;  // Index of the tile of channels.
 };
 
-__device__ TilePlace PlaceOf(uint32_t index, uint32_t block_tiles, uint32_t pairs) {
-  const uint32_t band = index / (block_tiles * kBandPairs);
-  const uint32_t rest = index - band * block_tiles * kBandPairs;
-  const uint32_t width = min(kBandPairs, pairs - band * kBandPairs);
-  return {rest / width, band * kBandPairs + rest % width};
+__device__ TilePlace PlaceOf(uint32_t index, uint32_t block_tiles, uint32_t channel_tiles) {
+  const uint32_t band = index / (block_tiles * kBandTiles);
+  const uint32_t rest = index - band * block_tiles * kBandTiles;
+  const uint32_t width = min(kBandTiles, channel_tiles - band * kBandTiles);
+  return {rest / width, band * kBandTiles + rest % width};
 }
 
 // A lane of each of two warps of the fourth warpgroup: one copies latents, the other the decoder; a single one could not
@@ -141,7 +139,7 @@ __device__ TilePlace PlaceOf(uint32_t index, uint32_t block_tiles, uint32_t pair
 class Producer {
  public:
   __device__ Producer(const ProductMaps& maps, const ProductParams& params, Shared* shared, uint32_t warp)
-      : maps_(maps), params_(params), shared_(shared), warp_(warp), rank_(RankInCluster()) {}
+      : maps_(maps), params_(params), shared_(shared), warp_(warp) {}
 
   // The plans of the tile that comes next, read while the one before is worked on.
   __device__ __forceinline__ void Prefetch(const TilePlace& place) {
@@ -158,9 +156,7 @@ class Producer {
     const TileBlocks blocks = BlocksOf(place.blocks, plans_);
     Prefetch(next);
     if (CopiesDecoder()) CopyTileData(place, blocks);
-    // Of the decoder's tile, or of this CTA's half of the blocks' tokens.
-    row_ = CopiesDecoder() ? (place.pair * kCluster + rank_) * kTileChannels
-                           : blocks.first * kBlockTokens + rank_ * kHalfRows;
+    row_ = CopiesDecoder() ? place.channels * kTileChannels : blocks.first * kBlockTokens;
     if (blocks.predicted != 0) {
       for (uint32_t k = 0; k < params_.feature_tiles; ++k) Copy(maps_.features, k * kRankTile, k * kRankTile);
     }
@@ -183,7 +179,7 @@ class Producer {
  private:
   __device__ __forceinline__ bool CopiesDecoder() const { return warp_ == 1; }
   __device__ __forceinline__ void CopyTileData(const TilePlace& place, const TileBlocks& blocks) {
-    const uint32_t tile = place.pair * kCluster + rank_, first = place.blocks * kTileBlocks;
+    const uint32_t tile = place.channels, first = place.blocks * kTileBlocks;
     const uint32_t count = min(kTileBlocks, params_.blocks - first);
     TileData* data = &shared_->tiles[tile_cursor_.stage];
     uint64_t* full = &shared_->tile_full[tile_cursor_.stage];
@@ -208,8 +204,7 @@ class Producer {
     if (CopiesDecoder()) {
       CopyDecoder(decoder_column);
     } else {
-      // This CTA's half of the rows, to both.
-      CopyToBoth(map, column, row_, rank_ * kHalfRows);
+      CopyLatents(map, column, row_, 0);
     }
     cursor_.Next();
   }
@@ -220,8 +215,7 @@ class Producer {
     } else {
 #pragma unroll
       for (uint32_t b = 0; b < kTileBlocks; ++b) {
-        CopyToBoth(maps_.rests, 0, rests.tiles[b] * kBlockTokens + rank_ * kBlockTokens / kCluster,
-                   b * kBlockTokens + rank_ * kBlockTokens / kCluster);
+        CopyLatents(maps_.rests, 0, rests.tiles[b] * kBlockTokens, b);
       }
     }
     cursor_.Next();
@@ -231,16 +225,15 @@ class Producer {
     ArriveExpecting(full, sizeof(Stage));
     CopyBox(&maps_.decoder, column, row_, full, shared_->stages[cursor_.stage].decoder);
   }
-  // A box to row `to` of the stage's latents.
-  __device__ __forceinline__ void CopyToBoth(const CUtensorMap& map, uint32_t column, uint32_t row, uint32_t to) {
-    CopyBoxToAll(&map, column, row, &shared_->full[cursor_.stage],
-                 shared_->stages[cursor_.stage].latents[0] + to * kRankTile, (1 << kCluster) - 1);
+  // A box to the stage's latents from block `to` on.
+  __device__ __forceinline__ void CopyLatents(const CUtensorMap& map, uint32_t column, uint32_t row, uint32_t to) {
+    CopyBox(&map, column, row, &shared_->full[cursor_.stage], shared_->stages[cursor_.stage].latents[to]);
   }
 
   const ProductMaps& maps_;
   const ProductParams& params_;
   Shared* const shared_;
-  const uint32_t warp_, rank_;
+  const uint32_t warp_;
   uint32_t row_ = 0;
   Cursor<kStages> cursor_;
   Cursor<kTileBuffers> tile_cursor_;
@@ -252,7 +245,7 @@ template <DType kDType>
 class Consumer {
  public:
   __device__ __forceinline__ Consumer(const ProductParams& params, Shared* shared, uint32_t block)
-      : params_(params), shared_(shared), block_(block), lane_(threadIdx.x % 32), rank_(RankInCluster()) {}
+      : params_(params), shared_(shared), block_(block), lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void Tile(const TilePlace& place) {
     const TileData& data = shared_->tiles[tile_cursor_.stage];
@@ -290,14 +283,7 @@ class Consumer {
     Skip(mine_predicted ? 0 : inherited);
     if (valid) {
       AddLatents(data, sums, values);
-#ifdef V_NOSTORE
-      float all = 0;
-#pragma unroll
-      for (uint32_t i = 0; i < 64; ++i) all += values[i];
-      if (all == 12345.678f) Scatter(data, values);
-#else
       Scatter(data, values);
-#endif
     }
     __syncwarp();
     if (lane_ == 0) Arrive(&shared_->tile_empty[tile_cursor_.stage]);
@@ -350,10 +336,10 @@ class Consumer {
       cursor_.Next();
     }
   }
-  // Gives a stage back, to both CTAs that copy to it.
+  // Gives a stage back.
   __device__ __forceinline__ void Release(uint32_t stage) {
     __syncwarp();
-    if (lane_ < kCluster) ArriveInCluster(&shared_->empty[stage], lane_);
+    if (lane_ == 0) Arrive(&shared_->empty[stage]);
   }
 
   // Four factors of this thread's channels 4 i and on.
@@ -459,13 +445,13 @@ class Consumer {
 
   const ProductParams& params_;
   Shared* const shared_;
-  const uint32_t block_, lane_, rank_;
+  const uint32_t block_, lane_;
   Cursor<kStages> cursor_;
   Cursor<kTileBuffers> tile_cursor_;
 };
 
 template <DType kDType>
-__global__ void __cluster_dims__(kCluster) __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     RestoreProductKernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ ProductParams params) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t memory[];
@@ -473,7 +459,7 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (uint32_t s = 0; s < kStages; ++s) {
       InitBarrier(&shared->full[s], 1);
-      InitBarrier(&shared->empty[s], kConsumerWarps * kCluster);
+      InitBarrier(&shared->empty[s], kConsumerWarps);
     }
     for (uint32_t t = 0; t < kTileBuffers; ++t) {
       InitBarrier(&shared->tile_full[t], 1);
@@ -483,26 +469,23 @@ __global__ void __cluster_dims__(kCluster) __launch_bounds__(kThreads, 1)
   }
   for (uint32_t i = threadIdx.x; i < params.part_count; i += kThreads) shared->parts[i] = params.parts[params.first_part + i];
   __syncthreads();
-  SyncCluster();
-  const uint32_t block_tiles = (params.blocks + kTileBlocks - 1) / kTileBlocks, pairs = params.tile_count / kCluster;
-  const uint32_t count = block_tiles * pairs, clusters = gridDim.x / kCluster;
+  const uint32_t block_tiles = (params.blocks + kTileBlocks - 1) / kTileBlocks, channel_tiles = params.tile_count;
+  const uint32_t count = block_tiles * channel_tiles;
   const uint32_t warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0);
   if (warpgroup == kTileBlocks) {
     GiveRegisters<kProducerRegisters>();
     if (threadIdx.x % 32 == 0 && threadIdx.x % kWarpgroup / 32 < 2) {
       Producer producer(maps, params, shared, threadIdx.x % kWarpgroup / 32);
-      producer.Prefetch(PlaceOf(blockIdx.x / kCluster, block_tiles, pairs));
-      for (uint32_t i = blockIdx.x / kCluster; i < count; i += clusters) {
-        producer.Tile(PlaceOf(i, block_tiles, pairs), PlaceOf(min(i + clusters, count - 1), block_tiles, pairs));
+      producer.Prefetch(PlaceOf(blockIdx.x, block_tiles, channel_tiles));
+      for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
+        producer.Tile(PlaceOf(i, block_tiles, channel_tiles), PlaceOf(min(i + gridDim.x, count - 1), block_tiles, channel_tiles));
       }
     }
   } else {
     TakeRegisters<kConsumerRegisters>();
     Consumer<kDType> consumer(params, shared, warpgroup);
-    for (uint32_t i = blockIdx.x / kCluster; i < count; i += clusters) consumer.Tile(PlaceOf(i, block_tiles, pairs));
+    for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) consumer.Tile(PlaceOf(i, block_tiles, channel_tiles));
   }
-  // Nobody leaves while the other may still copy to it, or count at its barriers.
-  SyncCluster();
 #endif
 }
 
@@ -513,8 +496,7 @@ absl::Status Launch(const ProductMaps& maps, const ProductParams& params, uint32
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return CudaStatus(error, "asking for shared memory");
   const uint32_t tiles = (params.blocks + kTileBlocks - 1) / kTileBlocks * params.tile_count;
-  const uint32_t grid = std::min(multiprocessors / kCluster * kCluster, tiles);
-  kernel<<<grid, kThreads, kSharedBytes, stream>>>(maps, params);
+  kernel<<<std::min(multiprocessors, tiles), kThreads, kSharedBytes, stream>>>(maps, params);
   return LaunchStatus("restoring a group on the device");
 }
 

@@ -24,8 +24,8 @@ struct ProductMaps {
   CUtensorMap decoder;   // [tile_count * kTileChannels][columns]: of features, own and inherited latents in whole tiles
 };
 
-// The rows of a map's boxes: features and latents of half of three blocks, rests of half of one; a tile of the decoder.
-inline constexpr uint32_t kTokenRows = 96, kRestRows = 32, kDecoderRows = kTileChannels;
+// The rows of a map's boxes: features and latents of three blocks, rests of one, a tile of the decoder.
+inline constexpr uint32_t kTokenRows = 3 * kBlockTokens, kRestRows = kBlockTokens, kDecoderRows = kTileChannels;
 
 // A row-major matrix in device memory, copied in boxes of kRankTile columns and `box_rows` rows. `columns` is a
 // multiple of kRankTile. Unimplemented without a driver that has tensor maps.
@@ -38,7 +38,7 @@ struct ProductParams {
   const float* mean;           // [tile_count * kTileChannels]
   const float* feature_scale;  // the same; zeros without features
   const float* row_scale;      // the same
-  uint32_t tile_count;         // Even.
+  uint32_t tile_count;
   uint32_t feature_tiles;
   uint32_t own_tiles;          // Of the decoder.
   uint32_t inherited_tiles;    // Of each group before.
