@@ -285,8 +285,7 @@ class Consumer {
       AddLatents(data, sums, values);
       Scatter(data, values);
     }
-    __syncwarp();
-    if (lane_ == 0) Arrive(&shared_->tile_empty[tile_cursor_.stage]);
+    Arrive(&shared_->tile_empty[tile_cursor_.stage]);
     tile_cursor_.Next();
   }
 
@@ -463,7 +462,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     for (uint32_t t = 0; t < kTileBuffers; ++t) {
       InitBarrier(&shared->tile_full[t], 1);
-      InitBarrier(&shared->tile_empty[t], kConsumerWarps);
+      InitBarrier(&shared->tile_empty[t], kTileBlocks * kWarpgroup);
     }
     FenceBarriers();
   }
