@@ -20,6 +20,7 @@ bool GroupRun::Reserve(uint64_t frame_bytes, uint32_t section_count) {
 
 absl::Status GroupRun::Begin(const PagedCache& pages, std::vector<GroupBlock> blocks, const DeviceEvent* used) {
   sections_.resize(blocks.size());
+  dropped_.resize(blocks.size());
   return restore_->lane()->Begin(pages, blocks, used);
 }
 
@@ -34,27 +35,37 @@ absl::Status GroupRun::Add(uint32_t block, ByteSpan payload, const FrameSection&
 }
 
 bool GroupRun::Complete(uint32_t count) const {
+  bool any = false;
   // From the last: it is the one that comes last.
   for (uint32_t block = count; block-- > 0;) {
+    if (dropped_[block]) continue;
     if (sections_[block].size() <= next_group_) return false;
+    any = true;
   }
-  return count > 0;
+  return any;
 }
 
-absl::StatusOr<std::vector<absl::Status>> GroupRun::Restore() {
+absl::StatusOr<std::vector<absl::Status>> GroupRun::Restore(uint32_t count) {
+  const auto given = [&](uint32_t block) {
+    return block < count && !dropped_[block] && sections_[block].size() > next_group_;
+  };
   uint64_t first = used_, last = 0;
-  for (const std::vector<GroupSection>& sections : sections_) {
-    if (sections.size() <= next_group_) continue;
-    first = std::min(first, sections[next_group_].offset);
-    last = std::max(last, sections[next_group_].offset + Aligned(sections[next_group_].bytes));
-  }
   std::vector<GroupSection> group(sections_.size());
-  for (size_t block = 0; block < sections_.size(); ++block) {
-    if (sections_[block].size() <= next_group_) continue;
+  for (uint32_t block = 0; block < sections_.size(); ++block) {
+    if (!given(block)) continue;
     group[block] = sections_[block][next_group_];
-    group[block].offset -= first;
+    first = std::min(first, group[block].offset);
+    last = std::max(last, group[block].offset + Aligned(group[block].bytes));
+  }
+  for (uint32_t block = 0; block < sections_.size(); ++block) {
+    if (given(block)) group[block].offset -= first;
   }
   return restore_->lane()->Restore(next_group_++, restore_->payload().data() + first, last - first, group);
+}
+
+ByteSpan GroupRun::Payload(uint32_t block, uint32_t section) const {
+  const GroupSection& place = sections_[block][section];
+  return restore_->payload().subspan(place.offset, place.bytes);
 }
 
 }  // namespace latentkv

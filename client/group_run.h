@@ -25,17 +25,24 @@ class GroupRun {
 
   // Copies the next section of block `block`. DataLoss if it is not as long as `section` says.
   absl::Status Add(uint32_t block, ByteSpan payload, const FrameSection& section, float step);
-  // Whether blocks [0, count), at least one, all have the next group. Then Restore it.
+  // Whether blocks [0, count) that were not dropped, at least one, all have the next group. Then Restore it.
   bool Complete(uint32_t count) const;
-  // What became of each block; GroupLane::Restore. Next comes the group behind it.
-  absl::StatusOr<std::vector<absl::Status>> Restore();
+  // What became of blocks [0, count); GroupLane::Restore. Of others nothing is written. Next comes the group behind it.
+  absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t count);
   uint32_t next_group() const { return next_group_; }
+
+  // Sections of a block so far, and the bytes of one.
+  uint32_t SectionsOf(uint32_t block) const { return sections_[block].size(); }
+  ByteSpan Payload(uint32_t block, uint32_t section) const;
+  // The block is restored elsewhere from now on.
+  void Drop(uint32_t block) { dropped_[block] = true; }
 
  private:
   const std::unique_ptr<GroupRestore> restore_;
   uint64_t reserved_ = 0, used_ = 0;
   uint32_t next_group_ = 0;
   std::vector<std::vector<GroupSection>> sections_;  // Of each block, so far; offsets into the whole payload.
+  std::vector<bool> dropped_;
 };
 
 }  // namespace latentkv

@@ -35,6 +35,7 @@ void LoadTask::Run() {
   } catch (const std::exception& error) {
     status = absl::ResourceExhaustedError(error.what());
   }
+  run_.reset();
   backlog_.WaitUntilEmpty();
   const uint32_t good = progress_.Settle();
   // Of an unavailable daemon the breaker has told.
@@ -71,9 +72,11 @@ absl::Status LoadTask::Receive() {
   }
   absl::Status status;
   const uint32_t count = blocks_.size();
-  for (uint32_t first = 0, last = 0; first < count && status.ok(); first = last) {
+  bool leased = true;
+  for (uint32_t first = 0, last = 0; first < std::min(count, progress_.good()) && status.ok(); first = last) {
     last = BeginRun(first);
     // The lease ends with the call that names it.
+    leased = last < count;
     status = parts_.channel->Fetch(absl::MakeSpan(answer->records).subspan(first, last - first),
                                    last == count ? answer->lease_id : 0, limits, [&](FetchedSection section) {
                                      section.record += first;
@@ -82,6 +85,7 @@ absl::Status LoadTask::Receive() {
     if (run_ != nullptr) RestoreCompleted();  // What waited for blocks that failed.
     run_.reset();
   }
+  if (leased) parts_.channel->Forget({}, answer->lease_id, limits).IgnoreError();
   return status;
 }
 
@@ -149,10 +153,15 @@ void LoadTask::RestoreCompleted() {
         std::lower_bound(run_blocks_.begin(), run_blocks_.end(), progress_.good()) - run_blocks_.begin();
     if (!run_->Complete(wanted)) return;
     const uint32_t group = run_->next_group();
-    absl::StatusOr<std::vector<absl::Status>> restored = run_->Restore();
+    absl::StatusOr<std::vector<absl::Status>> restored = run_->Restore(wanted);
     for (uint32_t place = 0; place < wanted; ++place) {
       const uint32_t index = run_blocks_[place];
+      if (!blocks_[index]->place_in_run.has_value()) continue;
       absl::Status status = restored.ok() ? (*restored)[place] : restored.status();
+      if (restored.ok() && absl::IsResourceExhausted(status)) {
+        status = TakeOutOfRun(index);
+        if (status.ok()) continue;
+      }
       if (!status.ok()) {
         Refuse(index, status);
         break;  // And with it all behind it.
@@ -161,6 +170,27 @@ void LoadTask::RestoreCompleted() {
       progress_.LayersDone(index, first, last);
     }
   }
+}
+
+absl::Status LoadTask::TakeOutOfRun(uint32_t index) {
+  Block& block = *blocks_[index];
+  const uint32_t place = *block.place_in_run, first_token = FirstTokenOf(index);
+  const auto chain = absl::MakeConstSpan(request_.tokens).first(first_token + kBlockTokens);
+  absl::StatusOr<std::unique_ptr<BlockReader>> reader =
+      parts_.codec->Open(block.header, {request_.keys[index], first_token, chain});
+  if (!reader.ok()) return reader.status();
+  for (uint32_t s = 0; s < run_->SectionsOf(place); ++s) {
+    const auto [first, last] = parts_.codec->SectionLayers(block.header.encoding, s);
+    absl::Status status = request_.pages->Fill(
+        first, last, request_.slots[index], request_.pages_used.get(),
+        [&](absl::Span<uint8_t> raw) { return (*reader)->ReadSection(s, run_->Payload(place, s), raw); });
+    if (!status.ok()) return status;
+    progress_.LayersDone(index, first, last);
+  }
+  run_->Drop(place);
+  block.place_in_run.reset();
+  block.reader = *std::move(reader);
+  return absl::OkStatus();
 }
 
 absl::Status LoadTask::Check(const FetchedSection& section) {

@@ -44,6 +44,8 @@ class LoadTask {
   absl::Status Deliver(uint32_t index, const FetchedSection& section);
   // Restores the groups that the run has of all its blocks that are still wanted.
   void RestoreCompleted();
+  // Restores what the run has of a block here, as will be what comes of it.
+  absl::Status TakeOutOfRun(uint32_t index);
   bool Take(const FetchedSection& section);
   absl::Status Check(const FetchedSection& section);
   absl::Status CheckHeader(uint32_t index, ByteSpan bytes);

@@ -88,8 +88,8 @@ class GroupLane {
   virtual absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) = 0;
   // Group `group`, the next in order: a section for each block, in `bytes` bytes of pinned memory. Waits until its layers
   // are in their pages. For each block: OK; DataLoss, with no page of the group touched nor of those to come, if the
-  // section does not verify, does not decode or one before did not; ResourceExhausted, the same, for a section that is
-  // sound and has to be restored on the CPU. The error of the device, with no page written any more.
+  // section does not verify, does not decode or one before did not; ResourceExhausted, the same, for a section that has
+  // to be restored on the CPU. The error of the device, with no page written any more.
   virtual absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
                                                             absl::Span<const GroupSection> sections) = 0;
 };

@@ -13,6 +13,17 @@
 
 namespace latentkv::cuda {
 
+// Runs `work(stream)` on a stream of its own, and waits for it alone: what it has done is there for every stream.
+template <typename Work>
+absl::Status OnOwnStream(Work work) {
+  cudaStream_t stream = nullptr;
+  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error == cudaSuccess) error = work(stream);
+  const cudaError_t over = stream == nullptr ? cudaSuccess : cudaStreamSynchronize(stream);
+  if (stream != nullptr) cudaStreamDestroy(stream);
+  return CudaStatus(error == cudaSuccess ? over : error, "filling device memory");
+}
+
 // Of trivial type, not initialised. Movable. The device it was made on must be current where it is destroyed.
 template <typename T>
 class DeviceArray {
@@ -39,12 +50,14 @@ class DeviceArray {
     array.size_ = size;
     return array;
   }
-  // With the values of `host`, whoever waits for the device.
+  // With the values of `host`, when it returns.
   static absl::StatusOr<DeviceArray> Copy(absl::Span<const T> host) {
     absl::StatusOr<DeviceArray> array = Make(host.size());
     if (!array.ok()) return array;
-    const cudaError_t error = cudaMemcpy(array->data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice);
-    if (error != cudaSuccess) return CudaStatus(error, "copying to the device");
+    absl::Status status = OnOwnStream([&](cudaStream_t stream) {
+      return cudaMemcpyAsync(array->data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
+    });
+    if (!status.ok()) return status;
     return array;
   }
 

@@ -192,6 +192,11 @@ absl::Status DeviceBasis::MakeSmall(const BasisView& view) {
   return keeper.status();
 }
 
+void DeviceBasis::MakeRoomForModels() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (models_.size() > kModelsMax / 2) models_.clear();
+}
+
 absl::StatusOr<StepModel> DeviceBasis::Model(uint32_t group, float step) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (models_.size() >= kModelsMax && !models_.contains({group, step})) {

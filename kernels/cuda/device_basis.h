@@ -63,9 +63,11 @@ class DeviceBasis {
   // Layers that rotate differently, by the index of their table.
   const std::vector<uint32_t>& rotary_layers() const { return rotary_layers_; }
 
-  // Makes it where it is not there yet. May wait for the device. ResourceExhausted behind kModelsMax, which only frames
-  // of no writer of ours reach.
+  // Makes it where it is not there yet. ResourceExhausted behind kModelsMax.
   absl::StatusOr<StepModel> Model(uint32_t group, float step);
+
+  // Forgets models where there are many. No kernel may use one that runs.
+  void MakeRoomForModels();
 
   // Of device memory, but for step models: kilobytes each.
   uint64_t bytes() const { return bytes_; }

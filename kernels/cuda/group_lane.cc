@@ -8,9 +8,13 @@
 #include "core/limits.h"
 #include "kernels/cuda/cuda_event.h"
 #include "kernels/cuda/group_restorer.h"
+#include "kernels/cuda/pages_cuda.h"
 
 namespace latentkv {
 namespace {
+
+// Positions of cosines and sines that a device keeps: 256 K of heads of 128 are 128 MiB.
+constexpr uint32_t kPositionsMax = 1u << 18;
 
 absl::Status StatusOfFault(uint32_t fault) {
   switch (fault) {
@@ -46,6 +50,8 @@ class CudaGroupLane final : public GroupLane {
   absl::Status Open(const BasisView& view, const GroupLimits& limits) {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
+    absl::Status fits = CheckDevice(view, limits);
+    if (!fits.ok()) return fits;
     known_sinks_of_ = view.known_sinks_of;
     absl::StatusOr<std::unique_ptr<cuda::DeviceBasis>> basis = cuda::DeviceBasis::Create(view);
     if (!basis.ok()) return basis.status();
@@ -67,6 +73,11 @@ class CudaGroupLane final : public GroupLane {
   absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) override {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
+    // What a batch that was begun and not restored has queued.
+    absl::Status status = Synchronize();
+    if (!status.ok()) return status;
+    status = PagePartsOf(basis_->geometry(), pages, 0, basis_->geometry().layers.size()).status();
+    if (!status.ok()) return status;
     std::vector<std::vector<cuda::TokenSlot>> slots(blocks.size());
     std::vector<cuda::RestoreBlock> restored;
     uint32_t positions = 0;
@@ -87,7 +98,8 @@ class CudaGroupLane final : public GroupLane {
       add(layer.key, layer.key_strides);
       add(layer.value, layer.value_strides);
     }
-    absl::Status status = rotary_->Reach(positions);
+    if (positions > kPositionsMax) return absl::InvalidArgumentError("positions beyond those that the device has turns of");
+    status = rotary_->Reach(positions);
     if (status.ok() && used != nullptr) status = static_cast<const CudaEvent*>(used)->HoldsUp(stream_);
     if (status.ok()) status = restorer_->Begin(restored, parts, stream_);
     blocks_ = blocks.size();
@@ -116,7 +128,29 @@ class CudaGroupLane final : public GroupLane {
  private:
   absl::Status Synchronize() {
     absl::StatusOr<std::shared_ptr<CudaEvent>> event = CudaEvent::RecordedIn(stream_, device_);
-    return event.ok() ? (*event)->Wait() : event.status();
+    return event.ok() ? (*event)->Wait() : StatusOf(cudaStreamSynchronize(stream_), "waiting for the device");
+  }
+
+  // Whether the device can, and has the memory: at most half of what is free, since the engine was there first.
+  absl::Status CheckDevice(const BasisView& view, const GroupLimits& limits) const {
+    int major = 0;
+    absl::Status status = StatusOf(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
+                                   "asking for the compute capability");
+    if (!status.ok()) return status;
+    if (major != 9) return absl::UnimplementedError("groups are restored by devices of compute capability 9.0");
+    const auto whole = [](uint64_t rank) { return (rank + cuda::kRankTile - 1) / cuda::kRankTile * cuda::kRankTile; };
+    uint64_t needed = limits.payload_bytes_max, columns = whole(view.dims * view.history);
+    for (size_t g = 0; g < view.groups.size(); ++g) {
+      const BasisGroupView& group = view.groups[g];
+      needed += group.channels * (columns + whole(group.rank) + g * whole(view.inherited_rank));
+      columns += whole(std::max(group.rank, view.inherited_rank));
+    }
+    needed += uint64_t{limits.blocks_max} * kBlockTokens * columns;
+    size_t free = 0, total = 0;
+    status = StatusOf(cudaMemGetInfo(&free, &total), "asking for free memory");
+    if (!status.ok() || needed <= free / 2) return status;
+    return absl::ResourceExhaustedError(absl::StrCat("restoring groups needs ", needed >> 20, " MiB of device memory, of ",
+                                                     free >> 20, " MiB that are free: leave the engine less"));
   }
 
   const int device_;

@@ -78,7 +78,9 @@ absl::Status GroupRestorer::Allocate(uint32_t multiprocessors) {
   make(&payload_, limits_.payload_bytes_max);
   make(&outcomes_, blocks);
   if (!status.ok()) return status;
-  status = CudaStatus(cudaMemset(rests_.data(), 0, kBlockTokens * kRankTile), "clearing");
+  status = OnOwnStream([&](cudaStream_t stream) {
+    return cudaMemsetAsync(rests_.data(), 0, kBlockTokens * kRankTile, stream);
+  });
   const auto map = [&](const DeviceArray<int8_t>& matrix, uint64_t rows, uint64_t columns, uint32_t box_rows,
                        CUtensorMap* result) {
     absl::StatusOr<CUtensorMap> made = MakeProductMap(matrix.data(), rows, columns, box_rows);
@@ -97,6 +99,7 @@ absl::Status GroupRestorer::Begin(absl::Span<const RestoreBlock> blocks, absl::S
     return absl::InvalidArgumentError(absl::StrCat(blocks.size(), " blocks and ", parts.size(), " parts of pages"));
   }
   const uint32_t history = std::max(1u, basis_.history());
+  basis_.MakeRoomForModels();
   blocks_ = blocks.size();
   payload_used_ = 0;
   known_sinks_.clear();

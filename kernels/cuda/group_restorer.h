@@ -34,8 +34,8 @@ struct RestoreLimits {
 };
 
 // One thread at a time. Of the device that was current when it was made, which must be current in every call. Arrays
-// in the arguments of one call are used until that call returns, unless it says otherwise; nothing in Begin, Add and
-// Restore waits for the device or allocates on it.
+// in the arguments of one call are used until that call returns, unless it says otherwise. Nothing waits for the device
+// or allocates on it, but Add where a step was not seen before.
 class GroupRestorer {
  public:
   // `basis` and `rotary` outlive it. ResourceExhausted.

@@ -1,5 +1,7 @@
 #include "tests/client/client_fixture.h"
 
+#include <algorithm>
+
 #include <utility>
 
 namespace latentkv {
@@ -20,21 +22,25 @@ ClientConfig TestConfig(std::shared_ptr<CacheChannel> channel, const Geometry& g
   return config;
 }
 
-std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean, float step) {
-  BasisGroup group;
-  group.last_layer = geometry.layers.size();
-  for (const LayerGeometry& layer : geometry.layers) group.channels += 2 * layer.KvChannels();
-  const uint32_t n = group.rank = group.channels;
-  group.mean.assign(n, mean);
-  group.row_scale.assign(n, 1.0f / 64);
-  group.weight.assign(n, 1);
-  group.sensitivity.assign(n, 1e-3);
-  group.latent_scale.assign(n, 1);
-  group.decoder.assign(size_t{n} * n, 0);
-  for (uint32_t i = 0; i < n; ++i) group.decoder[size_t{i} * n + i] = 64;
+std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean, float step, uint32_t layers_per_group) {
   BasisParts parts;
+  const uint32_t layers = geometry.layers.size();
+  for (uint32_t first = 0; first < layers; first += layers_per_group) {
+    BasisGroup group;
+    group.first_layer = first;
+    group.last_layer = std::min(layers, first + layers_per_group);
+    for (uint32_t l = first; l < group.last_layer; ++l) group.channels += 2 * geometry.layers[l].KvChannels();
+    const uint32_t n = group.rank = group.channels;
+    group.mean.assign(n, mean);
+    group.row_scale.assign(n, 1.0f / 64);
+    group.weight.assign(n, 1);
+    group.sensitivity.assign(n, 1e-3);
+    group.latent_scale.assign(n, 1);
+    group.decoder.assign(size_t{n} * n, 0);
+    for (uint32_t i = 0; i < n; ++i) group.decoder[size_t{i} * n + i] = 64;
+    parts.groups.push_back(std::move(group));
+  }
   parts.geometry = geometry;
-  parts.groups = {std::move(group)};
   parts.profiles = {{"balanced", step, 1}};
   parts.description = "a basis of the tests";
   return *Basis::Create(std::move(parts));

@@ -23,9 +23,10 @@ inline constexpr absl::Duration kLong = absl::Seconds(30);
 ClientConfig TestConfig(std::shared_ptr<CacheChannel> channel, const Geometry& geometry,
                         std::shared_ptr<const Basis> basis = nullptr);
 
-// A basis of one group whose latents are the channels themselves: a restored value is off by at most half of `step`
+// A basis in groups of so many layers whose latents are the channels themselves: a restored value is off by at most half of `step`
 // and rounding. Profile "balanced". Different means give different bases.
-std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean = 0, float step = 0.0625);
+std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean = 0, float step = 0.0625,
+                                        uint32_t layers_per_group = kLayersMax);
 
 class ClientTest : public ::testing::Test {
  protected:

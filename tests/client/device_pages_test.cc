@@ -78,7 +78,7 @@ TEST_F(DevicePagesTest, EveryEncodingRestoresWhatItRestoresOnTheHost) {
 }
 
 TEST_F(DevicePagesTest, GroupsOfABasisAreRestoredByTheDeviceAndWhatIsExactBesideThem) {
-  const auto basis = PlainBasis(geometry_);
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
   TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
   MoveToDevice(on_device);
   devices_.basis = basis.get();
@@ -95,14 +95,14 @@ TEST_F(DevicePagesTest, GroupsOfABasisAreRestoredByTheDeviceAndWhatIsExactBeside
   const TransferResult loaded = Load(client.get(), on_device, 5, 0, 256);
   EXPECT_EQ(loaded.token_count, 256u) << log();
   EXPECT_EQ(loaded.exact_blocks, 2u);
-  EXPECT_EQ(devices_.restored_groups, 1);
+  EXPECT_EQ(devices_.restored_groups, static_cast<int>(geometry_.layers.size()));
   EXPECT_EQ(Load(other.get(), on_host, 5, 0, 256).token_count, 256u);
   EXPECT_TRUE(on_device.memory() == on_host.memory());
   EXPECT_EQ(log(), "");
 }
 
 TEST_F(DevicePagesTest, WhatTheDeviceDoesNotRestoreIsAMiss) {
-  const auto basis = PlainBasis(geometry_);
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
   TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8);
   MoveToDevice(pages);
   devices_.basis = basis.get();
@@ -119,7 +119,7 @@ TEST_F(DevicePagesTest, WhatTheDeviceDoesNotRestoreIsAMiss) {
 }
 
 TEST_F(DevicePagesTest, ADamagedSectionEndsWhatTheDeviceRestoresBeforeIt) {
-  const auto basis = PlainBasis(geometry_);
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
   TestPages pages(geometry_, Layout::kHeadsFirst, 64, 4);
   MoveToDevice(pages);
   devices_.basis = basis.get();
@@ -140,6 +140,48 @@ TEST_F(DevicePagesTest, ADamagedSectionEndsWhatTheDeviceRestoresBeforeIt) {
   };
   EXPECT_EQ(Load(client.get(), pages, 8, 0, 256).token_count, 128u);
   EXPECT_THAT(log(), ::testing::HasSubstr("checksum"));
+}
+
+TEST_F(DevicePagesTest, ABlockThatTheDeviceLeavesToTheCpuIsRestoredThere) {
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
+  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
+  MoveToDevice(on_device);
+  devices_.basis = basis.get();
+  devices_.on_restore_block = [](uint32_t group, size_t block) {
+    return group == 1 && block == 2 ? absl::ResourceExhaustedError("too many large latents") : absl::OkStatus();
+  };
+  std::unique_ptr<Client> client = ClientTest::Open(Config(basis), &on_device);
+  std::unique_ptr<Client> other = ClientTest::Open(Config(basis), &on_host);
+  const std::vector<uint64_t> ids = on_device.PageIds(256, 5);
+  on_device.Compute(5, ids, 0, 256);
+  ASSERT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  on_device.Poison();
+  on_host.Poison();
+  EXPECT_EQ(Load(client.get(), on_device, 5, 0, 256).token_count, 256u) << log();
+  EXPECT_EQ(Load(other.get(), on_host, 5, 0, 256).token_count, 256u);
+  EXPECT_TRUE(on_device.memory() == on_host.memory());
+  EXPECT_EQ(log(), "");
+}
+
+TEST_F(DevicePagesTest, ALoadOfManyBlocksIsRestoredInSeveralRuns) {
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
+  constexpr uint64_t kTokens = (kGroupBlocksMax + 3) * kBlockTokens, kPages = kTokens / 64;
+  TestPages on_device(geometry_, Layout::kTokensFirst, 64, kPages), on_host(geometry_, Layout::kTokensFirst, 64, kPages);
+  MoveToDevice(on_device);
+  devices_.basis = basis.get();
+  ClientConfig config = Config(basis);
+  config.staging_bytes_max = uint64_t{1} << 30;
+  std::unique_ptr<Client> client = ClientTest::Open(config, &on_device);
+  std::unique_ptr<Client> other = ClientTest::Open(config, &on_host);
+  const std::vector<uint64_t> ids = on_device.PageIds(kTokens, 5);
+  on_device.Compute(5, ids, 0, kTokens);
+  ASSERT_EQ((*client->Store({TestTokens(5, kTokens)}, 0, kTokens, ids))->Wait(-1, kLong)->token_count, kTokens);
+  on_device.Poison();
+  on_host.Poison();
+  EXPECT_EQ(Load(client.get(), on_device, 5, 0, kTokens).token_count, kTokens) << log();
+  EXPECT_EQ(devices_.restored_groups, static_cast<int>(2 * geometry_.layers.size()));
+  EXPECT_EQ(Load(other.get(), on_host, 5, 0, kTokens).token_count, kTokens);
+  EXPECT_TRUE(on_device.memory() == on_host.memory());
 }
 
 TEST_F(DevicePagesTest, LayerCountsAsLoadedOnceItsCopyIsOver) {

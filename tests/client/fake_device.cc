@@ -101,7 +101,8 @@ class FakeGroupLane final : public GroupLane {
     for (size_t b = 0; b < blocks_.size(); ++b) {
       statuses.push_back(blocks_[b].status);
       if (!blocks_[b].status.ok()) continue;
-      blocks_[b].status = RestoreOne(group, ByteSpan(pinned, bytes), sections[b], &blocks_[b]);
+      if (devices_.on_restore_block) blocks_[b].status = devices_.on_restore_block(group, b);
+      if (blocks_[b].status.ok()) blocks_[b].status = RestoreOne(group, ByteSpan(pinned, bytes), sections[b], &blocks_[b]);
       statuses.back() = blocks_[b].status;
     }
     return statuses;

@@ -51,6 +51,7 @@ class FakeDevices final : public Devices {
   // Whose sections it restores as the CPU does; null: none.
   const Basis* basis = nullptr;
   std::function<absl::Status(uint32_t group)> on_restore_group;
+  std::function<absl::Status(uint32_t group, size_t block)> on_restore_block;
   mutable std::atomic<int> restored_groups{0};
   mutable std::atomic<int> opened{0};
   mutable std::atomic<uint64_t> pinned_bytes{0};
