@@ -8,7 +8,7 @@ set(folders core kernels codec storage proto transport server client tools bench
 set(guarded
   "rocksdb" "^storage/database\\.cc$"
   "(grpc|grpcpp|google)" "^(transport|server)/"
-  "(cuda|cublas|nccl)[^/]*\\.h" "^(kernels/cuda|transport/nccl)"
+  "(cuda|cublas|nccl)[^/]*\\.h" "^(kernels/cuda|transport/nccl|bench/cuda_)"
   "(prometheus|spdlog)" "^(server|storage|client)/"
   "(fstream|sys|unistd\\.h|fcntl\\.h)" "^(codec/basis|storage/|server/|client/|transport/|tools/|bench/|kernels/cuda/)")
 
