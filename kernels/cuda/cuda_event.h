@@ -6,11 +6,10 @@
 
 #include <chrono>
 #include <memory>
-#include <string>
 #include <thread>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/str_cat.h"
+#include "kernels/cuda/check_launch.h"
 #include "kernels/device.h"
 
 namespace latentkv {
@@ -19,12 +18,7 @@ namespace latentkv {
 // for the engine, whose cores it should not take.
 inline constexpr std::chrono::microseconds kSpinDuration{100}, kSleepDuration{50};
 
-inline absl::Status StatusOf(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  cudaGetLastError();  // It is told here, and not again by the next launch.
-  const std::string text = absl::StrCat(what, ": ", cudaGetErrorString(error));
-  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(text) : absl::InternalError(text);
-}
+using cuda::CudaStatus;
 
 // Makes a device the thread's current one, and gives the engine's thread back what was.
 class CurrentDevice {
@@ -35,7 +29,7 @@ class CurrentDevice {
       error = cudaSetDevice(number);
       changed_ = error == cudaSuccess;
     }
-    status_ = StatusOf(error, "choosing the device");
+    status_ = CudaStatus(error, "choosing the device");
   }
   ~CurrentDevice() {
     if (changed_) cudaSetDevice(before_);
@@ -56,7 +50,7 @@ class CudaEvent final : public DeviceEvent {
     auto event = std::make_shared<CudaEvent>();
     cudaError_t error = cudaEventCreateWithFlags(&event->event_, cudaEventDisableTiming);
     if (error == cudaSuccess) error = cudaEventRecord(event->event_, stream);
-    absl::Status status = StatusOf(error, "marking a point in a stream");
+    absl::Status status = CudaStatus(error, "marking a point in a stream");
     if (!status.ok()) return status;
     return event;
   }
@@ -73,11 +67,11 @@ class CudaEvent final : public DeviceEvent {
         std::this_thread::sleep_for(kSleepDuration);
       }
     }
-    return StatusOf(error, "waiting for the device");
+    return CudaStatus(error, "waiting for the device");
   }
   // `stream` waits for it.
   absl::Status HoldsUp(cudaStream_t stream) const {
-    return StatusOf(cudaStreamWaitEvent(stream, event_, 0), "making a stream wait");
+    return CudaStatus(cudaStreamWaitEvent(stream, event_, 0), "making a stream wait");
   }
 
  private:

@@ -42,10 +42,7 @@ class DeviceArray {
     DeviceArray array;
     void* memory = nullptr;
     const cudaError_t error = cudaMalloc(&memory, (size == 0 ? 1 : size) * sizeof(T));
-    if (error != cudaSuccess) {
-      cudaGetLastError();  // It would come up at the next launch again.
-      return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of device memory"));
-    }
+    if (error != cudaSuccess) return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of device memory"));
     array.data_ = static_cast<T*>(memory);
     array.size_ = size;
     return array;
@@ -88,10 +85,7 @@ class PinnedArray {
     PinnedArray array;
     void* memory = nullptr;
     const cudaError_t error = cudaMallocHost(&memory, (size == 0 ? 1 : size) * sizeof(T));
-    if (error != cudaSuccess) {
-      cudaGetLastError();
-      return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of pinned memory"));
-    }
+    if (error != cudaSuccess) return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of pinned memory"));
     array.data_ = static_cast<T*>(memory);
     array.size_ = size;
     return array;

@@ -25,7 +25,7 @@ uint64_t Aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment 
 
 absl::StatusOr<PinnedMemory> Pinned(uint64_t bytes) {
   void* memory = nullptr;
-  absl::Status status = StatusOf(cudaHostAlloc(&memory, bytes, cudaHostAllocPortable), "pinning host memory");
+  absl::Status status = CudaStatus(cudaHostAlloc(&memory, bytes, cudaHostAllocPortable), "pinning host memory");
   if (!status.ok()) return status;
   return PinnedMemory(static_cast<uint8_t*>(memory), [](uint8_t* from) { cudaFreeHost(from); });
 }
@@ -54,9 +54,9 @@ class CudaLane final : public DeviceLane {
       if (!memory.ok()) return memory.status();
       table.memory = *std::move(memory);
     }
-    absl::Status status = StatusOf(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    absl::Status status = CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
     if (status.ok()) {
-      status = StatusOf(cudaMalloc(&memory_, table_bytes + blocks_max_ * block_bytes_), "staging on the device");
+      status = CudaStatus(cudaMalloc(&memory_, table_bytes + blocks_max_ * block_bytes_), "staging on the device");
     }
     raw_ = static_cast<uint8_t*>(memory_) + table_bytes;
     return status;
@@ -92,7 +92,7 @@ class CudaLane final : public DeviceLane {
       if (!status.ok()) return status;
       read = Record();
       for (size_t i = 0; i < some.size() && status.ok(); ++i) {
-        status = StatusOf(cudaMemcpyAsync(some[i].raw, raw_ + i * block_bytes_, bytes, cudaMemcpyDeviceToHost, stream_),
+        status = CudaStatus(cudaMemcpyAsync(some[i].raw, raw_ + i * block_bytes_, bytes, cudaMemcpyDeviceToHost, stream_),
                           "copying from the device");
       }
       if (!status.ok()) return status;
@@ -109,7 +109,7 @@ class CudaLane final : public DeviceLane {
     absl::StatusOr<PageCopy> copy = SendTable(*parts, {&block, 1});
     if (!copy.ok()) return copy.status();
     const uint64_t bytes = RawBytes(geometry_, first_layer, last_layer, kBlockTokens);
-    absl::Status status = StatusOf(cudaMemcpyAsync(raw_, block.raw, bytes, cudaMemcpyHostToDevice, stream_),
+    absl::Status status = CudaStatus(cudaMemcpyAsync(raw_, block.raw, bytes, cudaMemcpyHostToDevice, stream_),
                                    "copying to the device");
     if (!status.ok()) return status;
     return ScatterRawOnDevice(*copy, stream_);
@@ -132,7 +132,7 @@ class CudaLane final : public DeviceLane {
     }
     auto* there = static_cast<uint8_t*>(memory_);
     const uint64_t bytes = slots_offset_ + blocks.size() * kBlockTokens * sizeof(TokenSlot);
-    absl::Status status = StatusOf(
+    absl::Status status = CudaStatus(
         cudaMemcpyAsync(there, table.memory.get(), bytes, cudaMemcpyHostToDevice, stream_), "copying to the device");
     if (!status.ok()) return status;
     absl::StatusOr<DeviceEventPtr> taken = Record();
@@ -194,7 +194,7 @@ class CudaDevices final : public Devices {
   std::optional<uint32_t> HolderOf(const void* pointer) const override {
     cudaPointerAttributes attributes;
     // Without a driver or a device there is no memory of one either.
-    if (!StatusOf(cudaPointerGetAttributes(&attributes, pointer), "").ok()) return std::nullopt;
+    if (!CudaStatus(cudaPointerGetAttributes(&attributes, pointer), "").ok()) return std::nullopt;
     if (attributes.type != cudaMemoryTypeDevice && attributes.type != cudaMemoryTypeManaged) return std::nullopt;
     return static_cast<uint32_t>(attributes.device);
   }

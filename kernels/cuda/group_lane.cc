@@ -67,7 +67,7 @@ class CudaGroupLane final : public GroupLane {
     auto outcomes = cuda::PinnedArray<cuda::GroupRestorer::Outcome>::Make(limits.blocks_max);
     if (!outcomes.ok()) return outcomes.status();
     outcomes_ = *std::move(outcomes);
-    return StatusOf(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    return CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
   }
 
   absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) override {
@@ -78,7 +78,7 @@ class CudaGroupLane final : public GroupLane {
     if (!status.ok()) return status;
     status = PagePartsOf(basis_->geometry(), pages, 0, basis_->geometry().layers.size()).status();
     if (!status.ok()) return status;
-    std::vector<std::vector<cuda::TokenSlot>> slots(blocks.size());
+    std::vector<std::vector<TokenSlot>> slots(blocks.size());
     std::vector<cuda::RestoreBlock> restored;
     uint32_t positions = 0;
     for (size_t b = 0; b < blocks.size(); ++b) {
@@ -128,13 +128,13 @@ class CudaGroupLane final : public GroupLane {
  private:
   absl::Status Synchronize() {
     absl::StatusOr<std::shared_ptr<CudaEvent>> event = CudaEvent::RecordedIn(stream_, device_);
-    return event.ok() ? (*event)->Wait() : StatusOf(cudaStreamSynchronize(stream_), "waiting for the device");
+    return event.ok() ? (*event)->Wait() : CudaStatus(cudaStreamSynchronize(stream_), "waiting for the device");
   }
 
   // Whether the device can, and has the memory: at most half of what is free, since the engine was there first.
   absl::Status CheckDevice(const BasisView& view, const GroupLimits& limits) const {
     int major = 0;
-    absl::Status status = StatusOf(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
+    absl::Status status = CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
                                    "asking for the compute capability");
     if (!status.ok()) return status;
     if (major != 9) return absl::UnimplementedError("groups are restored by devices of compute capability 9.0");
@@ -147,7 +147,7 @@ class CudaGroupLane final : public GroupLane {
     }
     needed += uint64_t{limits.blocks_max} * kBlockTokens * columns;
     size_t free = 0, total = 0;
-    status = StatusOf(cudaMemGetInfo(&free, &total), "asking for free memory");
+    status = CudaStatus(cudaMemGetInfo(&free, &total), "asking for free memory");
     if (!status.ok() || needed <= free / 2) return status;
     return absl::ResourceExhaustedError(absl::StrCat("restoring groups needs ", needed >> 20, " MiB of device memory, of ",
                                                      free >> 20, " MiB that are free: leave the engine less"));

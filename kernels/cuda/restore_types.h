@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/limits.h"
+#include "kernels/cuda/pages_cuda.h"
 
 namespace latentkv::cuda {
 
@@ -61,10 +62,6 @@ struct SectionState {
   uint8_t rests;        // Whether any tile has a rest.
   uint8_t reserved;
   float step;
-};
-
-struct TokenSlot {
-  uint32_t page, offset;
 };
 
 // K or V of a layer in the engine's memory; strides in bytes.
