@@ -41,6 +41,11 @@ constexpr std::array<const char*, kFamilies> kFamilyNames = {"index", "payload",
 constexpr uint64_t kNamedBlobBytes = 64 << 10;
 // What opening writes besides the log that it replays: tables of keys, a manifest. Some MiB, generously.
 constexpr uint64_t kProbeBytes = 4 * kMiB;
+// Of the blob files, the oldest, that a round of Reclaim rewrites. What lives in them is on disk twice until it is done.
+constexpr double kReclaimShare = 0.125;
+// A share of what is left is less each round: to pass all files once, half of whose bytes are removed, takes
+// 8 ln(1 / (1 - .5)) / .5 = 11.1 rounds.
+constexpr int kReclaimRoundsMax = 12;
 
 rocksdb::Slice ToSlice(ByteSpan bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
 absl::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
@@ -325,16 +330,15 @@ absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
   };
   rocksdb::Status status = db_->Flush(rocksdb::FlushOptions(), {Handle(Family::kIndex), Handle(Family::kPayload)});
   if (!status.ok()) return from(status);
-  for (double share : {0.0, 0.25, 0.5, 1.0}) {
-    if (stop_reclaim_ || enough()) break;
+  for (int round = 0; round <= kReclaimRoundsMax && !stop_reclaim_ && !enough(); ++round) {
     rocksdb::CompactRangeOptions options;
     options.exclusive_manual_compaction = false;
     options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
     options.canceled = &stop_reclaim_;
     // The first round touches keys alone: it drops the files whose payloads are all removed.
     options.blob_garbage_collection_policy =
-        share == 0.0 ? rocksdb::BlobGarbageCollectionPolicy::kDisable : rocksdb::BlobGarbageCollectionPolicy::kForce;
-    options.blob_garbage_collection_age_cutoff = share;
+        round == 0 ? rocksdb::BlobGarbageCollectionPolicy::kDisable : rocksdb::BlobGarbageCollectionPolicy::kForce;
+    options.blob_garbage_collection_age_cutoff = kReclaimShare;
     status = db_->CompactRange(options, Handle(Family::kPayload), nullptr, nullptr);
     if (!status.ok()) return from(status);
   }

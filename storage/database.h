@@ -50,7 +50,7 @@ class Database {
   // After a refusal: opens the files anew once there is space for it, while other calls wait. OK when writes are possible.
   virtual absl::Status Recover() = 0;
   // Gives space of removed payloads back: first files in which nothing lives, then, while `enough` is false, by
-  // rewriting what lives in ever more of the older files. DataLoss when a payload in the way cannot be read. Of this
+  // rewriting what lives in the oldest eighth of the files, again and again. DataLoss when a payload in the way cannot be read. Of this
   // interface `enough` may call DiskBytes alone.
   virtual absl::Status Reclaim(const std::function<bool()>& enough) = 0;
   // Makes a Reclaim under way return soon.
