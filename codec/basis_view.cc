@@ -1,6 +1,7 @@
 #include "codec/basis_view.h"
 
 #include "codec/block_state.h"
+#include "codec/group_codec.h"
 #include "codec/latent_model.h"
 
 namespace latentkv {
@@ -16,7 +17,8 @@ BasisView ViewOf(const Basis& basis, const LatentTables& tables) {
   view.inherited_rank = basis.inherited_rank();
   for (const BasisGroup& group : basis.groups()) {
     view.groups.push_back({group.first_layer, group.last_layer, group.channels, group.rank, group.mean,
-                           group.feature_scale, group.row_scale, group.decoder, group.feature_rows});
+                           group.feature_scale, group.row_scale, group.decoder, group.feature_rows, group.weight,
+                           group.sensitivity});
   }
   for (const KnownSinks& sinks : basis.sinks()) view.known_sinks.push_back(sinks.values);
   view.known_sinks_of = [&basis](absl::Span<const uint32_t> tokens) { return FindKnownSinks(basis, tokens); };
@@ -27,6 +29,8 @@ BasisView ViewOf(const Basis& basis, const LatentTables& tables) {
     }
     return classes;
   };
+  view.live_rank = [&basis](uint32_t group, float step) { return LiveRank(basis.groups()[group].latent_scale, step); };
+  view.encoder = [&basis](uint32_t group) { return SolveEncoder(basis.groups()[group]); };
   return view;
 }
 

@@ -30,9 +30,22 @@ void ForEachPart(const Geometry& geometry, const BasisGroup& group, Visit visit)
 
 size_t RowBytes(const LayerGeometry& layer) { return size_t{layer.KvChannels()} * DTypeBytes(layer.dtype); }
 
+// Of own latents, in the units of channels.
+std::vector<float> DenseDecoder(const BasisGroup& group) {
+  std::vector<float> dense(size_t{group.rank} * group.channels);
+  for (size_t i = 0; i < dense.size(); ++i) dense[i] = group.decoder[i] * group.row_scale[i % group.channels];
+  return dense;
+}
+
 uint32_t SinkTokens(uint32_t first_token) { return first_token == 0 ? kSinkTokens : 0; }
 
 }  // namespace
+
+absl::StatusOr<std::vector<float>> SolveEncoder(const BasisGroup& group) {
+  auto encoder = SolveEncoder(DenseDecoder(group), group.weight, group.rank, group.channels);
+  if (!encoder.ok()) return absl::FailedPreconditionError(encoder.status().message());
+  return encoder;
+}
 
 GroupCodec::GroupCodec(const Basis& basis, uint32_t index, const LatentTables& latent_tables,
                        RotaryTables* rotary_tables)
@@ -64,9 +77,7 @@ std::vector<float> GroupCodec::Channels(uint32_t first_token, ByteSpan raw) cons
 
 absl::Status GroupCodec::MakeEncoderOnce() const {
   absl::call_once(encoder_once_, [this] {
-    std::vector<float> dense(size_t{group_.rank} * group_.channels);
-    for (size_t i = 0; i < dense.size(); ++i) dense[i] = group_.decoder[i] * group_.row_scale[i % group_.channels];
-    encoder_ = MakeEncoder(dense, group_.weight, group_.rank, group_.channels);
+    encoder_ = MakeEncoder(DenseDecoder(group_), group_.weight, group_.rank, group_.channels);
   });
   return encoder_.ok() ? absl::OkStatus() : absl::FailedPreconditionError(encoder_.status().message());
 }

@@ -27,6 +27,9 @@ struct EncodedSection {
   double loss = 0;
 };
 
+// The group's encoder, [channels][rank] (kernels/project.h); FailedPrecondition if there is none.
+absl::StatusOr<std::vector<float>> SolveEncoder(const BasisGroup& group);
+
 // Thread-safe. Everything it is given outlives it.
 class GroupCodec {
  public:

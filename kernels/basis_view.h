@@ -1,4 +1,4 @@
-// A basis as the kernels of a device see it: docs/formats/basis.md, without what is for writing. Nothing is owned.
+// A basis as the kernels of a device see it: docs/formats/basis.md. Nothing is owned.
 #ifndef LATENTKV_KERNELS_BASIS_VIEW_H_
 #define LATENTKV_KERNELS_BASIS_VIEW_H_
 
@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "core/bytes.h"
 #include "core/geometry.h"
@@ -20,6 +21,7 @@ struct BasisGroupView {
   absl::Span<const float> mean, feature_scale, row_scale;  // [C]; feature_scale is empty without features
   absl::Span<const int8_t> decoder;       // [R + inherited_rank of each group before][C]
   absl::Span<const int8_t> feature_rows;  // [history * dims][C]
+  absl::Span<const float> weight, sensitivity;  // [C], for writing
 };
 
 struct BasisView {
@@ -34,6 +36,10 @@ struct BasisView {
   std::function<int32_t(absl::Span<const uint32_t> tokens)> known_sinks_of;
   // The class of each of a group's own latents at a step, below kLatentClasses.
   std::function<std::vector<uint8_t>(uint32_t group, float step)> classes;
+  // For writing: how many of a group's latents are coded at a step, and its encoder, [C][R] (SolveEncoder of project.h),
+  // or FailedPrecondition. Any thread; the latter takes seconds for a large group.
+  std::function<uint32_t(uint32_t group, float step)> live_rank;
+  std::function<absl::StatusOr<std::vector<float>>(uint32_t group)> encoder;
 };
 
 }  // namespace latentkv

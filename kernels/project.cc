@@ -69,8 +69,8 @@ bool Factor(const std::vector<float>& gram, float ridge, int rank, std::vector<f
 
 }  // namespace
 
-absl::StatusOr<Encoder> MakeEncoder(absl::Span<const float> decoder, absl::Span<const float> weight, uint32_t rank,
-                                    uint32_t channels) {
+absl::StatusOr<std::vector<float>> SolveEncoder(absl::Span<const float> decoder, absl::Span<const float> weight,
+                                                uint32_t rank, uint32_t channels) {
   if (rank == 0 || channels == 0 || decoder.size() != size_t{rank} * channels || weight.size() != channels) {
     return absl::InvalidArgumentError(absl::StrCat("a decoder of ", decoder.size(), " values and ", weight.size(),
                                                    " weights for rank ", rank, " and ", channels, " channels"));
@@ -101,7 +101,14 @@ absl::StatusOr<Encoder> MakeEncoder(absl::Span<const float> decoder, absl::Span<
   for (float value : encoder) {
     if (!std::isfinite(value)) return absl::InvalidArgumentError("the decoder has no finite encoder");
   }
-  return Pack(encoder, weight, rank);
+  return encoder;
+}
+
+absl::StatusOr<Encoder> MakeEncoder(absl::Span<const float> decoder, absl::Span<const float> weight, uint32_t rank,
+                                    uint32_t channels) {
+  absl::StatusOr<std::vector<float>> encoder = SolveEncoder(decoder, weight, rank, channels);
+  if (!encoder.ok()) return encoder.status();
+  return Pack(*encoder, weight, rank);
 }
 
 void Project(const Encoder& encoder, absl::Span<const float> values, absl::Span<const float> base, float step,

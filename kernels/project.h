@@ -21,8 +21,12 @@ struct Encoder {
   std::vector<float> column_scale;   // [rank]
 };
 
-// `decoder` D is [rank][channels], in the units of y; `weight` [channels], none negative. Adds 1e-7 of the mean
-// diagonal to D W D' where that is needed to factor it; InvalidArgument if even so it is not positive definite.
+// E, [channels][rank]. `decoder` D is [rank][channels], in the units of y; `weight` [channels], none negative. Adds 1e-7
+// of the mean diagonal to D W D' where that is needed to factor it; InvalidArgument if even so it is not positive definite.
+absl::StatusOr<std::vector<float>> SolveEncoder(absl::Span<const float> decoder, absl::Span<const float> weight,
+                                                uint32_t rank, uint32_t channels);
+
+// The same as it is multiplied with.
 absl::StatusOr<Encoder> MakeEncoder(absl::Span<const float> decoder, absl::Span<const float> weight, uint32_t rank,
                                     uint32_t channels);
 

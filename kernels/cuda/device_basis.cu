@@ -179,6 +179,7 @@ absl::Status DeviceBasis::MakeSmall(const BasisView& view) {
     columns.push_back(group.column);
     sink_offsets_.push_back(sink_bytes_);
     sink_bytes_ += one.sink_bytes;
+    bytes_of_groups_.push_back({one.exact_token_bytes, one.sink_bytes});
     decode.push_back(one);
   }
   std::vector<uint8_t> sinks;

@@ -34,6 +34,12 @@ struct DeviceGroup {
   CUtensorMap map;
 };
 
+// Of a group's sections.
+struct SectionBytes {
+  uint32_t exact_token;  // A token's values in all layers of the group.
+  uint32_t sinks;        // That are stored.
+};
+
 // Of the device that was current when it was made. Thread-safe.
 class DeviceBasis {
  public:
@@ -56,6 +62,7 @@ class DeviceBasis {
   // Where the sinks of `group` begin among known sinks number `index`.
   uint32_t SinkOffset(uint32_t index, uint32_t group) const { return index * sink_bytes_ + sink_offsets_[group]; }
   const DecodeGroup* decode_groups() const { return decode_groups_.data(); }
+  SectionBytes BytesOf(uint32_t group) const { return bytes_of_groups_[group]; }
   const DecodeTables& tables() const { return tables_; }
   const uint32_t* columns() const { return columns_.data(); }
   const LayerShape* layers() const { return layers_.data(); }
@@ -88,6 +95,7 @@ class DeviceBasis {
   std::vector<DeviceGroup> groups_;
   uint32_t inherited_rank_ = 0, vocabulary_ = 0, dims_ = 0, history_ = 0, latent_stride_ = 0, sink_bytes_ = 0;
   std::vector<uint32_t> sink_offsets_;
+  std::vector<SectionBytes> bytes_of_groups_;
   std::vector<uint32_t> rotary_of_layer_, rotary_layers_;
   DeviceArray<int8_t> embedding_;
   DeviceArray<uint8_t> known_sinks_, symbols_, magnitude_max_;

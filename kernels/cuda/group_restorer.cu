@@ -203,6 +203,7 @@ absl::Status GroupRestorer::Restore(uint32_t group, cudaStream_t stream) {
   params.feature_scale = from.feature_scale.data();
   params.row_scale = from.row_scale.data();
   params.tile_count = from.tile_count;
+  params.tile_step = 1;
   params.feature_tiles = basis_.feature_tiles();
   params.own_tiles = from.own_tiles;
   params.inherited_tiles = basis_.inherited_tiles();

@@ -75,6 +75,7 @@ struct DeviceRotary {
   const float* cosine;
   const float* sine;
   uint32_t pairs;
+  float undo;  // What a turn and its inverse are to be multiplied by: 1 / the square of the layer's scale.
 };
 
 enum Turn : uint32_t { kTurnNone = 0, kTurnHalves = 1, kTurnNeighbours = 2 };

@@ -15,7 +15,8 @@ absl::Status RotaryCache::Reach(uint32_t positions) {
     absl::StatusOr<DeviceArray<float>> cosine = DeviceArray<float>::Copy(table.cosine);
     absl::StatusOr<DeviceArray<float>> sine = DeviceArray<float>::Copy(table.sine);
     if (!cosine.ok() || !sine.ok()) return cosine.ok() ? sine.status() : cosine.status();
-    tables_[i] = {*std::move(cosine), *std::move(sine), table.pairs};
+    const float scale = geometry_.layers[layers_[i]].rotary_scale;
+    tables_[i] = {*std::move(cosine), *std::move(sine), table.pairs, 1 / (scale * scale)};
   }
   positions_ = positions;
   return absl::OkStatus();
@@ -23,7 +24,7 @@ absl::Status RotaryCache::Reach(uint32_t positions) {
 
 std::vector<DeviceRotary> RotaryCache::tables() const {
   std::vector<DeviceRotary> tables;
-  for (const Table& table : tables_) tables.push_back({table.cosine.data(), table.sine.data(), table.pairs});
+  for (const Table& table : tables_) tables.push_back({table.cosine.data(), table.sine.data(), table.pairs, table.undo});
   return tables;
 }
 

@@ -29,6 +29,7 @@ class RotaryCache {
   struct Table {
     DeviceArray<float> cosine, sine;
     uint32_t pairs = 0;
+    float undo = 1;
   };
   const Geometry& geometry_;
   const std::vector<uint32_t> layers_;

@@ -1,0 +1,52 @@
+// The two products of encoding that use a group's decoder (product_pipeline.cuh): what prediction leaves of the engine's
+// values, and the loss that the quantized latents of that leave.
+#ifndef LATENTKV_KERNELS_CUDA_ENCODE_PRODUCT_H_
+#define LATENTKV_KERNELS_CUDA_ENCODE_PRODUCT_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "core/geometry.h"
+#include "kernels/cuda/restore_product.h"
+
+namespace latentkv::cuda {
+
+// Why a block is left to the CPU; bits.
+enum EncodeFault : uint32_t {
+  kEncodeNotFinite = 1,  // It has an infinity or a NaN: it is stored exact.
+  kEncodeRests = 2,      // More large latents than the scratch has room for.
+  kEncodeRoom = 4,       // Sections larger than the scratch or the frames' memory has room for.
+};
+
+// Residuals are fp16, in units of the step, times the root of the channel's weight:
+// [blocks * kBlockTokens][tile_count * kTileChannels], chunk i of a tile at its channels 8 i and on.
+struct ResidualParams {
+  uint16_t* residuals;
+  uint64_t stride;                // Elements.
+  float inverse_step;
+  float2* energies;               // [tile_count][blocks * kBlockTokens]: of a token's residuals, and of what means leave
+  unsigned long long* exact;      // [blocks], bit t set: token t is beyond what residuals hold
+  uint32_t* faults;               // [blocks]
+};
+// Writes those of blocks whose plan is valid; params.factor is the root of the weights. Sinks leave nothing.
+absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params, const ResidualParams& residuals,
+                           DType dtype, uint32_t multiprocessors, cudaStream_t stream);
+
+struct LossParams {
+  const uint16_t* residuals;
+  uint64_t stride;
+  float step;
+  const unsigned long long* exact;  // [blocks]: these tokens lose nothing
+  float* losses;                    // [blocks][tiles worked on][4]
+};
+// Tiles that are worked on for each block, of `params`.
+uint32_t LossTiles(const ProductParams& params);
+// params.factor is the sensitivity, params.mean 0, and params.feature_scale 1 / the root of the weight.
+absl::Status MeasureLosses(const ProductMaps& maps, const ProductParams& params, const LossParams& losses,
+                           uint32_t multiprocessors, cudaStream_t stream);
+
+}  // namespace latentkv::cuda
+
+#endif  // LATENTKV_KERNELS_CUDA_ENCODE_PRODUCT_H_

@@ -1,0 +1,356 @@
+#include "kernels/cuda/latent_encode.h"
+
+#include "kernels/cuda/check_launch.h"
+#include "kernels/cuda/encode_product.h"
+#include "kernels/cuda/load_value.cuh"
+#include "kernels/entropy.h"
+#include "kernels/latent_entropy.h"
+#include "kernels/latents.h"
+
+namespace latentkv::cuda {
+namespace {
+
+constexpr uint32_t kWarp = 32, kWarps = 16, kThreads = kWarp * kWarps;
+constexpr uint32_t kStart = 1u << 16;  // Every state of the coder lies in [2^16, 2^32).
+constexpr uint32_t kHeaderBytes = 8, kEscapeBytes = 6, kStateBytes = kWarp * sizeof(uint32_t);
+constexpr uint32_t kActivityPrior = 4u << kActivityBits, kActivityDecay = 3;
+constexpr uint32_t kStoredSinks = 1, kPredicted = 4;
+// The words of sixteen rows at most.
+constexpr uint32_t kLookBytesMax = kContextRows * kBlockTokens * sizeof(uint16_t);
+
+// An escape before its place is known.
+struct alignas(8) Escape {
+  uint32_t place;
+  int32_t latent;
+};
+
+struct Shared {
+  uint2 ranges[kLatentClasses * 256];  // frequency | start << 16, and 2^32 / frequency.
+  uint8_t magnitude_max[kLatentClasses];
+};
+static_assert(sizeof(Shared) <= 227 * 1024);
+
+__device__ void LoadTables(const CodingParams& params, Shared* shared) {
+  for (uint32_t i = threadIdx.x; i < kLatentClasses * 256; i += kThreads) {
+    const uint32_t range = params.ranges[i], frequency = range & 0xffff;
+    const uint32_t inverse = frequency < 2 ? ~0u : static_cast<uint32_t>((uint64_t{1} << 32) / frequency);
+    shared->ranges[i] = {range, inverse};
+  }
+  for (uint32_t i = threadIdx.x; i < kLatentClasses; i += kThreads) shared->magnitude_max[i] = params.magnitude_max[i];
+  __syncthreads();
+}
+
+__device__ __forceinline__ void Put16(uint8_t* to, uint32_t value) { to[0] = value, to[1] = value >> 8; }
+
+// One section, by a warp. Token t of half h is 32 h + lane. It grows from the end of its room, which is what the coder
+// writes last to first; escapes wait at the room's beginning.
+template <DType kDType>
+class SectionEncoder {
+ public:
+  __device__ __forceinline__ SectionEncoder(const CodingParams& params, const Shared& shared, uint32_t group,
+                                            uint32_t block)
+      : params_(params),
+        shared_(shared),
+        group_(params.group[group]),
+        lane_(threadIdx.x % kWarp),
+        block_(block),
+        section_(size_t{group} * params.blocks + block),
+        looks_((group_.live + kContextRows - 1) / kContextRows),
+        shifts_(params.shifts + group_.shifts + size_t{block} * looks_ * kBlockTokens),
+        room_(params.sections + group_.sections + block * group_.section_room) {}
+
+  __device__ __forceinline__ void Run() {
+    if (params_.faults[block_] != 0) return;
+    Contexts();
+    __syncwarp();
+    uint8_t* at = room_ + group_.section_room;
+    if (!Code(&at) || !Prefix(&at)) {
+      if (lane_ == 0) atomicOr(params_.faults + block_, kEncodeRoom);
+      return;
+    }
+    if (lane_ != 0) return;
+    params_.section_bytes[section_] = room_ + group_.section_room - at;
+    params_.section_offsets[section_] = at - params_.sections;
+  }
+
+ private:
+  // Sixteen latents of a token, low bytes and rests.
+  struct Latents {
+    uint32_t low[4], high[4];
+    // `j` is known to the compiler.
+    __device__ __forceinline__ int32_t At(uint32_t j) const {
+      return static_cast<int8_t>(low[j / 4] >> 8 * (j % 4)) + 2 * static_cast<int8_t>(high[j / 4] >> 8 * (j % 4));
+    }
+  };
+  __device__ __forceinline__ Latents Load(uint32_t row, uint32_t half) const {
+    const uint32_t token = half * kWarp + lane_;
+    const uint4 low = *reinterpret_cast<const uint4*>(
+        params_.latents + (size_t{block_} * kBlockTokens + token) * params_.latent_stride + group_.column + row);
+    uint4 high = {};
+    const uint32_t rest = params_.rest_tiles[section_ * kRankTilesMax + row / kRankTile];
+    if (rest != kNoRest && rest != kZeroRest) {
+      high = *reinterpret_cast<const uint4*>(params_.rests + (size_t{rest} * kBlockTokens + token) * kRankTile +
+                                             row % kRankTile);
+    }
+    return {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+  }
+  __device__ __forceinline__ uint4 Classes(uint32_t row) const {
+    return __ldg(reinterpret_cast<const uint4*>(group_.model.classes + row));
+  }
+  __device__ static __forceinline__ uint32_t Shifted(uint32_t row_class, int shift) {
+    return min(max(static_cast<int>(row_class) + shift, 0), static_cast<int>(kLatentClasses) - 1);
+  }
+
+  // Forwards: what activity does to the classes of every token, how many rows there are, and escapes.
+  __device__ __forceinline__ void Contexts() {
+    int shifts[2] = {};
+    uint32_t activities[2] = {}, used = 0, escapes = 0;
+    for (uint32_t look = 0; look < looks_; ++look) {
+      const uint32_t row = look * kContextRows;
+      const uint4 four = Classes(row);
+      const uint32_t classes[4] = {four.x, four.y, four.z, four.w};
+      uint32_t magnitudes[2] = {};
+#pragma unroll
+      for (uint32_t h = 0; h < 2; ++h) {
+        const Latents latents = Load(row, h);
+#pragma unroll
+        for (uint32_t j = 0; j < kContextRows; ++j) {
+          const uint32_t magnitude = abs(latents.At(j));
+          const uint32_t limit = shared_.magnitude_max[Shifted(classes[j / 4] >> 8 * (j % 4) & 255, shifts[h])];
+          const bool escapes_here = magnitude > limit;
+          magnitudes[h] += escapes_here ? kMagnitudeMax + 1 : magnitude;
+          escapes += escapes_here;
+          if (magnitude != 0) used = row + j + 1;
+        }
+        shifts_[look * kBlockTokens + h * kWarp + lane_] = shifts[h] + static_cast<int>(kClassShiftMax);
+      }
+      if (row + kContextRows <= group_.live) Look(look, magnitudes, activities, shifts);
+    }
+    used_ = __reduce_max_sync(~0u, used);
+    escapes_ = __reduce_add_sync(~0u, escapes);
+  }
+
+  __device__ __forceinline__ void Look(uint32_t look, const uint32_t (&magnitudes)[2], uint32_t (&activities)[2],
+                                       int (&shifts)[2]) const {
+    const uint4* thresholds = reinterpret_cast<const uint4*>(group_.model.thresholds + look * kActivityThresholds);
+#pragma unroll
+    for (uint32_t h = 0; h < 2; ++h) {
+      activities[h] += (magnitudes[h] << kActivityBits) - (activities[h] >> kActivityDecay);
+      shifts[h] = -static_cast<int>(kClassShiftMax);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kActivityThresholds / 4; ++i) {
+      const uint4 four = __ldg(thresholds + i);
+#pragma unroll
+      for (uint32_t h = 0; h < 2; ++h) {
+        const uint32_t activity = activities[h] + kActivityPrior;
+        shifts[h] += (activity >= four.x) + (activity >= four.y) + (activity >= four.z) + (activity >= four.w);
+      }
+    }
+  }
+
+  // Backwards: the words before `at`, then the states before them. False if they do not fit the room.
+  __device__ __forceinline__ bool Code(uint8_t** at) {
+    uint8_t* const least = room_ + size_t{escapes_} * sizeof(Escape) + kLookBytesMax + kStateBytes;
+    if (least > *at) return false;
+    uint16_t* words = reinterpret_cast<uint16_t*>(*at);
+    uint32_t x = kStart, escaped = 0;
+    for (uint32_t look = (used_ + kContextRows - 1) / kContextRows; look-- > 0;) {
+      if (reinterpret_cast<uint8_t*>(words) < least) return false;
+      const uint32_t row = look * kContextRows;
+      const uint4 four = Classes(row);
+      uint32_t classes[4] = {four.x, four.y, four.z, four.w};
+      Latents latents[2] = {Load(row, 0), Load(row, 1)};
+      int shifts[2];
+#pragma unroll
+      for (uint32_t h = 0; h < 2; ++h) {
+        shifts[h] = shifts_[look * kBlockTokens + h * kWarp + lane_] - static_cast<int>(kClassShiftMax);
+      }
+      // Not unrolled, for the instruction cache: the last four rows are taken, and the others move up.
+#pragma unroll 1
+      for (uint32_t i = 4; i-- > 0;) {
+#pragma unroll
+        for (uint32_t j = 4; j-- > 0;) {
+          const uint32_t place = row + 4 * i + j;
+          if (place >= used_) continue;
+#pragma unroll
+          for (uint32_t h = 2; h-- > 0;) {
+            const uint32_t c = Shifted(classes[3] >> 8 * j & 255, shifts[h]);
+            Symbol(c, latents[h].At(12 + j), place * kBlockTokens + h * kWarp + lane_, &x, &words, &escaped);
+          }
+        }
+        classes[3] = classes[2], classes[2] = classes[1], classes[1] = classes[0];
+#pragma unroll
+        for (uint32_t h = 0; h < 2; ++h) {
+#pragma unroll
+          for (uint32_t w = 3; w > 0; --w) {
+            latents[h].low[w] = latents[h].low[w - 1];
+            latents[h].high[w] = latents[h].high[w - 1];
+          }
+        }
+      }
+    }
+    uint16_t* state = words - kStateBytes / sizeof(uint16_t) + 2 * lane_;
+    state[0] = x, state[1] = x >> 16;
+    *at = reinterpret_cast<uint8_t*>(words) - kStateBytes;
+    return true;
+  }
+
+  __device__ __forceinline__ void Symbol(uint32_t c, int32_t q, uint32_t place, uint32_t* state, uint16_t** words,
+                                         uint32_t* escaped) const {
+    const bool escapes = abs(q) > shared_.magnitude_max[c];
+    const uint32_t symbol = escapes ? kEscapeSymbol : q < 0 ? -2 * q - 1 : 2 * q;
+    const uint2 range = shared_.ranges[c * 256 + symbol];
+    const uint32_t frequency = range.x & 0xffff, below = (1u << lane_) - 1;
+    if (const uint32_t here = __ballot_sync(~0u, escapes); here != 0) {
+      // Last first, as all that is written here.
+      if (escapes) {
+        reinterpret_cast<Escape*>(room_)[*escaped + __popc(here & ~below) - 1] = {place, q};
+      }
+      *escaped += __popc(here);
+    }
+    uint32_t x = *state;
+    const bool emits = x >> (32 - kProbabilityBits) >= frequency;
+    const uint32_t emitting = __ballot_sync(~0u, emits);
+    *words -= __popc(emitting);
+    if (emits) {
+      (*words)[__popc(emitting & below)] = x;
+      x >>= 16;
+    }
+    // One too few at most.
+    uint32_t quotient = __umulhi(x, range.y), rest = x - quotient * frequency;
+    if (rest >= frequency) ++quotient, rest -= frequency;
+    *state = (quotient << kProbabilityBits) + rest + (range.x >> 16);
+  }
+
+  // What comes before the states, which begin at `at`. False if it does not fit.
+  __device__ __forceinline__ bool Prefix(uint8_t** at) const {
+    const unsigned long long exact = params_.exact[section_];
+    const uint32_t count = __popcll(exact), sinks = params_.sinks[section_];
+    const uint64_t values = uint64_t{count} * group_.exact_token_bytes;
+    const uint64_t stored = sinks == kStoredSinks ? group_.sink_bytes : 0;
+    const uint64_t bytes = kHeaderBytes + count + values + stored + uint64_t{escapes_} * kEscapeBytes;
+    const uint8_t* least = room_ + size_t{escapes_} * sizeof(Escape);
+    if (*at < least || static_cast<uint64_t>(*at - least) < bytes) return false;
+    uint8_t* to = *at - bytes;
+    *at = to;
+    if (lane_ == 0) {
+      Put16(to, used_);
+      to[2] = sinks | (params_.predicted[section_] != 0 ? kPredicted : 0);
+      to[3] = count;
+      Put16(to + 4, escapes_);
+      Put16(to + 6, escapes_ >> 16);
+    }
+    to += kHeaderBytes;
+#pragma unroll
+    for (uint32_t h = 0; h < 2; ++h) {
+      const uint32_t token = h * kWarp + lane_;
+      if (exact >> token & 1) to[__popcll(exact & ((1ull << token) - 1))] = token;
+    }
+    to += count;
+    for (unsigned long long left = exact; left != 0; left &= left - 1) {
+      PutToken(__ffsll(left) - 1, to);
+      to += group_.exact_token_bytes;
+    }
+    if (stored != 0) PutSinks(to);
+    to += stored;
+    __syncwarp();
+    for (uint32_t i = lane_; i < escapes_; i += kWarp) {
+      const Escape escape = reinterpret_cast<const Escape*>(room_)[escapes_ - 1 - i];
+      uint8_t* entry = to + i * kEscapeBytes;
+      Put16(entry, escape.place);
+      Put16(entry + 2, escape.place >> 16);
+      Put16(entry + 4, escape.latent);
+    }
+    return true;
+  }
+
+  using Value = Stored<kDType>;
+  __device__ __forceinline__ Value At(uint32_t part, uint32_t token, uint32_t head, uint32_t dim) const {
+    const DevicePart& pages = params_.parts[part];
+    const TokenSlot slot = params_.slots[size_t{block_} * kBlockTokens + token];
+    return *reinterpret_cast<const Value*>(pages.base + slot.page * pages.page + slot.offset * pages.token +
+                                           head * pages.head + dim * pages.dim);
+  }
+
+  __device__ __noinline__ void PutToken(uint32_t token, uint8_t* to) const {
+    for (uint32_t part = 2 * group_.first_layer; part < 2 * group_.last_layer; ++part) {
+      const uint32_t dims = params_.layers[part / 2].head_dim, count = params_.layers[part / 2].kv_heads * dims;
+      for (uint32_t i = lane_; i < count; i += kWarp) {
+        const Value value = At(part, token, i / dims, i % dims);
+        for (uint32_t b = 0; b < sizeof(Value); ++b) to[i * sizeof(Value) + b] = value >> 8 * b;
+      }
+      to += count * sizeof(Value);
+    }
+  }
+
+  // As WriteSinks of codec/sinks.h.
+  __device__ __noinline__ void PutSinks(uint8_t* to) const {
+    for (uint32_t part = 2 * group_.first_layer; part < 2 * group_.last_layer; ++part) {
+      const uint32_t heads = params_.layers[part / 2].kv_heads, dims = params_.layers[part / 2].head_dim;
+      for (uint32_t i = 0; i < kSinkTokens * heads; ++i, to += sizeof(float) + dims) {
+        float largest = 0;
+        for (uint32_t d = lane_; d < dims; d += kWarp) {
+          largest = fmaxf(largest, fabsf(ToFloat<kDType>(At(part, i / heads, i % heads, d))));
+        }
+        for (int apart = 16; apart > 0; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
+        const float scale = __fdiv_rn(largest, 127);
+        for (uint32_t d = lane_; d < dims; d += kWarp) {
+          const float value = ToFloat<kDType>(At(part, i / heads, i % heads, d));
+          const float q = scale > 0 ? rintf(__fdiv_rn(value, scale)) : 0;
+          to[sizeof(float) + d] = static_cast<int8_t>(fminf(fmaxf(q, -127), 127));
+        }
+        if (lane_ < sizeof(float)) to[lane_] = __float_as_uint(scale) >> 8 * lane_;
+      }
+    }
+  }
+
+  const CodingParams& params_;
+  const Shared& shared_;
+  const CodingGroup group_;
+  const uint32_t lane_, block_;
+  const size_t section_;
+  const uint32_t looks_;
+  uint8_t* const shifts_;
+  uint8_t* const room_;
+  uint32_t used_ = 0, escapes_ = 0;
+};
+
+template <DType kDType>
+__global__ void __launch_bounds__(kThreads, 1) CodingKernel(const __grid_constant__ CodingParams params) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  Shared* shared = reinterpret_cast<Shared*>(memory);
+  LoadTables(params, shared);
+  const uint32_t count = params.groups * params.blocks;
+  // Neighbouring sections go to different multiprocessors.
+  for (uint32_t i = threadIdx.x / kWarp * gridDim.x + blockIdx.x; i < count; i += kWarps * gridDim.x) {
+    SectionEncoder<kDType>(params, *shared, i / params.blocks, i % params.blocks).Run();
+  }
+}
+
+}  // namespace
+
+uint64_t SectionRoom(uint32_t live, uint32_t exact_token_bytes, uint32_t sink_bytes) {
+  const uint64_t coded = uint64_t{live} * kBlockTokens * 6 / 8;
+  const uint64_t before = kHeaderBytes + 4 * (uint64_t{exact_token_bytes} + 1) + sink_bytes;
+  return (coded + before + kLookBytesMax + 2 * kStateBytes + 15) / 16 * 16;
+}
+
+absl::Status CodeSections(const CodingParams& params, DType dtype, uint32_t multiprocessors, cudaStream_t stream) {
+  if (params.blocks == 0) return absl::OkStatus();
+  const auto launch = [&](auto* kernel) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+    if (error != cudaSuccess) return CudaStatus(error, "asking for shared memory");
+    kernel<<<multiprocessors, kThreads, sizeof(Shared), stream>>>(params);
+    return LaunchStatus("coding sections on the device");
+  };
+  switch (dtype) {
+    case DType::kBf16: return launch(&CodingKernel<DType::kBf16>);
+    case DType::kFp16: return launch(&CodingKernel<DType::kFp16>);
+    case DType::kFp32: return launch(&CodingKernel<DType::kFp32>);
+    case DType::kFp8E4M3: return launch(&CodingKernel<DType::kFp8E4M3>);
+  }
+  return absl::InvalidArgumentError("pages of an unknown type");
+}
+
+}  // namespace latentkv::cuda
