@@ -1,5 +1,6 @@
 #include "core/frame.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -34,7 +35,10 @@ uint64_t FrameHeaderBytes(uint32_t section_count) {
   return kFixedBytes + uint64_t{kEntryBytes} * section_count + kChecksumBytes;
 }
 
-absl::StatusOr<Bytes> WriteFrame(FrameHeader header, const std::vector<Bytes>& sections) {
+namespace {
+
+// The header of a frame whose sections are `sections`.
+absl::StatusOr<Bytes> WriteHeader(const FrameHeader& header, absl::Span<const ByteSpan> sections) {
   if (sections.empty() || sections.size() > kGroupsMax) {
     return absl::InvalidArgumentError(absl::StrCat("a frame has 1 to ", kGroupsMax, " sections, not ", sections.size()));
   }
@@ -43,13 +47,13 @@ absl::StatusOr<Bytes> WriteFrame(FrameHeader header, const std::vector<Bytes>& s
   }
   const uint64_t header_bytes = FrameHeaderBytes(sections.size());
   uint64_t frame_bytes = header_bytes;
-  for (const Bytes& section : sections) frame_bytes += section.size();
+  for (const ByteSpan section : sections) frame_bytes += section.size();
   if (frame_bytes > kFrameBytesMax) {
     return absl::InvalidArgumentError(absl::StrCat("a frame of ", frame_bytes, " bytes, more than ", kFrameBytesMax));
   }
-  Bytes frame;
-  frame.reserve(frame_bytes);
-  ByteWriter writer(&frame);
+  Bytes bytes;
+  bytes.reserve(header_bytes);
+  ByteWriter writer(&bytes);
   writer.Put(kFrameMagic);
   writer.Put(kFrameVersion);
   writer.Put<uint16_t>(0);
@@ -62,13 +66,37 @@ absl::StatusOr<Bytes> WriteFrame(FrameHeader header, const std::vector<Bytes>& s
   writer.Put(header.token_count);
   writer.Put(header.loss_own);
   writer.Put(header.loss_chain);
-  for (const Bytes& section : sections) {
+  for (const ByteSpan section : sections) {
     writer.Put<uint32_t>(section.size());
     writer.Put(Crc32c(section));
   }
-  writer.Put(Crc32c(frame));
-  for (const Bytes& section : sections) writer.PutBytes(section);
+  writer.Put(Crc32c(bytes));
+  return bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<Bytes> WriteFrame(FrameHeader header, const std::vector<Bytes>& sections) {
+  absl::StatusOr<Bytes> frame = WriteHeader(header, std::vector<ByteSpan>(sections.begin(), sections.end()));
+  if (!frame.ok()) return frame;
+  size_t bytes = frame->size();
+  for (const Bytes& section : sections) bytes += section.size();
+  frame->reserve(bytes);
+  for (const Bytes& section : sections) frame->insert(frame->end(), section.begin(), section.end());
   return frame;
+}
+
+absl::StatusOr<uint64_t> SealFrame(const FrameHeader& header, absl::Span<const uint64_t> section_bytes, uint8_t* frame) {
+  std::vector<ByteSpan> sections;
+  uint64_t at = FrameHeaderBytes(section_bytes.size());
+  for (uint64_t bytes : section_bytes) {
+    sections.emplace_back(frame + at, bytes);
+    at += bytes;
+  }
+  const absl::StatusOr<Bytes> written = WriteHeader(header, sections);
+  if (!written.ok()) return written.status();
+  std::copy(written->begin(), written->end(), frame);
+  return at;
 }
 
 absl::StatusOr<FrameHeader> ParseFrameHeader(ByteSpan frame, uint64_t frame_bytes) {

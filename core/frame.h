@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "core/bytes.h"
 #include "core/digest.h"
 #include "core/encoding.h"
@@ -36,6 +37,10 @@ struct FrameHeader {
 // Lays out header, section table, CRC-32C of both, then the sections' bytes. `header.sections` is ignored and filled
 // from `sections`. InvalidArgument if there are none, too many, or the frame passes kFrameBytesMax.
 absl::StatusOr<Bytes> WriteFrame(FrameHeader header, const std::vector<Bytes>& sections);
+
+// The same in place: `frame` has room for the header, FrameHeaderBytes of the sections, and behind it the sections, of
+// these lengths. Returns the frame's length.
+absl::StatusOr<uint64_t> SealFrame(const FrameHeader& header, absl::Span<const uint64_t> section_bytes, uint8_t* frame);
 
 // Reads and checks the header alone; `frame` may end behind it. DataLoss for a bad magic, length or header checksum;
 // Unimplemented names an unknown version. Offsets and lengths are checked to tile [header end, frame_bytes) where

@@ -25,6 +25,11 @@ struct ChunkFactors {
   }
 };
 
+// Tiles of channels that are worked on for each block.
+__host__ __device__ uint32_t TilesOf(const ProductParams& params) {
+  return (params.tile_count + params.tile_step - 1) / params.tile_step;
+}
+
 __device__ __forceinline__ uint32_t RowOfThread() {
   return threadIdx.x % product::kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
 }
@@ -37,19 +42,59 @@ class Residual {
   __device__ __forceinline__ Residual(const ProductParams& params, const Params& own, const product::Shared& shared)
       : params_(params), own_(own), parts_(shared.parts), lane_(threadIdx.x % 32) {}
 
-  __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
+  // Values come near while they are predicted.
+  __device__ __forceinline__ void Prepare(const product::TileData& data, uint32_t block_in_tile) const {
 #pragma unroll
-    for (uint32_t r = 0; r < 2; ++r) Row(tile, r);
+    for (uint32_t r = 0; r < 2; ++r) {
+      const TokenSlot slot = data.slots[block_in_tile * kBlockTokens + RowOfThread() + 8 * r];
+#pragma unroll
+      for (uint32_t s = 0; s < 4; ++s) {
+        const ChunkTarget& target = data.tile.chunks[4 * s + lane_ % 4];
+        if (target.part >= 0) asm volatile("prefetch.global.L2 [%0];" ::"l"(AddressOf(target, slot)));
+      }
+    }
+  }
+
+  __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
+    RawChunk<kDType> raw[2][4];
+#pragma unroll
+    for (uint32_t r = 0; r < 2; ++r) {
+      const TokenSlot slot = tile.data.slots[tile.block_in_tile * kBlockTokens + RowOfThread() + 8 * r];
+#pragma unroll
+      for (uint32_t s = 0; s < 4; ++s) {
+        const ChunkTarget& target = tile.data.tile.chunks[4 * s + lane_ % 4];
+        if (target.part >= 0) {
+          raw[r][s].Load(AddressOf(target, slot), parts_[target.part - params_.first_part].dim);
+        } else {
+          raw[r][s].Clear();
+        }
+      }
+    }
+#pragma unroll
+    for (uint32_t r = 0; r < 2; ++r) Row(tile, raw[r], r);
   }
 
  private:
-  __device__ __forceinline__ void Row(const product::TileValues& tile, uint32_t r) const {
+  __device__ __forceinline__ const uint8_t* AddressOf(const ChunkTarget& target, const TokenSlot& slot) const {
+    const DevicePart& part = parts_[target.part - params_.first_part];
+    return part.base + slot.page * part.page + slot.offset * part.token + target.head * part.head + target.dim * part.dim;
+  }
+
+  __device__ __forceinline__ void Row(const product::TileValues& tile, const RawChunk<kDType> (&raw)[4], uint32_t r) const {
     const product::TileData& data = tile.data;
     const uint32_t token = RowOfThread() + 8 * r, first_token = data.plans[tile.block_in_tile].first_token;
     const bool sink = first_token == 0 && token < kSinkTokens;
     const size_t at = size_t{tile.block} * kBlockTokens + token;
     float loaded[4][kChunkChannels];
-    const bool finite = Load(data, data.slots[tile.block_in_tile * kBlockTokens + token], loaded);
+    bool finite = true;
+#pragma unroll
+    for (uint32_t s = 0; s < 4; ++s) {
+#pragma unroll
+      for (uint32_t k = 0; k < kChunkChannels; ++k) {
+        loaded[s][k] = raw[s].At(k);
+        finite &= IsFinite(loaded[s][k]);
+      }
+    }
     if (data.tile.turn != kTurnNone) Unturn(data.tile, first_token + token, loaded);
     float2 energy = {0, 0};
     bool beyond = false;
@@ -87,26 +132,6 @@ class Residual {
     }
     if (!finite) atomicOr(own_.faults + tile.block, kEncodeNotFinite);
     if (finite && beyond && !sink) atomicOr(own_.exact + tile.block, 1ull << token);
-  }
-
-  // Whether all are finite.
-  __device__ __forceinline__ bool Load(const product::TileData& data, const TokenSlot& slot,
-                                       float (&loaded)[4][kChunkChannels]) const {
-    bool finite = true;
-#pragma unroll
-    for (uint32_t s = 0; s < 4; ++s) {
-      const ChunkTarget target = data.tile.chunks[4 * s + lane_ % 4];
-#pragma unroll
-      for (uint32_t k = 0; k < kChunkChannels; ++k) loaded[s][k] = 0;
-      if (target.part < 0) continue;
-      const DevicePart& part = parts_[target.part - params_.first_part];
-      LoadChunk<kDType>(part.base + slot.page * part.page + slot.offset * part.token + target.head * part.head +
-                            target.dim * part.dim,
-                        part.dim, loaded[s]);
-#pragma unroll
-      for (uint32_t k = 0; k < kChunkChannels; ++k) finite &= IsFinite(loaded[s][k]);
-    }
-    return finite;
   }
 
   // Undoes Scatter's Turn (restore_product.cu), up to rounding.
@@ -156,6 +181,8 @@ class Loss {
   __device__ __forceinline__ Loss(const ProductParams& params, const Params& own, const product::Shared&)
       : params_(params), own_(own), lane_(threadIdx.x % 32) {}
 
+  __device__ __forceinline__ void Prepare(const product::TileData&, uint32_t) const {}
+
   __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
     const product::TileData& data = tile.data;
     const unsigned long long exact = own_.exact[tile.block];
@@ -183,7 +210,7 @@ class Loss {
 #pragma unroll
     for (uint32_t apart = 16; apart > 0; apart /= 2) loss += __shfl_xor_sync(~0u, loss, apart);
     if (lane_ != 0) return;
-    const uint32_t tiles = (params_.tile_count + params_.tile_step - 1) / params_.tile_step;
+    const uint32_t tiles = TilesOf(params_);
     const uint32_t warp = threadIdx.x % product::kWarpgroup / 32;
     own_.losses[(size_t{tile.block} * tiles + tile.channels / params_.tile_step) * 4 + warp] = loss;
   }
@@ -212,9 +239,7 @@ absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params,
   return absl::InvalidArgumentError("pages of an unknown type");
 }
 
-uint32_t LossTiles(const ProductParams& params) {
-  return (params.tile_count + params.tile_step - 1) / params.tile_step;
-}
+uint32_t LossTiles(const ProductParams& params) { return TilesOf(params); }
 
 absl::Status MeasureLosses(const ProductMaps& maps, const ProductParams& params, const LossParams& losses,
                            uint32_t multiprocessors, cudaStream_t stream) {

@@ -24,27 +24,39 @@ __device__ T SumOf(T value, T* shared) {
   return sum;
 }
 
-// A CTA of kBlockTokens threads a block.
-__global__ void JudgeKernel(const PredictionParams p) {
-  __shared__ float gains[kBlockTokens];
-  const uint32_t block = blockIdx.x, token = threadIdx.x;
-  float with = 0, without = 0;
-  for (uint32_t tile = 0; tile < p.tile_count; ++tile) {
-    const float2 energy = p.energies[(size_t{tile} * p.blocks + block) * kBlockTokens + token];
-    with += energy.x;
-    without += energy.y;
+// A CTA a block. Those tokens are asked that GroupCodec::PredictionHelps asks: the last of each four, and no sinks.
+__global__ void __launch_bounds__(kThreads) JudgeKernel(const PredictionParams p) {
+  constexpr uint32_t kAsked = kBlockTokens / 4, kShares = kThreads / kAsked;
+  __shared__ float2 energies[kShares][kAsked];
+  const uint32_t block = blockIdx.x, asked = threadIdx.x % kAsked, share = threadIdx.x / kAsked;
+  float2 sum = {0, 0};
+  for (uint32_t tile = share; tile < p.tile_count; tile += kShares) {
+    const float2 energy = p.energies[(size_t{tile} * p.blocks + block) * kBlockTokens + 4 * asked + 3];
+    sum.x += energy.x;
+    sum.y += energy.y;
   }
-  // Logarithms, as GroupCodec::PredictionHelps has them: one token far beyond all others does not decide.
+  energies[share][asked] = sum;
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  float with = 0, without = 0;
+  for (uint32_t i = 0; i < kShares; ++i) {
+    with += energies[i][asked].x;
+    without += energies[i][asked].y;
+  }
+  // Logarithms: one token far beyond all others does not decide.
   constexpr float kLeast = 1e-30f;
-  const bool finite = isfinite(with) && isfinite(without);
-  const float gain = SumOf<float, kBlockTokens>(finite ? logf((without + kLeast) / (with + kLeast)) : 0, gains);
-  if (token != 0) return;
+  const bool counts = threadIdx.x < kAsked && 4 * asked + 3 >= 2 * kSinkTokens - 1 && isfinite(with) && isfinite(without);
+  float gain = counts ? logf((without + kLeast) / (with + kLeast)) : 0;
+  for (int apart = 16; apart > 0; apart /= 2) gain += __shfl_xor_sync(~0u, gain, apart);
+  if (threadIdx.x != 0) return;
   const bool helps = gain > 0;
   BlockPlan again = p.plans[block];
   again.flags = helps ? 0 : again.flags & kPlanValid;
   p.again[block] = again;
   p.predicted[block] = helps;
-  if (!helps) p.exact[block] = 0;
+  if (helps) return;
+  p.exact[block] = 0;
+  atomicAdd(p.again_count, 1);
 }
 
 // A CTA of kBlockTokens threads a block.
@@ -126,7 +138,7 @@ __global__ void SinkKernel(const SinkParams p) {
   if (threadIdx.x == 0) p.sources[section] = !first ? 0 : match ? 2 : 1;
 }
 
-__device__ uint64_t SectionBytes(const PlaceParams& p, uint32_t group, uint32_t block) {
+__device__ uint64_t BytesOf(const PlaceParams& p, uint32_t group, uint32_t block) {
   return p.section_bytes[size_t{group} * p.blocks + block];
 }
 
@@ -137,7 +149,7 @@ __global__ void PlaceKernel(const PlaceParams p) {
   uint64_t bytes = 0;
   if (block < p.blocks && p.faults[block] == 0) {
     bytes = p.header_bytes;
-    for (uint32_t g = 0; g < p.groups; ++g) bytes += SectionBytes(p, g, block);
+    for (uint32_t g = 0; g < p.groups; ++g) bytes += BytesOf(p, g, block);
     bytes = (bytes + 15) / 16 * 16;
   }
   ends[block] = bytes;
@@ -157,9 +169,9 @@ __global__ void PlaceKernel(const PlaceParams p) {
 __global__ void CopyKernel(const CopyParams p) {
   const uint32_t block = blockIdx.x, group = blockIdx.y;
   if (p.placed.faults[block] != 0) return;
-  const uint64_t bytes = SectionBytes(p.placed, group, block);
+  const uint64_t bytes = BytesOf(p.placed, group, block);
   uint64_t at = p.placed.frames[block] + p.placed.header_bytes;
-  for (uint32_t g = 0; g < group; ++g) at += SectionBytes(p.placed, g, block);
+  for (uint32_t g = 0; g < group; ++g) at += BytesOf(p.placed, g, block);
   uint8_t* to = p.room + at;
   const uint8_t* from = p.sections + p.section_offsets[size_t{group} * p.placed.blocks + block];
   // Whole words of 16 bytes of the frame, and what is left at both ends.
@@ -183,7 +195,7 @@ __global__ void CopyKernel(const CopyParams p) {
 
 absl::Status JudgePredictions(const PredictionParams& params, cudaStream_t stream) {
   if (params.blocks == 0) return absl::OkStatus();
-  JudgeKernel<<<params.blocks, kBlockTokens, 0, stream>>>(params);
+  JudgeKernel<<<params.blocks, kThreads, 0, stream>>>(params);
   return LaunchStatus("judging predictions on the device");
 }
 

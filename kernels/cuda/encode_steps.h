@@ -22,6 +22,7 @@ struct PredictionParams {
   uint8_t* predicted;         // 1 where the prediction leaves tokens less than the means do, on geometric average
   const BlockPlan* plans;     // What the residuals were formed by.
   BlockPlan* again;           // The same for blocks that are formed again, from the means alone; invalid for others.
+  uint32_t* again_count;      // Of one, 0 before: how many these are.
 };
 absl::Status JudgePredictions(const PredictionParams& params, cudaStream_t stream);
 

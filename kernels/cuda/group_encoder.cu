@@ -10,9 +10,8 @@
 namespace latentkv::cuda {
 namespace {
 
-// Tiles of channels of which a loss is measured, where a group has more: about an eighth of a large group's, others for
-// other blocks. Of small groups all.
-constexpr uint32_t kLossTiles = 8;
+// Tiles of channels of which a loss is measured at most, others for other blocks: a tenth of a large group's.
+constexpr uint32_t kLossTiles = 6;
 
 uint32_t Tiles(uint32_t rank) { return (rank + kRankTile - 1) / kRankTile; }
 
@@ -94,6 +93,7 @@ absl::Status GroupEncoder::Allocate() {
   make(&inherited_totals_, tokens);
   make(&has_rests_, groups * blocks);
   make(&rest_count_, 1);
+  make(&again_counts_, groups);
   make(&rest_tiles_, groups * blocks * kRankTilesMax);
   make(&section_offsets_, groups * blocks);
   mirror(&section_bytes_, groups * blocks);
@@ -191,6 +191,7 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
   static_assert(kNoRest == 0xffff && kZeroRest == 0);
   fill(exact_, 0, Section(groups));
   fill(has_rests_, 0, Section(groups));
+  fill(again_counts_, 0, groups);
   fill(own_sums_, 0, Section(groups) * kBlockTokens);
   fill(inherited_sums_, 0, Section(groups) * kBlockTokens);
   fill(inherited_totals_, 0, size_t{blocks_} * kBlockTokens);
@@ -242,9 +243,10 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   // What prediction leaves, and again without it where it does not help.
   absl::Status status = FormResiduals(maps, product, residuals, basis_.dtype(), multiprocessors_, stream);
   status.Update(JudgePredictions({blocks_, from.tile_count, energies_.data(), exact, predicted_.data() + Section(group),
-                                  plans_.data(), again_.data()},
+                                  plans_.data(), again_.data(), again_counts_.data() + group},
                                  stream));
   product.plans = again_.data();
+  product.wanted = again_counts_.data() + group;
   status.Update(FormResiduals(maps, product, residuals, basis_.dtype(), multiprocessors_, stream));
   // Later groups inherit of all tiles.
   if (live_tiles < basis_.inherited_tiles()) {
@@ -281,10 +283,11 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
                              stream));
   if (!status.ok()) return status;
   product.plans = loss_plans_.data();
+  product.wanted = nullptr;
   product.mean = zeros_.data();
   product.feature_scale = encoder.unweigh.data();
   product.factor = encoder.sensitivity.data();
-  product.tile_step = std::max(1u, from.tile_count / kLossTiles);
+  product.tile_step = (from.tile_count + kLossTiles - 1) / kLossTiles;
   const uint32_t loss_tiles = LossTiles(product);
   status = MeasureLosses(maps, product, {residuals_.data(), stride, step_, exact, partial_losses_.data()},
                          multiprocessors_, stream);

@@ -90,7 +90,7 @@ class GroupEncoder {
   DeviceArray<unsigned long long> exact_;                    // [groups][blocks]
   DeviceArray<uint8_t> predicted_, sinks_, shifts_, sections_;
   DeviceArray<uint32_t> own_sums_, inherited_sums_;          // [groups][blocks * kBlockTokens]
-  DeviceArray<uint32_t> inherited_totals_, has_rests_, rest_count_;
+  DeviceArray<uint32_t> inherited_totals_, has_rests_, rest_count_, again_counts_;
   DeviceArray<uint16_t> rest_tiles_;                         // [groups][blocks][kRankTilesMax]
   DeviceArray<uint64_t> section_offsets_;
   // What is reported.

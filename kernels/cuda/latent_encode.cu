@@ -24,8 +24,11 @@ struct alignas(8) Escape {
   int32_t latent;
 };
 
+// Of a class's symbols. One more than there are, so that a symbol's places in all classes lie in different banks.
+constexpr uint32_t kClassStride = 257;
+
 struct Shared {
-  uint2 ranges[kLatentClasses * 256];  // frequency | start << 16, and 2^32 / frequency.
+  uint2 ranges[kLatentClasses * kClassStride];  // frequency | start << 16, and 2^32 / frequency.
   uint8_t magnitude_max[kLatentClasses];
 };
 static_assert(sizeof(Shared) <= 227 * 1024);
@@ -34,7 +37,7 @@ __device__ void LoadTables(const CodingParams& params, Shared* shared) {
   for (uint32_t i = threadIdx.x; i < kLatentClasses * 256; i += kThreads) {
     const uint32_t range = params.ranges[i], frequency = range & 0xffff;
     const uint32_t inverse = frequency < 2 ? ~0u : static_cast<uint32_t>((uint64_t{1} << 32) / frequency);
-    shared->ranges[i] = {range, inverse};
+    shared->ranges[i / 256 * kClassStride + i % 256] = {range, inverse};
   }
   for (uint32_t i = threadIdx.x; i < kLatentClasses; i += kThreads) shared->magnitude_max[i] = params.magnitude_max[i];
   __syncthreads();
@@ -200,7 +203,7 @@ class SectionEncoder {
                                          uint32_t* escaped) const {
     const bool escapes = abs(q) > shared_.magnitude_max[c];
     const uint32_t symbol = escapes ? kEscapeSymbol : q < 0 ? -2 * q - 1 : 2 * q;
-    const uint2 range = shared_.ranges[c * 256 + symbol];
+    const uint2 range = shared_.ranges[c * kClassStride + symbol];
     const uint32_t frequency = range.x & 0xffff, below = (1u << lane_) - 1;
     if (const uint32_t here = __ballot_sync(~0u, escapes); here != 0) {
       // Last first, as all that is written here.
@@ -331,8 +334,9 @@ __global__ void __launch_bounds__(kThreads, 1) CodingKernel(const __grid_constan
 }  // namespace
 
 uint64_t SectionRoom(uint32_t live, uint32_t exact_token_bytes, uint32_t sink_bytes) {
-  const uint64_t coded = uint64_t{live} * kBlockTokens * 6 / 8;
-  const uint64_t before = kHeaderBytes + 4 * (uint64_t{exact_token_bytes} + 1) + sink_bytes;
+  constexpr uint64_t kExactTokens = 8;
+  const uint64_t coded = uint64_t{live} * kBlockTokens;
+  const uint64_t before = kHeaderBytes + kExactTokens * (uint64_t{exact_token_bytes} + 1) + sink_bytes;
   return (coded + before + kLookBytesMax + 2 * kStateBytes + 15) / 16 * 16;
 }
 

@@ -49,8 +49,8 @@ struct CodingParams {
   uint64_t* section_offsets;       // [groups][blocks] from `sections` on
 };
 
-// Bytes of room that a section of `live` latents is given: 6 bits a latent, twice what the finest profiles take, and
-// what comes before them.
+// Bytes of room that a section of `live` latents is given: a byte a latent, twice what the finest profiles take, eight
+// exact tokens, and what else comes before them. A section beyond it is left to the CPU.
 uint64_t SectionRoom(uint32_t live, uint32_t exact_token_bytes, uint32_t sink_bytes);
 
 absl::Status CodeSections(const CodingParams& params, DType dtype, uint32_t multiprocessors, cudaStream_t stream);

@@ -19,35 +19,45 @@ __device__ inline float ToFloat(Stored<kDType> value) {
   }
 }
 
-// kChunkChannels values from `from` on, `stride` bytes apart.
+// kChunkChannels values as they lie in memory.
 template <DType kDType>
-__device__ inline void LoadChunk(const uint8_t* from, int64_t stride, float (&values)[kChunkChannels]) {
+struct RawChunk {
   using Value = Stored<kDType>;
-  constexpr uint32_t kBytes = kChunkChannels * sizeof(Value), kAlignment = kBytes < 16 ? kBytes : 16;
-  if (stride == sizeof(Value) && reinterpret_cast<uintptr_t>(from) % kAlignment == 0) {
-    constexpr uint32_t kPerWord = 4 / sizeof(Value), kWords = kBytes / 4;
-    uint32_t words[kWords];
-    if constexpr (kAlignment == 8) {
-      const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
-      words[0] = two.x, words[1] = two.y;
-    } else {
+  static constexpr uint32_t kBytes = kChunkChannels * sizeof(Value), kPerWord = 4 / sizeof(Value);
+  uint32_t words[kBytes / 4];
+
+  // Zeros.
+  __device__ __forceinline__ void Clear() {
 #pragma unroll
-      for (uint32_t w = 0; w < kWords; w += 4) {
-        const uint4 four = __ldcs(reinterpret_cast<const uint4*>(from + 4 * w));
-        words[w] = four.x, words[w + 1] = four.y, words[w + 2] = four.z, words[w + 3] = four.w;
+    for (uint32_t w = 0; w < kBytes / 4; ++w) words[w] = 0;
+  }
+  // From `from` on, `stride` bytes apart.
+  __device__ __forceinline__ void Load(const uint8_t* from, int64_t stride) {
+    constexpr uint32_t kAlignment = kBytes < 16 ? kBytes : 16;
+    if (stride == sizeof(Value) && reinterpret_cast<uintptr_t>(from) % kAlignment == 0) {
+      if constexpr (kAlignment == 8) {
+        const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
+        words[0] = two.x, words[1] = two.y;
+      } else {
+#pragma unroll
+        for (uint32_t w = 0; w < kBytes / 4; w += 4) {
+          const uint4 four = __ldcs(reinterpret_cast<const uint4*>(from + 4 * w));
+          words[w] = four.x, words[w + 1] = four.y, words[w + 2] = four.z, words[w + 3] = four.w;
+        }
+      }
+    } else {
+      Clear();
+#pragma unroll
+      for (uint32_t k = 0; k < kChunkChannels; ++k) {
+        words[k / kPerWord] |= uint32_t{*reinterpret_cast<const Value*>(from + k * stride)} << 8 * sizeof(Value) * (k % kPerWord);
       }
     }
-#pragma unroll
-    for (uint32_t k = 0; k < kChunkChannels; ++k) {
-      values[k] = ToFloat<kDType>(static_cast<Value>(words[k / kPerWord] >> 8 * sizeof(Value) * (k % kPerWord)));
-    }
-  } else {
-#pragma unroll
-    for (uint32_t k = 0; k < kChunkChannels; ++k) {
-      values[k] = ToFloat<kDType>(*reinterpret_cast<const Value*>(from + k * stride));
-    }
   }
-}
+  // `k` is known to the compiler.
+  __device__ __forceinline__ float At(uint32_t k) const {
+    return ToFloat<kDType>(static_cast<Value>(words[k / kPerWord] >> 8 * sizeof(Value) * (k % kPerWord)));
+  }
+};
 
 }  // namespace latentkv::cuda
 

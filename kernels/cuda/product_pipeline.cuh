@@ -274,7 +274,7 @@ struct TileValues {
 };
 
 // One warpgroup: block `block_` of a tile. `Epilogue(params, epilogue_params, shared)(TileValues)` is what is done with
-// values.
+// values; its Prepare is told before they are summed.
 template <typename Epilogue>
 class Consumer {
  public:
@@ -299,6 +299,7 @@ class Consumer {
     const uint32_t features = predicted != 0 ? params_.feature_tiles : 0;
     const uint32_t inherited = predicted != 0 ? params_.group * params_.inherited_tiles : 0;
 
+    if (valid) epilogue_.Prepare(data, block_);
     int32_t sums[64];
     float values[64];
     Clear(sums);
@@ -423,6 +424,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     ProductKernel(const __grid_constant__ ProductMaps maps, const __grid_constant__ ProductParams params,
                   const __grid_constant__ typename Epilogue::Params epilogue) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if (params.wanted != nullptr && *params.wanted == 0) return;
   extern __shared__ uint8_t memory[];
   Shared* shared = reinterpret_cast<Shared*>(reinterpret_cast<uintptr_t>(memory + 1023) & ~uintptr_t{1023});
   if (threadIdx.x == 0) {

@@ -14,6 +14,8 @@ class Scatter {
   __device__ __forceinline__ Scatter(const ProductParams& params, const Params&, const product::Shared& shared)
       : params_(params), parts_(shared.parts), lane_(threadIdx.x % 32) {}
 
+  __device__ __forceinline__ void Prepare(const product::TileData&, uint32_t) const {}
+
   __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
     const product::TileData& data = tile.data;
     const uint32_t row = threadIdx.x % product::kWarpgroup / 32 * 16 + lane_ / 4;

@@ -54,6 +54,7 @@ struct ProductParams {
   const DevicePart* parts;       // [2 * layers]
   uint32_t first_part, part_count;  // Of the group's layers, at most 2 * kGroupLayersMax.
   const DeviceRotary* rotaries;
+  const uint32_t* wanted;        // Nothing is done where it is 0; null: all is done.
 };
 
 // Writes group params.group of all blocks that are sound so far into pages of `dtype`. Needs compute capability 9.0.

@@ -1,0 +1,231 @@
+// Encodes on a GPU, as a share of the prefill that computes the same tokens: keys and values in pages to frames in pinned
+// memory. Pages hold what synthetic sections (cuda_model.h) restore to. The prefill's time is the FLOPs of Llama-3.1-8B
+// over cuBLAS's rate in bf16, measured in the same run.
+//
+//     latentkv_cuda_encode_bench BASIS [PROFILE [TOKENS [BLOCKS_AT_ONCE]]]
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <string>
+
+#include "bench/cuda_model.h"
+#include "codec/basis_view.h"
+#include "codec/codec.h"
+#include "core/checksum.h"
+#include "core/frame.h"
+#include "kernels/cuda/group_encoder.h"
+#include "kernels/cuda/group_restorer.h"
+
+namespace latentkv::cuda {
+namespace {
+
+constexpr uint32_t kHidden = 4096, kIntermediate = 14336;
+
+// TFLOP/s of bf16 with sums in fp32: the model's largest product.
+double ProductRate(uint32_t tokens, cudaStream_t stream) {
+  auto a = Value(DeviceArray<uint16_t>::Make(size_t{tokens} * kHidden));
+  auto b = Value(DeviceArray<uint16_t>::Make(size_t{kIntermediate} * kHidden));
+  auto c = Value(DeviceArray<uint16_t>::Make(size_t{tokens} * kIntermediate));
+  std::vector<uint16_t> values(std::max(a.size(), b.size()));
+  std::mt19937 random(3);
+  for (uint16_t& value : values) value = 0x3c00 + random() % 0x400 + (random() % 2 << 15);  // About +-0.01 to 1.
+  for (auto* matrix : {&a, &b}) {
+    Check(cudaMemcpy(matrix->data(), values.data(), matrix->bytes(), cudaMemcpyHostToDevice), "filling");
+  }
+  cublasHandle_t handle;
+  if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) std::exit(1);
+  cublasSetStream(handle, stream);
+  const float one = 1, zero = 0;
+  const double ms = Timer(stream).Median([&] {
+    if (cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kIntermediate, tokens, kHidden, &one, b.data(), CUDA_R_16BF,
+                     kHidden, a.data(), CUDA_R_16BF, kHidden, &zero, c.data(), CUDA_R_16BF, kIntermediate,
+                     CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
+      std::exit(1);
+    }
+  });
+  cublasDestroy(handle);
+  return 2.0 * tokens * kHidden * kIntermediate / ms / 1e9;
+}
+
+// FLOPs of a prefill: products with weights, and causal attention.
+double WeightFlops(uint32_t tokens) {
+  const double weights = 2.0 * kHidden * kHidden + 2.0 * kHidden * kHeads * kDims + 3.0 * kHidden * kIntermediate;
+  return 2.0 * weights * kLayers * tokens;
+}
+double AttentionFlops(uint32_t tokens) { return 2.0 * kLayers * kHidden * tokens * tokens; }
+
+// An engine's memory with a chain in pages in no order, but for its first block, which is not there.
+struct Engine {
+  DeviceArray<uint8_t> memory;
+  std::vector<uint32_t> chain;
+  std::vector<DevicePart> parts;
+  std::vector<std::vector<TokenSlot>> slots;
+  std::vector<RestoreBlock> blocks;
+};
+
+Engine MakeEngine(const Basis& basis, uint32_t tokens) {
+  Engine engine;
+  const uint64_t raw_bytes = tokens * basis.geometry().BytesPerToken();
+  engine.memory = Value(DeviceArray<uint8_t>::Make(raw_bytes));
+  std::mt19937 random(5);
+  engine.chain.resize(tokens + kBlockTokens);
+  for (uint32_t& token : engine.chain) token = random() % 32000;
+  std::vector<uint64_t> page_ids(engine.chain.size() / kPageTokens);
+  for (size_t i = 0; i < page_ids.size(); ++i) page_ids[i] = i;
+  std::shuffle(page_ids.begin() + kBlockTokens / kPageTokens, page_ids.end(), random);
+  const int64_t row = kHeads * kDims * 2, page_bytes = row * kPageTokens;
+  for (uint32_t p = 0; p < 2 * kLayers; ++p) {
+    engine.parts.push_back({engine.memory.data() + p * (raw_bytes / kLayers / 2) - kBlockTokens / kPageTokens * page_bytes,
+                            page_bytes, row, kDims * 2, 2});
+  }
+  engine.slots.resize(tokens / kBlockTokens);
+  for (uint32_t b = 0; b < engine.slots.size(); ++b) {
+    const uint32_t first = (b + 1) * kBlockTokens;
+    for (uint32_t t = 0; t < kBlockTokens; ++t) {
+      engine.slots[b].push_back({static_cast<uint32_t>(page_ids[(first + t) / kPageTokens]), (first + t) % kPageTokens});
+    }
+    engine.blocks.push_back({first, absl::MakeConstSpan(engine.chain).first(first + kBlockTokens), -1, engine.slots[b]});
+  }
+  return engine;
+}
+
+void Restore(const std::vector<std::vector<Bytes>>& drawn, float step, const Engine& engine, DeviceBasis* basis,
+             const RotaryCache* rotary, cudaStream_t stream) {
+  RestoreLimits limits;
+  limits.blocks_max = engine.blocks.size();
+  const auto restorer = Value(GroupRestorer::Create(basis, rotary, limits));
+  Check(restorer->Begin(engine.blocks, engine.parts, stream));
+  for (uint32_t g = 0; g < kGroups; ++g) {
+    std::vector<GroupSection> places;
+    uint64_t bytes = 0;
+    for (uint32_t b = 0; b < engine.blocks.size(); ++b) {
+      const Bytes& section = drawn[b % kDrawnBlocks][g];
+      places.push_back({bytes, static_cast<uint32_t>(section.size()), Crc32c(section), step});
+      bytes += (section.size() + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
+    }
+    const auto payload = Value(PinnedArray<uint8_t>::Make(bytes));
+    for (uint32_t b = 0; b < engine.blocks.size(); ++b) {
+      const Bytes& section = drawn[b % kDrawnBlocks][g];
+      std::copy(section.begin(), section.end(), payload.data() + places[b].offset);
+    }
+    Check(restorer->Add(g, payload.data(), bytes, places, stream));
+    Check(restorer->Decode(g, g + 1, stream));
+    Check(restorer->Restore(g, stream));
+    Check(cudaStreamSynchronize(stream), "restoring");
+  }
+}
+
+void Run(const std::string& basis_path, const std::string& profile, uint32_t tokens, uint32_t at_once) {
+  const std::shared_ptr<const Basis> real = Value(Basis::Load(basis_path));
+  const float step = Value(real->FindProfile(profile)).step;
+  const std::shared_ptr<const Basis> basis = Stretched(*real, step);
+  const LatentTables tables = MakeLatentTables();
+  const std::vector<std::vector<Bytes>> drawn = DrawSections(*basis, tables, step);
+  const BasisView view = ViewOf(*basis, tables);
+  cudaStream_t stream;
+  Check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  const auto device_basis = Value(DeviceBasis::Create(view));
+  const auto opened = std::chrono::steady_clock::now();
+  const auto device_encoder = Value(DeviceEncoder::Create(view, *device_basis));
+  const double open_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - opened).count();
+  RotaryCache rotary(&basis->geometry(), device_basis->rotary_layers());
+  Check(rotary.Reach(tokens + kBlockTokens));
+  const Engine engine = MakeEngine(*basis, tokens);
+  Restore(drawn, step, engine, device_basis.get(), &rotary, stream);
+
+  EncodeLimits limits;
+  limits.blocks_max = at_once;
+  limits.header_bytes = FrameHeaderBytes(kGroups);
+  const auto encoder = Value(GroupEncoder::Create(device_basis.get(), device_encoder.get(), &rotary, limits));
+  const uint32_t blocks = engine.blocks.size();
+  const uint64_t room_bytes = uint64_t{at_once} * kBlockTokens * 8192;
+  const auto room = Value(PinnedArray<uint8_t>::Make(room_bytes));
+  const auto encode = [&](uint32_t first) {
+    const auto some = absl::MakeConstSpan(engine.blocks).subspan(first, at_once);
+    Check(encoder->Encode(some, engine.parts, step, room.data(), room_bytes, stream));
+  };
+  double encode_ms = 0;
+  for (uint32_t first = 0; first < blocks; first += at_once) encode_ms += Timer(stream).Median([&] { encode(first); });
+
+  // Headers and checksums, by the host's cores, and what came of it.
+  const auto codec = Value(Codec::Create(basis->geometry(), basis));
+  const EncodeReport report = encoder->report();
+  const uint32_t last_first = (blocks - 1) / at_once * at_once, count = blocks - last_first;
+  const auto sections_of = [&](uint32_t b) {
+    std::vector<uint64_t> bytes;
+    for (uint32_t g = 0; g < kGroups; ++g) bytes.push_back(report.section_bytes[size_t{g} * count + b]);
+    return bytes;
+  };
+  uint64_t frame_bytes = 0, latents = 0, different = 0;
+  for (uint32_t b = 0; b < count; ++b) {
+    if (report.faults[b] != 0) {
+      std::fprintf(stderr, "block %u: fault %u\n", b, report.faults[b]);
+      std::exit(1);
+    }
+  }
+  const auto sealing = std::chrono::steady_clock::now();
+  OnAllCores(count, [&](uint32_t b) {
+    FrameHeader header;
+    header.geometry = codec->geometry_digest();
+    header.first_token = engine.blocks[last_first + b].first_token;
+    header.token_count = kBlockTokens;
+    header.encoding = {basis->digest(), step};
+    Check(SealFrame(header, sections_of(b), room.data() + report.frames[b]).status());
+  });
+  const double seal_ms =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - sealing).count() * blocks / count;
+  double loss = 0;
+  for (uint32_t b = 0; b < count; ++b) {
+    uint64_t bytes = limits.header_bytes;
+    for (uint64_t section : sections_of(b)) bytes += section;
+    const ByteSpan frame(room.data() + report.frames[b], bytes);
+    const FrameHeader header = Value(VerifyFrame(frame));
+    frame_bytes += bytes;
+    for (uint32_t g = 0; g < kGroups; ++g) loss += report.losses[size_t{g} * count + b] / count;
+    if (b >= 3) continue;
+    for (uint32_t g = 0; g < kGroups; ++g) {
+      const FrameSection& at = header.sections[g];
+      const BasisGroup& group = basis->groups()[g];
+      const SectionShape shape = {kLayersPerGroup * 2 * kHeads * kDims * 2, 0};
+      const auto mine = Value(ReadLatentSection(group, tables, step, shape, frame.subspan(at.offset, at.bytes)));
+      const auto from = Value(ReadLatentSection(group, tables, step, shape, drawn[(last_first + b) % kDrawnBlocks][g]));
+      for (size_t i = 0; i < from.latents.size(); ++i) different += mine.latents[i] != from.latents[i];
+      latents += from.latents.size();
+    }
+  }
+
+  const double rate = ProductRate(tokens, stream);
+  const double weights_ms = WeightFlops(tokens) / rate / 1e9, prefill_ms = weights_ms + AttentionFlops(tokens) / rate / 1e9;
+  cudaDeviceProp properties;
+  Check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
+  std::printf("%s, %s, %u tokens, %u at once, %.0f bytes a token (%.1f times smaller)\n", properties.name, profile.c_str(),
+              tokens, at_once * kBlockTokens, static_cast<double>(frame_bytes) / count / kBlockTokens,
+              static_cast<double>(basis->geometry().BytesPerToken()) * count * kBlockTokens / frame_bytes);
+  std::printf("cuBLAS bf16                 %8.0f TFLOP/s\n", rate);
+  std::printf("prefill at that rate        %8.1f ms, of which weights %.1f ms\n", prefill_ms, weights_ms);
+  std::printf("encoding                    %8.3f ms  %.4f of the prefill, %.4f of its weights alone\n", encode_ms,
+              encode_ms / prefill_ms, encode_ms / weights_ms);
+  std::printf("headers and checksums       %8.3f ms  on %u cores of the host\n", seal_ms, std::thread::hardware_concurrency());
+  std::printf("latents of 3 blocks         %llu of %llu differ from those that the pages were restored from; loss %.4g\n",
+              static_cast<unsigned long long>(different), static_cast<unsigned long long>(latents), loss);
+  std::printf("device memory: encoder %.1f MB beside the basis's %.1f MB, scratch %.1f MB; opened in %.1f s\n",
+              device_encoder->bytes() / 1e6, device_basis->bytes() / 1e6, encoder->bytes() / 1e6, open_s);
+  if (different > latents / 50) std::exit(1);
+}
+
+}  // namespace
+}  // namespace latentkv::cuda
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: %s BASIS [PROFILE [TOKENS [BLOCKS_AT_ONCE]]]\n", argv[0]);
+    return 2;
+  }
+  const uint32_t tokens = argc > 3 ? std::atoi(argv[3]) : 16384;
+  latentkv::cuda::Run(argv[1], argc > 2 ? argv[2] : "balanced", tokens,
+                      argc > 4 ? std::atoi(argv[4]) : tokens / latentkv::kBlockTokens);
+  return 0;
+}

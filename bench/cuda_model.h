@@ -1,0 +1,163 @@
+// The model that the benches of a GPU measure: Llama-3.1-8B's geometry. Its basis and latents are synthetic: the spectrum
+// is that of a real basis at a profile, stretched over the channels; matrices are random, latents Laplace with tokens of
+// different activity.
+#ifndef LATENTKV_BENCH_CUDA_MODEL_H_
+#define LATENTKV_BENCH_CUDA_MODEL_H_
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "codec/basis.h"
+#include "codec/latent_model.h"
+#include "codec/latent_section.h"
+#include "core/geometry.h"
+
+namespace latentkv::cuda {
+
+inline constexpr uint32_t kLayers = 32, kHeads = 8, kDims = 128, kLayersPerGroup = 4, kGroups = kLayers / kLayersPerGroup;
+inline constexpr uint32_t kGroupChannels = kLayersPerGroup * 2 * kHeads * kDims, kPageTokens = 16;
+inline constexpr uint32_t kDrawnBlocks = 16;  // Different ones; the others repeat their latents.
+inline constexpr int kRuns = 15;
+
+inline void Check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+inline void Check(const absl::Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  std::exit(1);
+}
+template <typename T>
+T Value(absl::StatusOr<T> made) {
+  Check(made.status());
+  return *std::move(made);
+}
+
+inline Geometry Llama() {
+  LayerGeometry layer;
+  layer.kv_heads = kHeads;
+  layer.head_dim = layer.rotary_dim = kDims;
+  layer.pairing = RotaryPairing::kHalves;
+  for (uint32_t i = 0; i < kDims / 2; ++i) layer.inverse_frequencies.push_back(std::pow(5e5, -2.0 * i / kDims));
+  Geometry geometry;
+  geometry.layers.assign(kLayers, layer);
+  return geometry;
+}
+
+template <typename Fill>
+void OnAllCores(uint32_t count, Fill fill) {
+  std::vector<std::thread> threads;
+  const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
+  for (uint32_t c = 0; c < cores; ++c) {
+    threads.emplace_back([=] {
+      for (uint32_t i = c; i < count; i += cores) fill(i);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Latent r of R has the scale of latent r * C / C' of the real basis, whose groups are taken in turn over the depth.
+inline std::shared_ptr<const Basis> Stretched(const Basis& real, float step) {
+  BasisParts parts;
+  parts.geometry = Llama();
+  parts.description = "synthetic";
+  parts.profiles = {{"stretched", step, 1.0f}};
+  parts.embedding = {32000, real.embedding().dims, real.embedding().history, {}};
+  parts.embedding.rows.resize(size_t{parts.embedding.vocabulary} * parts.embedding.dims);
+  std::mt19937 random(1);
+  for (int8_t& value : parts.embedding.rows) value = static_cast<int>(random() % 81) - 40;
+  parts.inherited_rank = real.inherited_rank();
+  parts.groups.resize(kGroups);
+  OnAllCores(kGroups, [&](uint32_t g) {
+    const BasisGroup& from = real.groups()[g * real.groups().size() / kGroups];
+    BasisGroup& group = parts.groups[g];
+    std::mt19937 draw(g);
+    group.first_layer = g * kLayersPerGroup;
+    group.last_layer = group.first_layer + kLayersPerGroup;
+    group.channels = kGroupChannels;
+    const double stretch = static_cast<double>(kGroupChannels) / from.channels;
+    // What a profile never codes costs nothing but memory: left out, as a basis for this step would.
+    group.rank = static_cast<uint32_t>(LiveRank(from.latent_scale, step) * stretch);
+    for (uint32_t r = 0; r < group.rank; ++r) {
+      group.latent_scale.push_back(from.latent_scale[static_cast<size_t>(r / stretch)]);
+    }
+    const uint32_t features = parts.embedding.Features();
+    group.mean.assign(kGroupChannels, 0.1f);
+    group.feature_scale.assign(features > 0 ? kGroupChannels : 0, 0x1p-14f);
+    group.row_scale.assign(kGroupChannels, 0x1p-10f);
+    group.weight.assign(kGroupChannels, 1);
+    group.sensitivity.assign(kGroupChannels, 1);
+    group.decoder.resize(size_t{group.rank + g * parts.inherited_rank} * kGroupChannels);
+    group.feature_rows.resize(size_t{features} * kGroupChannels);
+    for (auto* matrix : {&group.decoder, &group.feature_rows}) {
+      for (int8_t& value : *matrix) value = static_cast<int>(draw() % 255) - 127;
+    }
+  });
+  return Value(Basis::Create(std::move(parts)));
+}
+
+// Sections [blocks][groups] of a chain's later blocks: no sinks.
+inline std::vector<std::vector<Bytes>> DrawSections(const Basis& basis, const LatentTables& tables, float step) {
+  std::vector<std::vector<Bytes>> sections(kDrawnBlocks, std::vector<Bytes>(kGroups));
+  OnAllCores(kDrawnBlocks * kGroups, [&](uint32_t i) {
+    const uint32_t b = i / kGroups, g = i % kGroups;
+    const BasisGroup& group = basis.groups()[g];
+    std::mt19937 random(i);
+    std::exponential_distribution<float> magnitude;
+    std::normal_distribution<float> activity(0, 0.5f);
+    LatentSection section;
+    section.predicted = true;
+    section.latents.resize(size_t{kBlockTokens} * group.rank);
+    for (uint32_t t = 0; t < kBlockTokens; ++t) {
+      const float active = std::exp(activity(random) - 0.125f);
+      for (uint32_t r = 0; r < group.rank; ++r) {
+        const float q = magnitude(random) * active * group.latent_scale[r] / step;
+        const int rounded = static_cast<int>(std::lrint(std::min(q, 256.0f)));
+        section.latents[size_t{t} * group.rank + r] = random() % 2 == 0 ? rounded : -rounded;
+      }
+    }
+    sections[b][g] = Value(WriteLatentSection(group, tables, step, section));
+  });
+  return sections;
+}
+
+class Timer {
+ public:
+  explicit Timer(cudaStream_t stream) : stream_(stream) {
+    for (cudaEvent_t* event : {&first_, &second_}) Check(cudaEventCreate(event), "an event");
+  }
+  // Median milliseconds of kRuns.
+  template <typename Work>
+  double Median(Work work) {
+    std::vector<float> times;
+    for (int run = 0; run < kRuns + 2; ++run) {
+      Check(cudaEventRecord(first_, stream_), "timing");
+      work();
+      Check(cudaEventRecord(second_, stream_), "timing");
+      Check(cudaStreamSynchronize(stream_), "waiting");
+      float ms = 0;
+      Check(cudaEventElapsedTime(&ms, first_, second_), "timing");
+      if (run >= 2) times.push_back(ms);
+    }
+    std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
+    return times[kRuns / 2];
+  }
+
+ private:
+  const cudaStream_t stream_;
+  cudaEvent_t first_, second_;
+};
+
+}  // namespace latentkv::cuda
+
+#endif  // LATENTKV_BENCH_CUDA_MODEL_H_
