@@ -6,22 +6,34 @@
 namespace latentkv::cuda {
 namespace {
 
-// A residual beyond this is no number of fp16 that leaves a sum what it is.
-constexpr float kResidualMax = 60000;
+// What fp16 holds.
+constexpr float kResidualMax = 65504;
 
 __device__ __forceinline__ bool IsFinite(float value) {
   return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+// Four floats of an address in shared memory, which has 32 bits.
+__device__ __forceinline__ float4 SharedFour(uint32_t address) {
+  float4 four;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w) : "r"(address));
+  return four;
 }
 
 // Eight factors of the chunk 4 s + lane % 4.
 struct ChunkFactors {
   float values[kChunkChannels];
   __device__ __forceinline__ ChunkFactors(const float* factors, uint32_t s) {
+    const uint32_t address = SharedAddress(factors) + (8 * s + threadIdx.x % 4) * sizeof(float4);
 #pragma unroll
     for (uint32_t four = 0; four < 2; ++four) {
-      const float4 f = product::Factors(factors, 2 * s + four);
+      const float4 f = SharedFour(address + 4 * four * sizeof(float4));
       values[4 * four] = f.x, values[4 * four + 1] = f.y, values[4 * four + 2] = f.z, values[4 * four + 3] = f.w;
     }
+  }
+  __device__ __forceinline__ void Scale(float by) {
+#pragma unroll
+    for (uint32_t k = 0; k < kChunkChannels; ++k) values[k] *= by;
   }
 };
 
@@ -34,129 +46,207 @@ __device__ __forceinline__ uint32_t RowOfThread() {
   return threadIdx.x % product::kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
 }
 
+// Where a thread's four chunks of two tokens lie. All channels of a tile are of one part (product_tiles.cc).
+struct Source {
+  const uint8_t* tokens[2];  // Head 0, dimension 0.
+  int64_t chunks[4];         // From there; negative: there is none.
+  int64_t dim;
+
+  __device__ __forceinline__ Source(const DevicePart& part, const ProductTile& tile, const TokenSlot* slots) : dim(part.dim) {
+#pragma unroll
+    for (uint32_t r = 0; r < 2; ++r) {
+      const TokenSlot slot = slots[8 * r];
+      tokens[r] = part.base + slot.page * part.page + slot.offset * part.token;
+    }
+#pragma unroll
+    for (uint32_t s = 0; s < 4; ++s) {
+      const ChunkTarget target = tile.chunks[4 * s + threadIdx.x % 4];
+      chunks[s] = target.part < 0 ? -1 : target.head * part.head + target.dim * part.dim;
+    }
+  }
+  // Whether every chunk's values of kBytes lie together and are aligned.
+  template <uint32_t kBytes, uint32_t kAlignment>
+  __device__ __forceinline__ bool Together() const {
+    uint64_t places = reinterpret_cast<uintptr_t>(tokens[0]) | reinterpret_cast<uintptr_t>(tokens[1]);
+#pragma unroll
+    for (uint32_t s = 0; s < 4; ++s) places |= chunks[s] < 0 ? 0 : chunks[s];
+    return dim == kBytes / kChunkChannels && places % kAlignment == 0;
+  }
+};
+
 // Of values, which the product predicts.
 template <DType kDType>
 class Residual {
  public:
   using Params = ResidualParams;
+  using Raw = RawChunk<kDType>;
   __device__ __forceinline__ Residual(const ProductParams& params, const Params& own, const product::Shared& shared)
       : params_(params), own_(own), parts_(shared.parts), lane_(threadIdx.x % 32) {}
 
   // Values come near while they are predicted.
   __device__ __forceinline__ void Prepare(const product::TileData& data, uint32_t block_in_tile) const {
+    const Source source = SourceOf(data, block_in_tile);
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
-      const TokenSlot slot = data.slots[block_in_tile * kBlockTokens + RowOfThread() + 8 * r];
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
-        const ChunkTarget& target = data.tile.chunks[4 * s + lane_ % 4];
-        if (target.part >= 0) asm volatile("prefetch.global.L2 [%0];" ::"l"(AddressOf(target, slot)));
+        if (source.chunks[s] >= 0) asm volatile("prefetch.global.L2 [%0];" ::"l"(source.tokens[r] + source.chunks[s]));
       }
     }
   }
 
   __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
-    RawChunk<kDType> raw[2][4];
+    const Source source = SourceOf(tile.data, tile.block_in_tile);
+    Raw raw[2][4] = {};
+    if (source.Together<Raw::kBytes, Raw::kAlignment>()) {
 #pragma unroll
-    for (uint32_t r = 0; r < 2; ++r) {
-      const TokenSlot slot = tile.data.slots[tile.block_in_tile * kBlockTokens + RowOfThread() + 8 * r];
+      for (uint32_t r = 0; r < 2; ++r) {
 #pragma unroll
-      for (uint32_t s = 0; s < 4; ++s) {
-        const ChunkTarget& target = tile.data.tile.chunks[4 * s + lane_ % 4];
-        if (target.part >= 0) {
-          raw[r][s].Load(AddressOf(target, slot), parts_[target.part - params_.first_part].dim);
-        } else {
-          raw[r][s].Clear();
+        for (uint32_t s = 0; s < 4; ++s) {
+          if (source.chunks[s] >= 0) raw[r][s] = Raw::Load(source.tokens[r] + source.chunks[s]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (uint32_t r = 0; r < 2; ++r) {
+#pragma unroll
+        for (uint32_t s = 0; s < 4; ++s) {
+          if (source.chunks[s] >= 0) raw[r][s] = Raw::Load(source.tokens[r] + source.chunks[s], source.dim);
+        }
+      }
+    }
+    DeviceRotary rotary = {};
+    if (tile.data.tile.turn != kTurnNone) rotary = params_.rotaries[tile.data.tile.rotary];
+    // Two chunks at a time, which hold all that turns with one another.
+    float2 energy[2] = {};
+    uint4 packed[2][4];
+#pragma unroll
+    for (uint32_t s = 0; s < 2; ++s) {
+      ChunkFactors weights[2] = {{tile.data.factor, s}, {tile.data.factor, s + 2}};
+      const ChunkFactors means[2] = {{tile.data.mean, s}, {tile.data.mean, s + 2}};
+      weights[0].Scale(own_.inverse_step);
+      weights[1].Scale(own_.inverse_step);
+#pragma unroll
+      for (uint32_t r = 0; r < 2; ++r) {
+        float loaded[2][kChunkChannels];
+#pragma unroll
+        for (uint32_t c = 0; c < 2; ++c) {
+#pragma unroll
+          for (uint32_t k = 0; k < kChunkChannels; ++k) loaded[c][k] = raw[r][s + 2 * c].At(k);
+        }
+        if (tile.data.tile.turn != kTurnNone) Unturn(tile, rotary, r, s, loaded);
+#pragma unroll
+        for (uint32_t c = 0; c < 2; ++c) {
+          packed[r][s + 2 * c] = Left(tile.values, s + 2 * c, r, loaded[c], means[c], weights[c], &energy[r]);
         }
       }
     }
 #pragma unroll
-    for (uint32_t r = 0; r < 2; ++r) Row(tile, raw[r], r);
+    for (uint32_t r = 0; r < 2; ++r) Finish(tile, r, energy[r], packed[r]);
   }
 
  private:
-  __device__ __forceinline__ const uint8_t* AddressOf(const ChunkTarget& target, const TokenSlot& slot) const {
-    const DevicePart& part = parts_[target.part - params_.first_part];
-    return part.base + slot.page * part.page + slot.offset * part.token + target.head * part.head + target.dim * part.dim;
+  __device__ __forceinline__ Source SourceOf(const product::TileData& data, uint32_t block_in_tile) const {
+    // A tile's first chunk is always there.
+    const DevicePart& part = parts_[data.tile.chunks[0].part - params_.first_part];
+    return Source(part, data.tile, data.slots + block_in_tile * kBlockTokens + RowOfThread());
   }
 
-  __device__ __forceinline__ void Row(const product::TileValues& tile, const RawChunk<kDType> (&raw)[4], uint32_t r) const {
-    const product::TileData& data = tile.data;
-    const uint32_t token = RowOfThread() + 8 * r, first_token = data.plans[tile.block_in_tile].first_token;
-    const bool sink = first_token == 0 && token < kSinkTokens;
+  // Residuals of a chunk, and their energy.
+  __device__ __forceinline__ static uint4 Left(const float (&values)[64], uint32_t s, uint32_t r,
+                                               const float (&loaded)[kChunkChannels], const ChunkFactors& means,
+                                               const ChunkFactors& weights, float2* energy) {
+    uint32_t words[kChunkChannels / 2];
+#pragma unroll
+    for (uint32_t w = 0; w < kChunkChannels / 2; ++w) {
+      float left[2];
+#pragma unroll
+      for (uint32_t e = 0; e < 2; ++e) {
+        const uint32_t k = 2 * w + e;
+        left[e] = (loaded[k] - values[4 * (4 * s + w) + 2 * r + e]) * weights.values[k];
+        const float plain = (loaded[k] - means.values[k]) * weights.values[k];
+        energy->x = fmaf(left[e], left[e], energy->x);
+        energy->y = fmaf(plain, plain, energy->y);
+      }
+      const __half2 two = __floats2half2_rn(left[0], left[1]);
+      words[w] = reinterpret_cast<const uint32_t&>(two);
+    }
+    return {words[0], words[1], words[2], words[3]};
+  }
+
+  // Writes a token's share of a tile.
+  __device__ __forceinline__ void Finish(const product::TileValues& tile, uint32_t r, float2 energy,
+                                         uint4 (&packed)[4]) const {
+    const uint32_t token = RowOfThread() + 8 * r;
     const size_t at = size_t{tile.block} * kBlockTokens + token;
-    float loaded[4][kChunkChannels];
-    bool finite = true;
-#pragma unroll
-    for (uint32_t s = 0; s < 4; ++s) {
-#pragma unroll
-      for (uint32_t k = 0; k < kChunkChannels; ++k) {
-        loaded[s][k] = raw[s].At(k);
-        finite &= IsFinite(loaded[s][k]);
-      }
+    const bool sink = tile.data.plans[tile.block_in_tile].first_token == 0 && token < kSinkTokens;
+    // Sums that are numbers, and small, are of numbers that are.
+    if (sink || !(energy.x < kResidualMax * kResidualMax) || !IsFinite(energy.y)) {
+      Rare(SourceOf(tile.data, tile.block_in_tile), r, own_, tile.block, token, sink, packed);
+      if (sink) energy = {0, 0};
     }
-    if (data.tile.turn != kTurnNone) Unturn(data.tile, first_token + token, loaded);
-    float2 energy = {0, 0};
-    bool beyond = false;
+    uint16_t* to = own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
 #pragma unroll
-    for (uint32_t s = 0; s < 4; ++s) {
-      const ChunkFactors mean(data.mean, s), weight(data.factor, s);
-      uint32_t words[kChunkChannels / 2];
-      float left[kChunkChannels];
-#pragma unroll
-      for (uint32_t k = 0; k < kChunkChannels; ++k) {
-        const float scale = weight.values[k] * own_.inverse_step;
-        left[k] = (loaded[s][k] - tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2]) * scale;
-        const float plain = (loaded[s][k] - mean.values[k]) * scale;
-        energy.x += left[k] * left[k];
-        energy.y += plain * plain;
-        const bool fits = fabsf(left[k]) < kResidualMax;  // No NaN does.
-        beyond |= !fits;
-        if (!fits || sink) left[k] = 0;
-      }
-#pragma unroll
-      for (uint32_t w = 0; w < kChunkChannels / 2; ++w) {
-        const __half2 two = __floats2half2_rn(left[2 * w], left[2 * w + 1]);
-        words[w] = reinterpret_cast<const uint32_t&>(two);
-      }
-      uint16_t* to = own_.residuals + at * own_.stride + tile.channels * kTileChannels + (4 * s + lane_ % 4) * kChunkChannels;
-      *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
-    }
+    for (uint32_t s = 0; s < 4; ++s) *reinterpret_cast<uint4*>(to + 4 * s * kChunkChannels) = packed[s];
 #pragma unroll
     for (uint32_t apart = 1; apart < 4; apart *= 2) {
       energy.x += __shfl_xor_sync(~0u, energy.x, apart);
       energy.y += __shfl_xor_sync(~0u, energy.y, apart);
     }
-    if (lane_ % 4 == 0) {
-      own_.energies[size_t{tile.channels} * params_.blocks * kBlockTokens + at] = sink ? float2{0, 0} : energy;
-    }
-    if (!finite) atomicOr(own_.faults + tile.block, kEncodeNotFinite);
-    if (finite && beyond && !sink) atomicOr(own_.exact + tile.block, 1ull << token);
+    if (lane_ % 4 == 0) own_.energies[size_t{tile.channels} * params_.blocks * kBlockTokens + at] = energy;
   }
 
-  // Undoes Scatter's Turn (restore_product.cu), up to rounding.
-  __device__ __forceinline__ void Unturn(const ProductTile& tile, uint32_t position,
-                                         float (&loaded)[4][kChunkChannels]) const {
-    const DeviceRotary rotary = params_.rotaries[tile.rotary];
-    const size_t at = size_t{position} * rotary.pairs;
-    const bool halves = tile.turn == kTurnHalves;
+  // Zeros for what is no number of fp16, and for sinks; says what cannot be encoded so.
+  __device__ __noinline__ static void Rare(const Source source, uint32_t r, const Params& own, uint32_t block,
+                                           uint32_t token, bool sink, uint4 (&packed)[4]) {
+    bool beyond = false, finite = true;
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
-      const ChunkTarget& target = tile.chunks[4 * s + lane_ % 4];
-      if (target.part < 0 || (halves && s >= 2)) continue;
+      uint32_t words[4] = {packed[s].x, packed[s].y, packed[s].z, packed[s].w};
+#pragma unroll
+      for (uint32_t w = 0; w < 4; ++w) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; ++half) {
+          const bool number = (words[w] >> 16 * half & 0x7c00) != 0x7c00;
+          beyond |= !number;
+          if (!number || sink) words[w] &= ~(0xffffu << 16 * half);
+        }
+      }
+      packed[s] = {words[0], words[1], words[2], words[3]};
+      if (source.chunks[s] < 0) continue;
+      const Raw raw = Raw::Load((r == 0 ? source.tokens[0] : source.tokens[1]) + source.chunks[s], source.dim);
+#pragma unroll
+      for (uint32_t k = 0; k < kChunkChannels; ++k) finite &= IsFinite(raw.At(k));
+    }
+    if (!finite) atomicOr(own.faults + block, kEncodeNotFinite);
+    if (finite && beyond && !sink) atomicOr(own.exact + block, 1ull << token);
+  }
+
+  // Undoes Scatter's Turn (restore_product.cu), up to rounding, in the chunks 4 s + lane % 4 and 8 on.
+  __device__ __forceinline__ void Unturn(const product::TileValues& tile, const DeviceRotary& rotary, uint32_t r,
+                                         uint32_t s, float (&loaded)[2][kChunkChannels]) const {
+    const ProductTile& turned = tile.data.tile;
+    const uint32_t position = tile.data.plans[tile.block_in_tile].first_token + RowOfThread() + 8 * r;
+    const size_t at = size_t{position} * rotary.pairs;
+    const float undo = rotary.undo;
+    const bool halves = turned.turn == kTurnHalves;
+#pragma unroll
+    for (uint32_t c = 0; c < 2; ++c) {
+      const ChunkTarget& target = turned.chunks[4 * (s + 2 * c) + lane_ % 4];
+      if (target.part < 0 || (halves && c == 1)) continue;
       const float4* cosines = reinterpret_cast<const float4*>(rotary.cosine + at + target.pair);
       const float4* sines = reinterpret_cast<const float4*>(rotary.sine + at + target.pair);
 #pragma unroll
       for (uint32_t four = 0; four < 2; ++four) {
         if (!halves && four == 1) continue;
-        const float4 c = __ldg(cosines + four), d = __ldg(sines + four);
-        const float cosine[4] = {c.x, c.y, c.z, c.w}, sine[4] = {d.x, d.y, d.z, d.w};
+        const float4 x = __ldg(cosines + four), y = __ldg(sines + four);
+        const float cosine[4] = {x.x, x.y, x.z, x.w}, sine[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
         for (uint32_t k = 0; k < 4; ++k) {
           if (halves) {
-            if (s < 2) Unturn(cosine[k], sine[k], rotary.undo, &loaded[s][4 * four + k], &loaded[s + 2 < 4 ? s + 2 : 3][4 * four + k]);
+            Unturn(cosine[k], sine[k], undo, &loaded[0][4 * four + k], &loaded[1][4 * four + k]);
           } else {
-            Unturn(cosine[k], sine[k], rotary.undo, &loaded[s][2 * k], &loaded[s][2 * k + 1]);
+            Unturn(cosine[k], sine[k], undo, &loaded[c][2 * k], &loaded[c][2 * k + 1]);
           }
         }
       }

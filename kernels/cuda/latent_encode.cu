@@ -43,7 +43,83 @@ __device__ void LoadTables(const CodingParams& params, Shared* shared) {
   __syncthreads();
 }
 
+// Of an address in shared memory, which has 32 bits. The tables are written before any is read, and not again.
+__device__ __forceinline__ uint32_t SharedByte(uint32_t address) {
+  uint32_t value;
+  asm("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+__device__ __forceinline__ uint2 SharedPair(uint32_t address) {
+  uint2 value;
+  asm("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+  return value;
+}
+
 __device__ __forceinline__ void Put16(uint8_t* to, uint32_t value) { to[0] = value, to[1] = value >> 8; }
+
+template <DType kDType>
+__device__ __forceinline__ Stored<kDType> ValueAt(const CodingParams& params, uint32_t part, uint32_t block, uint32_t token,
+                                                  uint32_t head, uint32_t dim) {
+  const DevicePart& pages = params.parts[part];
+  const TokenSlot slot = params.slots[size_t{block} * kBlockTokens + token];
+  return *reinterpret_cast<const Stored<kDType>*>(pages.base + slot.page * pages.page + slot.offset * pages.token +
+                                                  head * pages.head + dim * pages.dim);
+}
+
+// What is rare is out of line. A token's values as the engine holds them, by a warp.
+template <DType kDType>
+__device__ __noinline__ void PutToken(const CodingParams& params, uint32_t first_part, uint32_t last_part, uint32_t block,
+                                      uint32_t token, uint8_t* to) {
+  using Value = Stored<kDType>;
+  for (uint32_t part = first_part; part < last_part; ++part) {
+    const uint32_t dims = params.layers[part / 2].head_dim, count = params.layers[part / 2].kv_heads * dims;
+    for (uint32_t i = threadIdx.x % kWarp; i < count; i += kWarp) {
+      const Value value = ValueAt<kDType>(params, part, block, token, i / dims, i % dims);
+      for (uint32_t b = 0; b < sizeof(Value); ++b) to[i * sizeof(Value) + b] = value >> 8 * b;
+    }
+    to += count * sizeof(Value);
+  }
+}
+
+// As WriteSinks of codec/sinks.h.
+template <DType kDType>
+__device__ __noinline__ void PutSinks(const CodingParams& params, uint32_t first_part, uint32_t last_part, uint32_t block,
+                                      uint8_t* to) {
+  const uint32_t lane = threadIdx.x % kWarp;
+  for (uint32_t part = first_part; part < last_part; ++part) {
+    const uint32_t heads = params.layers[part / 2].kv_heads, dims = params.layers[part / 2].head_dim;
+    for (uint32_t i = 0; i < kSinkTokens * heads; ++i, to += sizeof(float) + dims) {
+      const auto value = [&](uint32_t d) {
+        return ToFloat<kDType>(ValueAt<kDType>(params, part, block, i / heads, i % heads, d));
+      };
+      float largest = 0;
+      for (uint32_t d = lane; d < dims; d += kWarp) largest = fmaxf(largest, fabsf(value(d)));
+      for (int apart = 16; apart > 0; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
+      const float scale = __fdiv_rn(largest, 127);
+      for (uint32_t d = lane; d < dims; d += kWarp) {
+        const float q = scale > 0 ? rintf(__fdiv_rn(value(d), scale)) : 0;
+        to[sizeof(float) + d] = static_cast<int8_t>(fminf(fmaxf(q, -127), 127));
+      }
+      if (lane < sizeof(float)) to[lane] = __float_as_uint(scale) >> 8 * lane;
+    }
+  }
+}
+
+// Latents of a lane's eight symbols, the first of which comes last in the section: bit i of `mine` says that symbol i
+// escapes. Symbol i is at row row - i / 2 and half 1 - i % 2.
+__device__ __noinline__ void PutEscapes(uint32_t mine, uint4 latents, uint32_t row, Escape* to) {
+  const uint32_t lane = threadIdx.x % kWarp;
+  const uint32_t pairs[4] = {latents.x, latents.y, latents.z, latents.w};
+#pragma unroll
+  for (uint32_t i = 0; i < 8; ++i) {
+    const uint32_t here = __ballot_sync(~0u, mine >> i & 1);
+    if (mine >> i & 1) {
+      const int32_t latent = static_cast<int16_t>(pairs[i / 2] >> 16 * (i % 2));
+      to[__popc(here & ~((1u << lane) - 1)) - 1] = {(row - i / 2) * kBlockTokens + (1 - i % 2) * kWarp + lane, latent};
+    }
+    to += __popc(here);
+  }
+}
 
 // One section, by a warp. Token t of half h is 32 h + lane. It grows from the end of its room, which is what the coder
 // writes last to first; escapes wait at the room's beginning.
@@ -53,7 +129,7 @@ class SectionEncoder {
   __device__ __forceinline__ SectionEncoder(const CodingParams& params, const Shared& shared, uint32_t group,
                                             uint32_t block)
       : params_(params),
-        shared_(shared),
+        shared_(static_cast<uint32_t>(__cvta_generic_to_shared(&shared))),
         group_(params.group[group]),
         lane_(threadIdx.x % kWarp),
         block_(block),
@@ -119,7 +195,7 @@ class SectionEncoder {
 #pragma unroll
         for (uint32_t j = 0; j < kContextRows; ++j) {
           const uint32_t magnitude = abs(latents.At(j));
-          const uint32_t limit = shared_.magnitude_max[Shifted(classes[j / 4] >> 8 * (j % 4) & 255, shifts[h])];
+          const uint32_t limit = Limit(Shifted(classes[j / 4] >> 8 * (j % 4) & 255, shifts[h]));
           const bool escapes_here = magnitude > limit;
           magnitudes[h] += escapes_here ? kMagnitudeMax + 1 : magnitude;
           escapes += escapes_here;
@@ -152,12 +228,17 @@ class SectionEncoder {
     }
   }
 
+  __device__ __forceinline__ uint32_t Limit(uint32_t c) const {
+    return SharedByte(shared_ + sizeof(uint2) * kLatentClasses * kClassStride + c);
+  }
+
   // Backwards: the words before `at`, then the states before them. False if they do not fit the room.
   __device__ __forceinline__ bool Code(uint8_t** at) {
     uint8_t* const least = room_ + size_t{escapes_} * sizeof(Escape) + kLookBytesMax + kStateBytes;
     if (least > *at) return false;
     uint16_t* words = reinterpret_cast<uint16_t*>(*at);
-    uint32_t x = kStart, escaped = 0;
+    uint32_t x = kStart;
+    Escape* escapes = reinterpret_cast<Escape*>(room_);
     for (uint32_t look = (used_ + kContextRows - 1) / kContextRows; look-- > 0;) {
       if (reinterpret_cast<uint8_t*>(words) < least) return false;
       const uint32_t row = look * kContextRows;
@@ -172,16 +253,7 @@ class SectionEncoder {
       // Not unrolled, for the instruction cache: the last four rows are taken, and the others move up.
 #pragma unroll 1
       for (uint32_t i = 4; i-- > 0;) {
-#pragma unroll
-        for (uint32_t j = 4; j-- > 0;) {
-          const uint32_t place = row + 4 * i + j;
-          if (place >= used_) continue;
-#pragma unroll
-          for (uint32_t h = 2; h-- > 0;) {
-            const uint32_t c = Shifted(classes[3] >> 8 * j & 255, shifts[h]);
-            Symbol(c, latents[h].At(12 + j), place * kBlockTokens + h * kWarp + lane_, &x, &words, &escaped);
-          }
-        }
+        FourRows(row + 4 * i, classes[3], latents, shifts, &x, &words, &escapes);
         classes[3] = classes[2], classes[2] = classes[1], classes[1] = classes[0];
 #pragma unroll
         for (uint32_t h = 0; h < 2; ++h) {
@@ -199,31 +271,47 @@ class SectionEncoder {
     return true;
   }
 
-  __device__ __forceinline__ void Symbol(uint32_t c, int32_t q, uint32_t place, uint32_t* state, uint16_t** words,
-                                         uint32_t* escaped) const {
-    const bool escapes = abs(q) > shared_.magnitude_max[c];
-    const uint32_t symbol = escapes ? kEscapeSymbol : q < 0 ? -2 * q - 1 : 2 * q;
-    const uint2 range = shared_.ranges[c * kClassStride + symbol];
-    const uint32_t frequency = range.x & 0xffff, below = (1u << lane_) - 1;
-    if (const uint32_t here = __ballot_sync(~0u, escapes); here != 0) {
-      // Last first, as all that is written here.
-      if (escapes) {
-        reinterpret_cast<Escape*>(room_)[*escaped + __popc(here & ~below) - 1] = {place, q};
-      }
-      *escaped += __popc(here);
+  // Rows [row, row + 4) as far as they are used, the last four of `latents`. What no state is needed for comes first, so
+  // that the chain of states waits for nothing else.
+  __device__ __forceinline__ void FourRows(uint32_t row, uint32_t classes, const Latents (&latents)[2],
+                                           const int (&shifts)[2], uint32_t* state, uint16_t** words,
+                                           Escape** escapes) const {
+    uint2 ranges[8];
+    uint32_t mine = 0, pairs[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 8; ++i) {
+      const uint32_t j = 3 - i / 2, h = 1 - i % 2;
+      const uint32_t c = Shifted(classes >> 8 * j & 255, shifts[h]);
+      const int32_t q = latents[h].At(12 + j);
+      const bool escape = static_cast<uint32_t>(abs(q)) > Limit(c);
+      const uint32_t symbol = escape ? kEscapeSymbol : q < 0 ? -2 * q - 1 : 2 * q;
+      ranges[i] = SharedPair(shared_ + sizeof(uint2) * (c * kClassStride + symbol));
+      mine |= uint32_t{escape} << i;
+      pairs[i / 2] = i % 2 == 0 ? q & 0xffff : pairs[i / 2] | q << 16;
+    }
+    if (__any_sync(~0u, mine != 0)) {
+      PutEscapes(mine, {pairs[0], pairs[1], pairs[2], pairs[3]}, row + 3, *escapes);
+      *escapes += __reduce_add_sync(~0u, __popc(mine));
     }
     uint32_t x = *state;
-    const bool emits = x >> (32 - kProbabilityBits) >= frequency;
-    const uint32_t emitting = __ballot_sync(~0u, emits);
-    *words -= __popc(emitting);
-    if (emits) {
-      (*words)[__popc(emitting & below)] = x;
-      x >>= 16;
+    const uint32_t below = (1u << lane_) - 1;
+#pragma unroll
+    for (uint32_t i = 0; i < 8; ++i) {
+      if (row + 3 - i / 2 >= used_) continue;
+      const uint32_t frequency = ranges[i].x & 0xffff;
+      const bool emits = x >> (32 - kProbabilityBits) >= frequency;
+      const uint32_t emitting = __ballot_sync(~0u, emits);
+      *words -= __popc(emitting);
+      if (emits) (*words)[__popc(emitting & below)] = x;
+      x = emits ? x >> 16 : x;
+      // One too few at most.
+      uint32_t quotient = __umulhi(x, ranges[i].y), rest = x - quotient * frequency;
+      const bool more = rest >= frequency;
+      quotient += more;
+      rest -= more ? frequency : 0;
+      x = (quotient << kProbabilityBits) + rest + (ranges[i].x >> 16);
     }
-    // One too few at most.
-    uint32_t quotient = __umulhi(x, range.y), rest = x - quotient * frequency;
-    if (rest >= frequency) ++quotient, rest -= frequency;
-    *state = (quotient << kProbabilityBits) + rest + (range.x >> 16);
+    *state = x;
   }
 
   // What comes before the states, which begin at `at`. False if it does not fit.
@@ -252,10 +340,10 @@ class SectionEncoder {
     }
     to += count;
     for (unsigned long long left = exact; left != 0; left &= left - 1) {
-      PutToken(__ffsll(left) - 1, to);
+      PutToken<kDType>(params_, 2 * group_.first_layer, 2 * group_.last_layer, block_, __ffsll(left) - 1, to);
       to += group_.exact_token_bytes;
     }
-    if (stored != 0) PutSinks(to);
+    if (stored != 0) PutSinks<kDType>(params_, 2 * group_.first_layer, 2 * group_.last_layer, block_, to);
     to += stored;
     __syncwarp();
     for (uint32_t i = lane_; i < escapes_; i += kWarp) {
@@ -268,48 +356,8 @@ class SectionEncoder {
     return true;
   }
 
-  using Value = Stored<kDType>;
-  __device__ __forceinline__ Value At(uint32_t part, uint32_t token, uint32_t head, uint32_t dim) const {
-    const DevicePart& pages = params_.parts[part];
-    const TokenSlot slot = params_.slots[size_t{block_} * kBlockTokens + token];
-    return *reinterpret_cast<const Value*>(pages.base + slot.page * pages.page + slot.offset * pages.token +
-                                           head * pages.head + dim * pages.dim);
-  }
-
-  __device__ __noinline__ void PutToken(uint32_t token, uint8_t* to) const {
-    for (uint32_t part = 2 * group_.first_layer; part < 2 * group_.last_layer; ++part) {
-      const uint32_t dims = params_.layers[part / 2].head_dim, count = params_.layers[part / 2].kv_heads * dims;
-      for (uint32_t i = lane_; i < count; i += kWarp) {
-        const Value value = At(part, token, i / dims, i % dims);
-        for (uint32_t b = 0; b < sizeof(Value); ++b) to[i * sizeof(Value) + b] = value >> 8 * b;
-      }
-      to += count * sizeof(Value);
-    }
-  }
-
-  // As WriteSinks of codec/sinks.h.
-  __device__ __noinline__ void PutSinks(uint8_t* to) const {
-    for (uint32_t part = 2 * group_.first_layer; part < 2 * group_.last_layer; ++part) {
-      const uint32_t heads = params_.layers[part / 2].kv_heads, dims = params_.layers[part / 2].head_dim;
-      for (uint32_t i = 0; i < kSinkTokens * heads; ++i, to += sizeof(float) + dims) {
-        float largest = 0;
-        for (uint32_t d = lane_; d < dims; d += kWarp) {
-          largest = fmaxf(largest, fabsf(ToFloat<kDType>(At(part, i / heads, i % heads, d))));
-        }
-        for (int apart = 16; apart > 0; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
-        const float scale = __fdiv_rn(largest, 127);
-        for (uint32_t d = lane_; d < dims; d += kWarp) {
-          const float value = ToFloat<kDType>(At(part, i / heads, i % heads, d));
-          const float q = scale > 0 ? rintf(__fdiv_rn(value, scale)) : 0;
-          to[sizeof(float) + d] = static_cast<int8_t>(fminf(fmaxf(q, -127), 127));
-        }
-        if (lane_ < sizeof(float)) to[lane_] = __float_as_uint(scale) >> 8 * lane_;
-      }
-    }
-  }
-
   const CodingParams& params_;
-  const Shared& shared_;
+  const uint32_t shared_;  // The address of Shared.
   const CodingGroup group_;
   const uint32_t lane_, block_;
   const size_t section_;

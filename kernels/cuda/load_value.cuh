@@ -24,34 +24,33 @@ template <DType kDType>
 struct RawChunk {
   using Value = Stored<kDType>;
   static constexpr uint32_t kBytes = kChunkChannels * sizeof(Value), kPerWord = 4 / sizeof(Value);
+  static constexpr uint32_t kAlignment = kBytes < 16 ? kBytes : 16;
   uint32_t words[kBytes / 4];
 
-  // Zeros.
-  __device__ __forceinline__ void Clear() {
-#pragma unroll
-    for (uint32_t w = 0; w < kBytes / 4; ++w) words[w] = 0;
-  }
-  // From `from` on, `stride` bytes apart.
-  __device__ __forceinline__ void Load(const uint8_t* from, int64_t stride) {
-    constexpr uint32_t kAlignment = kBytes < 16 ? kBytes : 16;
-    if (stride == sizeof(Value) && reinterpret_cast<uintptr_t>(from) % kAlignment == 0) {
-      if constexpr (kAlignment == 8) {
-        const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
-        words[0] = two.x, words[1] = two.y;
-      } else {
-#pragma unroll
-        for (uint32_t w = 0; w < kBytes / 4; w += 4) {
-          const uint4 four = __ldcs(reinterpret_cast<const uint4*>(from + 4 * w));
-          words[w] = four.x, words[w + 1] = four.y, words[w + 2] = four.z, words[w + 3] = four.w;
-        }
-      }
+  // From `from` on, a multiple of kAlignment.
+  __device__ __forceinline__ static RawChunk Load(const uint8_t* from) {
+    RawChunk chunk;
+    if constexpr (kAlignment == 8) {
+      const uint2 two = __ldcs(reinterpret_cast<const uint2*>(from));
+      chunk.words[0] = two.x, chunk.words[1] = two.y;
     } else {
-      Clear();
 #pragma unroll
-      for (uint32_t k = 0; k < kChunkChannels; ++k) {
-        words[k / kPerWord] |= uint32_t{*reinterpret_cast<const Value*>(from + k * stride)} << 8 * sizeof(Value) * (k % kPerWord);
+      for (uint32_t w = 0; w < kBytes / 4; w += 4) {
+        const uint4 four = __ldcs(reinterpret_cast<const uint4*>(from + 4 * w));
+        chunk.words[w] = four.x, chunk.words[w + 1] = four.y, chunk.words[w + 2] = four.z, chunk.words[w + 3] = four.w;
       }
     }
+    return chunk;
+  }
+  // From `from` on, `stride` bytes apart.
+  __device__ __noinline__ static RawChunk Load(const uint8_t* from, int64_t stride) {
+    RawChunk chunk = {};
+#pragma unroll
+    for (uint32_t k = 0; k < kChunkChannels; ++k) {
+      const uint32_t value = *reinterpret_cast<const Value*>(from + k * stride);
+      chunk.words[k / kPerWord] |= value << 8 * sizeof(Value) * (k % kPerWord);
+    }
+    return chunk;
   }
   // `k` is known to the compiler.
   __device__ __forceinline__ float At(uint32_t k) const {

@@ -207,7 +207,7 @@ inline std::vector<Shape> Shapes() {
   shapes.push_back({.name = "LaterInTheChain", .blocks = 4, .first_block = 5, .page_tokens = 256});
   shapes.push_back({.name = "LargeLatents", .blocks = 12, .scale = 90});
   shapes.push_back({.name = "SomeLargeLatents", .blocks = 12, .scale = 45});
-  shapes.push_back({.name = "ManyGroups", .layers = 6, .layers_per_group = 1, .rank = 100, .blocks = 1});
+  shapes.push_back({.name = "ManyGroups", .kv_heads = 4, .layers = 6, .layers_per_group = 1, .rank = 100, .blocks = 1});
   shapes.push_back({.name = "Damaged", .blocks = 200, .damage = 2});
   return shapes;
 }
