@@ -1,6 +1,6 @@
-// Encodes on a GPU, as a share of the prefill that computes the same tokens: keys and values in pages to frames in pinned
-// memory. Pages hold what synthetic sections (cuda_model.h) restore to. The prefill's time is the FLOPs of Llama-3.1-8B
-// over cuBLAS's rate in bf16, measured in the same run.
+// Encodes on a GPU, as a share of the prefill that computes the same tokens: keys and values in pages to frames in
+// pinned memory. Pages hold what synthetic sections (cuda_model.h) restore to. The prefill's time is the FLOPs of
+// Llama-3.1-8B over cuBLAS's rate in bf16, measured in the same run.
 //
 //     latentkv_cuda_encode_bench BASIS [PROFILE [TOKENS [BLOCKS_AT_ONCE]]]
 #include <cublas_v2.h>
@@ -78,16 +78,19 @@ Engine MakeEngine(const Basis& basis, uint32_t tokens) {
   std::shuffle(page_ids.begin() + kBlockTokens / kPageTokens, page_ids.end(), random);
   const int64_t row = kHeads * kDims * 2, page_bytes = row * kPageTokens;
   for (uint32_t p = 0; p < 2 * kLayers; ++p) {
-    engine.parts.push_back({engine.memory.data() + p * (raw_bytes / kLayers / 2) - kBlockTokens / kPageTokens * page_bytes,
-                            page_bytes, row, kDims * 2, 2});
+    engine.parts.push_back(
+        {engine.memory.data() + p * (raw_bytes / kLayers / 2) - kBlockTokens / kPageTokens * page_bytes, page_bytes,
+         row, kDims * 2, 2});
   }
   engine.slots.resize(tokens / kBlockTokens);
   for (uint32_t b = 0; b < engine.slots.size(); ++b) {
     const uint32_t first = (b + 1) * kBlockTokens;
     for (uint32_t t = 0; t < kBlockTokens; ++t) {
-      engine.slots[b].push_back({static_cast<uint32_t>(page_ids[(first + t) / kPageTokens]), (first + t) % kPageTokens});
+      engine.slots[b].push_back(
+          {static_cast<uint32_t>(page_ids[(first + t) / kPageTokens]), (first + t) % kPageTokens});
     }
-    engine.blocks.push_back({first, absl::MakeConstSpan(engine.chain).first(first + kBlockTokens), -1, engine.slots[b]});
+    engine.blocks.push_back(
+        {first, absl::MakeConstSpan(engine.chain).first(first + kBlockTokens), -1, engine.slots[b]});
   }
   return engine;
 }
@@ -198,19 +201,22 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
   }
 
   const double rate = ProductRate(tokens, stream);
-  const double weights_ms = WeightFlops(tokens) / rate / 1e9, prefill_ms = weights_ms + AttentionFlops(tokens) / rate / 1e9;
+  const double weights_ms = WeightFlops(tokens) / rate / 1e9,
+               prefill_ms = weights_ms + AttentionFlops(tokens) / rate / 1e9;
   cudaDeviceProp properties;
   Check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
-  std::printf("%s, %s, %u tokens, %u at once, %.0f bytes a token (%.1f times smaller)\n", properties.name, profile.c_str(),
-              tokens, at_once * kBlockTokens, static_cast<double>(frame_bytes) / count / kBlockTokens,
+  std::printf("%s, %s, %u tokens, %u at once, %.0f bytes a token (%.1f times smaller)\n", properties.name,
+              profile.c_str(), tokens, at_once * kBlockTokens, static_cast<double>(frame_bytes) / count / kBlockTokens,
               static_cast<double>(basis->geometry().BytesPerToken()) * count * kBlockTokens / frame_bytes);
   std::printf("cuBLAS bf16                 %8.0f TFLOP/s\n", rate);
   std::printf("prefill at that rate        %8.1f ms, of which weights %.1f ms\n", prefill_ms, weights_ms);
   std::printf("encoding                    %8.3f ms  %.4f of the prefill, %.4f of its weights alone\n", encode_ms,
               encode_ms / prefill_ms, encode_ms / weights_ms);
-  std::printf("headers and checksums       %8.3f ms  on %u cores of the host\n", seal_ms, std::thread::hardware_concurrency());
-  std::printf("latents of 3 blocks         %llu of %llu differ from those that the pages were restored from; loss %.4g\n",
-              static_cast<unsigned long long>(different), static_cast<unsigned long long>(latents), loss);
+  std::printf("headers and checksums       %8.3f ms  on %u cores of the host\n", seal_ms,
+              std::thread::hardware_concurrency());
+  std::printf(
+      "latents of 3 blocks         %llu of %llu differ from those that the pages were restored from; loss %.4g\n",
+      static_cast<unsigned long long>(different), static_cast<unsigned long long>(latents), loss);
   std::printf("device memory: encoder %.1f MB beside the basis's %.1f MB, scratch %.1f MB; opened in %.1f s\n",
               device_encoder->bytes() / 1e6, device_basis->bytes() / 1e6, encoder->bytes() / 1e6, open_s);
   if (different > latents / 50) std::exit(1);

@@ -1,6 +1,6 @@
-// The model that the benches of a GPU measure: Llama-3.1-8B's geometry. Its basis and latents are synthetic: the spectrum
-// is that of a real basis at a profile, stretched over the channels; matrices are random, latents Laplace with tokens of
-// different activity.
+// The model that the benches of a GPU measure: Llama-3.1-8B's geometry. Its basis and latents are synthetic: the
+// spectrum is that of a real basis at a profile, stretched over the channels; matrices are random, latents Laplace with
+// tokens of different activity.
 #ifndef LATENTKV_BENCH_CUDA_MODEL_H_
 #define LATENTKV_BENCH_CUDA_MODEL_H_
 
@@ -22,7 +22,8 @@
 
 namespace latentkv::cuda {
 
-inline constexpr uint32_t kLayers = 32, kHeads = 8, kDims = 128, kLayersPerGroup = 4, kGroups = kLayers / kLayersPerGroup;
+inline constexpr uint32_t kLayers = 32, kHeads = 8, kDims = 128, kLayersPerGroup = 4,
+                          kGroups = kLayers / kLayersPerGroup;
 inline constexpr uint32_t kGroupChannels = kLayersPerGroup * 2 * kHeads * kDims, kPageTokens = 16;
 inline constexpr uint32_t kDrawnBlocks = 16;  // Different ones; the others repeat their latents.
 inline constexpr int kRuns = 15;

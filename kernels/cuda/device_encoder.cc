@@ -82,7 +82,8 @@ HostGroup MakeHostGroup(const BasisView& view, const DeviceBasis& basis, uint32_
     for (uint32_t at = 0; at < group.columns; ++at) {
       row[at] = channels[at] < 0 ? 0 : value(r, channels[at]) / group.column_scale[r];
     }
-    FromFloat(DType::kFp16, row.data(), row.size(), reinterpret_cast<uint8_t*>(group.encoder.data() + size_t{n} * group.columns));
+    FromFloat(DType::kFp16, row.data(), row.size(),
+              reinterpret_cast<uint8_t*>(group.encoder.data() + size_t{n} * group.columns));
   }
   return group;
 }

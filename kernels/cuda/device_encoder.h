@@ -26,9 +26,9 @@ struct EncoderGroup {
 // Immutable. Of the device that was current when it was made.
 class DeviceEncoder {
  public:
-  // Asks for the encoders of all groups, which takes seconds for a large basis, on as many threads as there are cores or
-  // groups. `view` and `basis` are used until it returns, but for view.live_rank, which is kept. FailedPrecondition for
-  // a basis without an encoder, Unimplemented for one whose weights do not say what its sensitivities need,
+  // Asks for the encoders of all groups, which takes seconds for a large basis, on as many threads as there are cores
+  // or groups. `view` and `basis` are used until it returns, but for view.live_rank, which is kept. FailedPrecondition
+  // for a basis without an encoder, Unimplemented for one whose weights do not say what its sensitivities need,
   // ResourceExhausted.
   static absl::StatusOr<std::unique_ptr<DeviceEncoder>> Create(const BasisView& view, const DeviceBasis& basis);
 

@@ -1,5 +1,4 @@
 #include "kernels/cuda/encode_product.h"
-
 #include "kernels/cuda/load_value.cuh"
 #include "kernels/cuda/product_pipeline.cuh"
 
@@ -9,14 +8,14 @@ namespace {
 // What fp16 holds.
 constexpr float kResidualMax = 65504;
 
-__device__ __forceinline__ bool IsFinite(float value) {
-  return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
-}
+__device__ __forceinline__ bool IsFinite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
 // Four floats of an address in shared memory, which has 32 bits.
 __device__ __forceinline__ float4 SharedFour(uint32_t address) {
   float4 four;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w) : "r"(address));
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+               : "r"(address));
   return four;
 }
 
@@ -52,7 +51,8 @@ struct Source {
   int64_t chunks[4];         // From there; negative: there is none.
   int64_t dim;
 
-  __device__ __forceinline__ Source(const DevicePart& part, const ProductTile& tile, const TokenSlot* slots) : dim(part.dim) {
+  __device__ __forceinline__ Source(const DevicePart& part, const ProductTile& tile, const TokenSlot* slots)
+      : dim(part.dim) {
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
       const TokenSlot slot = slots[8 * r];
@@ -292,7 +292,8 @@ class Loss {
 #pragma unroll
         for (uint32_t k = 0; k < kChunkChannels; ++k) {
           const float residual = __half2float(__ushort_as_half(static_cast<uint16_t>(halves[k / 2] >> 16 * (k % 2))));
-          const float left = residual * (own_.step * unweigh.values[k]) - tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
+          const float left =
+              residual * (own_.step * unweigh.values[k]) - tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
           loss += sensitivity.values[k] * (left * left);
         }
       }
@@ -321,10 +322,14 @@ absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params,
                                                     "forming residuals on the device");
   };
   switch (dtype) {
-    case DType::kBf16: return launch.template operator()<DType::kBf16>();
-    case DType::kFp16: return launch.template operator()<DType::kFp16>();
-    case DType::kFp32: return launch.template operator()<DType::kFp32>();
-    case DType::kFp8E4M3: return launch.template operator()<DType::kFp8E4M3>();
+    case DType::kBf16:
+      return launch.template operator()<DType::kBf16>();
+    case DType::kFp16:
+      return launch.template operator()<DType::kFp16>();
+    case DType::kFp32:
+      return launch.template operator()<DType::kFp32>();
+    case DType::kFp8E4M3:
+      return launch.template operator()<DType::kFp8E4M3>();
   }
   return absl::InvalidArgumentError("pages of an unknown type");
 }

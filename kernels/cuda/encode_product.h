@@ -1,5 +1,5 @@
-// The two products of encoding that use a group's decoder (product_pipeline.cuh): what prediction leaves of the engine's
-// values, and the loss that the quantized latents of that leave.
+// The two products of encoding that use a group's decoder (product_pipeline.cuh): what prediction leaves of the
+// engine's values, and the loss that the quantized latents of that leave.
 #ifndef LATENTKV_KERNELS_CUDA_ENCODE_PRODUCT_H_
 #define LATENTKV_KERNELS_CUDA_ENCODE_PRODUCT_H_
 
@@ -24,11 +24,11 @@ enum EncodeFault : uint32_t {
 // [blocks * kBlockTokens][tile_count * kTileChannels], chunk i of a tile at its channels 8 i and on.
 struct ResidualParams {
   uint16_t* residuals;
-  uint64_t stride;                // Elements.
+  uint64_t stride;  // Elements.
   float inverse_step;
-  float2* energies;               // [tile_count][blocks * kBlockTokens]: of a token's residuals, and of what means leave
-  unsigned long long* exact;      // [blocks], bit t set: token t is beyond what residuals hold
-  uint32_t* faults;               // [blocks]
+  float2* energies;           // [tile_count][blocks * kBlockTokens]: of a token's residuals, and of what means leave
+  unsigned long long* exact;  // [blocks], bit t set: token t is beyond what residuals hold
+  uint32_t* faults;           // [blocks]
 };
 // Writes those of blocks whose plan is valid; params.factor is the root of the weights. Sinks leave nothing.
 absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params, const ResidualParams& residuals,

@@ -1,9 +1,8 @@
-#include "kernels/cuda/encode_project.h"
-
 #include <algorithm>
 
 #include "kernels/cuda/check_launch.h"
 #include "kernels/cuda/encode_product.h"
+#include "kernels/cuda/encode_project.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/product_pipeline.cuh"
 #include "kernels/latents.h"
@@ -21,7 +20,7 @@ using product::Stage;
 
 // Channels of fp16 in a stage's rows.
 constexpr uint32_t kStageChannels = kRankTile / sizeof(uint16_t);
-constexpr uint32_t kThreadLatents = 32;  // Of a tile's, for each of a thread's two tokens.
+constexpr uint32_t kThreadLatents = 32;   // Of a tile's, for each of a thread's two tokens.
 constexpr int32_t kMagnitudeBound = 256;  // kLatentMagnitudeMax of codec/latent_section.h
 constexpr float kClamp = 300;             // Any above the bound will do, as long as a byte and a rest hold it.
 constexpr uint16_t kRestInTheMaking = 0xfffe;
@@ -150,7 +149,8 @@ class Consumer {
         bytes[j / 4] |= (q - 2 * rest & 255) << 8 * (j % 4);
         highs[j / 4] |= (rest & 255) << 8 * (j % 4);
       }
-      int8_t* to = params_.latents + (size_t{block} * kBlockTokens + token) * params_.latent_stride + params_.column + first;
+      int8_t* to =
+          params_.latents + (size_t{block} * kBlockTokens + token) * params_.latent_stride + params_.column + first;
       *reinterpret_cast<uint4*>(to) = {bytes[0], bytes[1], bytes[2], bytes[3]};
       *reinterpret_cast<uint4*>(to + 16) = {bytes[4], bytes[5], bytes[6], bytes[7]};
       if (__any_sync(~0u, largest > static_cast<int32_t>(kMagnitudeMax))) {

@@ -1,6 +1,6 @@
-// Residuals to quantized latents on the device: the product with a group's encoder in fp16 on the tensor cores, rounding
-// as its epilogue. The latents are as the CPU's but where those lie within rounding of a half: sums of floats are not
-// exact, and a frame says what it was written with.
+// Residuals to quantized latents on the device: the product with a group's encoder in fp16 on the tensor cores,
+// rounding as its epilogue. The latents are as the CPU's but where those lie within rounding of a half: sums of floats
+// are not exact, and a frame says what it was written with.
 #ifndef LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 #define LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 
@@ -23,23 +23,23 @@ struct ProjectMaps {
 
 struct ProjectParams {
   uint32_t blocks;
-  uint32_t channels;           // In whole tiles.
-  uint32_t live;               // Latents of the group that are coded; the others are 0.
-  const float* column_scale;   // [rank in whole tiles] by latent
+  uint32_t channels;             // In whole tiles.
+  uint32_t live;                 // Latents of the group that are coded; the others are 0.
+  const float* column_scale;     // [rank in whole tiles] by latent
   const uint32_t* first_tokens;  // [blocks]
-  int8_t* latents;             // [blocks * kBlockTokens][latent_stride], from column `column` on: q less twice its rest
+  int8_t* latents;  // [blocks * kBlockTokens][latent_stride], from column `column` on: q less twice its rest
   uint64_t latent_stride;
   uint32_t column;
   uint32_t inherited_rank;
-  unsigned long long* exact;   // [blocks], bit t set: a latent of token t is out of bounds
-  uint32_t* own_sums;          // [blocks * kBlockTokens] of magnitudes, added to
-  uint32_t* inherited_sums;    // the same of the first inherited_rank
-  uint32_t* faults;            // [blocks] EncodeFault
-  uint16_t* rest_tiles;        // [blocks][kRankTilesMax], kNoRest before
-  int8_t* rests;               // [rests_max][kBlockTokens][kRankTile], zeros before
-  uint32_t* rest_count;        // Used so far, kZeroRest's among them.
+  unsigned long long* exact;  // [blocks], bit t set: a latent of token t is out of bounds
+  uint32_t* own_sums;         // [blocks * kBlockTokens] of magnitudes, added to
+  uint32_t* inherited_sums;   // the same of the first inherited_rank
+  uint32_t* faults;           // [blocks] EncodeFault
+  uint16_t* rest_tiles;       // [blocks][kRankTilesMax], kNoRest before
+  int8_t* rests;              // [rests_max][kBlockTokens][kRankTile], zeros before
+  uint32_t* rest_count;       // Used so far, kZeroRest's among them.
   uint32_t rests_max;
-  uint32_t* has_rests;         // [blocks], set to 1
+  uint32_t* has_rests;  // [blocks], set to 1
 };
 
 // Tiles of `live` latents, of all blocks. Needs compute capability 9.0.

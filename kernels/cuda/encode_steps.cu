@@ -1,7 +1,6 @@
-#include "kernels/cuda/encode_steps.h"
-
 #include "kernels/cuda/check_launch.h"
 #include "kernels/cuda/encode_product.h"
+#include "kernels/cuda/encode_steps.h"
 #include "kernels/cuda/load_value.cuh"
 
 namespace latentkv::cuda {
@@ -45,7 +44,8 @@ __global__ void __launch_bounds__(kThreads) JudgeKernel(const PredictionParams p
   }
   // Logarithms: one token far beyond all others does not decide.
   constexpr float kLeast = 1e-30f;
-  const bool counts = threadIdx.x < kAsked && 4 * asked + 3 >= 2 * kSinkTokens - 1 && isfinite(with) && isfinite(without);
+  const bool counts =
+      threadIdx.x < kAsked && 4 * asked + 3 >= 2 * kSinkTokens - 1 && isfinite(with) && isfinite(without);
   float gain = counts ? logf((without + kLeast) / (with + kLeast)) : 0;
   for (int apart = 16; apart > 0; apart /= 2) gain += __shfl_xor_sync(~0u, gain, apart);
   if (threadIdx.x != 0) return;
@@ -64,7 +64,8 @@ __global__ void BoundKernel(const BoundParams p) {
   const uint32_t block = blockIdx.x, token = threadIdx.x;
   const size_t at = size_t{block} * kBlockTokens + token;
   const bool predicted = p.predicted[block] != 0, faulty = p.faults[block] != 0;
-  const bool out = (p.exact[block] >> token & 1) || p.own_sums[at] + (predicted ? p.inherited_totals[at] : 0) >= kSumBound;
+  const bool out =
+      (p.exact[block] >> token & 1) || p.own_sums[at] + (predicted ? p.inherited_totals[at] : 0) >= kSumBound;
   if (out) {
     int8_t* own = p.latents + at * p.latent_stride + p.column;
     for (uint32_t c = 0; c < p.own_tiles * kRankTile; c += 16) *reinterpret_cast<uint4*>(own + c) = {};
@@ -123,9 +124,9 @@ __global__ void SinkKernel(const SinkParams p) {
     double energy = 0, difference = 0;
     for (uint32_t i = threadIdx.x; i < kSinkTokens * heads * dims; i += kThreads) {
       const TokenSlot slot = p.slots[size_t{block} * kBlockTokens + i / dims / heads];
-      const float value = ToFloat<kDType>(*reinterpret_cast<const Value*>(
-          pages.base + slot.page * pages.page + slot.offset * pages.token + i / dims % heads * pages.head +
-          i % dims * pages.dim));
+      const float value = ToFloat<kDType>(
+          *reinterpret_cast<const Value*>(pages.base + slot.page * pages.page + slot.offset * pages.token +
+                                          i / dims % heads * pages.head + i % dims * pages.dim));
       const uint8_t* head = from + size_t{i / dims} * (sizeof(float) + dims);
       const float error = value - FloatAt(head) * static_cast<int8_t>(head[sizeof(float) + i % dims]);
       energy += double{value} * value;
@@ -208,7 +209,8 @@ absl::Status BoundLatents(const BoundParams& params, cudaStream_t stream) {
 absl::Status PlanFirst(uint32_t blocks, float step, const uint32_t* first_tokens, BlockPlan* plans,
                        uint32_t* rest_count, cudaStream_t stream) {
   if (blocks == 0) return absl::OkStatus();
-  PlanKernel<<<(blocks + kThreads - 1) / kThreads, kThreads, 0, stream>>>(blocks, step, first_tokens, plans, rest_count);
+  PlanKernel<<<(blocks + kThreads - 1) / kThreads, kThreads, 0, stream>>>(blocks, step, first_tokens, plans,
+                                                                          rest_count);
   return LaunchStatus("planning on the device");
 }
 
@@ -223,10 +225,18 @@ absl::Status MatchSinks(const SinkParams& params, DType dtype, cudaStream_t stre
   if (params.blocks == 0) return absl::OkStatus();
   const dim3 grid(params.blocks, params.groups);
   switch (dtype) {
-    case DType::kBf16: SinkKernel<DType::kBf16><<<grid, kThreads, 0, stream>>>(params); break;
-    case DType::kFp16: SinkKernel<DType::kFp16><<<grid, kThreads, 0, stream>>>(params); break;
-    case DType::kFp32: SinkKernel<DType::kFp32><<<grid, kThreads, 0, stream>>>(params); break;
-    case DType::kFp8E4M3: SinkKernel<DType::kFp8E4M3><<<grid, kThreads, 0, stream>>>(params); break;
+    case DType::kBf16:
+      SinkKernel<DType::kBf16><<<grid, kThreads, 0, stream>>>(params);
+      break;
+    case DType::kFp16:
+      SinkKernel<DType::kFp16><<<grid, kThreads, 0, stream>>>(params);
+      break;
+    case DType::kFp32:
+      SinkKernel<DType::kFp32><<<grid, kThreads, 0, stream>>>(params);
+      break;
+    case DType::kFp8E4M3:
+      SinkKernel<DType::kFp8E4M3><<<grid, kThreads, 0, stream>>>(params);
+      break;
   }
   return LaunchStatus("matching sinks on the device");
 }

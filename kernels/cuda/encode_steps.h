@@ -30,29 +30,29 @@ absl::Status JudgePredictions(const PredictionParams& params, cudaStream_t strea
 struct BoundParams {
   uint32_t group, blocks;
   float step;
-  uint32_t own_tiles;             // That are coded.
-  uint32_t column;                // In `latents`.
-  int8_t* latents;                // [blocks * kBlockTokens][latent_stride]
+  uint32_t own_tiles;  // That are coded.
+  uint32_t column;     // In `latents`.
+  int8_t* latents;     // [blocks * kBlockTokens][latent_stride]
   uint64_t latent_stride;
-  const uint16_t* rest_tiles;     // [blocks][kRankTilesMax]
+  const uint16_t* rest_tiles;  // [blocks][kRankTilesMax]
   int8_t* rests;
-  const uint32_t* has_rests;      // [groups][blocks]
-  const uint8_t* predicted;       // [blocks]
-  const uint32_t* first_tokens;   // [blocks]
-  const uint32_t* faults;         // [blocks]
-  const uint32_t* own_sums;       // [blocks * kBlockTokens]
+  const uint32_t* has_rests;       // [groups][blocks]
+  const uint8_t* predicted;        // [blocks]
+  const uint32_t* first_tokens;    // [blocks]
+  const uint32_t* faults;          // [blocks]
+  const uint32_t* own_sums;        // [blocks * kBlockTokens]
   const uint32_t* inherited_sums;  // the same
-  uint32_t* inherited_totals;     // [blocks * kBlockTokens] of the groups before; this one is added
-  unsigned long long* exact;      // [blocks]; tokens out of bounds are added
-  BlockPlan* loss_plans;          // [blocks] the product with own latents alone
-  BlockPlan* next_plans;          // [blocks] the prediction of the next group
+  uint32_t* inherited_totals;      // [blocks * kBlockTokens] of the groups before; this one is added
+  unsigned long long* exact;       // [blocks]; tokens out of bounds are added
+  BlockPlan* loss_plans;           // [blocks] the product with own latents alone
+  BlockPlan* next_plans;           // [blocks] the prediction of the next group
 };
 // Tokens out of bounds lose their latents, and are to be stored exact.
 absl::Status BoundLatents(const BoundParams& params, cudaStream_t stream);
 
 // The first group's prediction, from features alone; of tiles of rests kZeroRest's alone is taken.
-absl::Status PlanFirst(uint32_t blocks, float step, const uint32_t* first_tokens, BlockPlan* plans, uint32_t* rest_count,
-                       cudaStream_t stream);
+absl::Status PlanFirst(uint32_t blocks, float step, const uint32_t* first_tokens, BlockPlan* plans,
+                       uint32_t* rest_count, cudaStream_t stream);
 
 // losses[block] = scale * sum of partial[block][count], nats a token.
 absl::Status SumLosses(const float* partial, uint32_t blocks, uint32_t count, float scale, float* losses,
@@ -65,9 +65,9 @@ struct SinkParams {
   const uint32_t* first_tokens;  // [blocks]
   const int32_t* known;          // [groups][blocks] where those of the chain lie in `known_sinks`; negative: nowhere
   const uint8_t* known_sinks;
-  const TokenSlot* slots;        // [blocks * kBlockTokens]
-  const DevicePart* parts;       // [2 * layers]
-  uint8_t* sources;              // [groups][blocks]: 0 none, 1 stored, 2 known, as in a section's flags
+  const TokenSlot* slots;   // [blocks * kBlockTokens]
+  const DevicePart* parts;  // [2 * layers]
+  uint8_t* sources;         // [groups][blocks]: 0 none, 1 stored, 2 known, as in a section's flags
 };
 absl::Status MatchSinks(const SinkParams& params, DType dtype, cudaStream_t stream);
 
@@ -75,19 +75,19 @@ absl::Status MatchSinks(const SinkParams& params, DType dtype, cudaStream_t stre
 struct PlaceParams {
   uint32_t groups, blocks;
   uint32_t header_bytes;
-  uint64_t room_bytes;             // Of the memory for frames.
-  const uint32_t* section_bytes;   // [groups][blocks]
-  uint32_t* faults;                // [blocks]; kEncodeRoom where there is no room
-  uint64_t* frames;                // [blocks] where each begins, multiples of 16; blocks with a fault have none
+  uint64_t room_bytes;            // Of the memory for frames.
+  const uint32_t* section_bytes;  // [groups][blocks]
+  uint32_t* faults;               // [blocks]; kEncodeRoom where there is no room
+  uint64_t* frames;               // [blocks] where each begins, multiples of 16; blocks with a fault have none
 };
 inline constexpr uint32_t kPlacedBlocksMax = 1024;  // A CTA.
 absl::Status PlaceFrames(const PlaceParams& params, cudaStream_t stream);
 
 struct CopyParams {
   PlaceParams placed;
-  const uint8_t* sections;         // Where sections lie now.
+  const uint8_t* sections;          // Where sections lie now.
   const uint64_t* section_offsets;  // [groups][blocks]
-  uint8_t* room;                   // The memory for frames, aligned to 16 bytes; may be pinned host memory.
+  uint8_t* room;                    // The memory for frames, aligned to 16 bytes; may be pinned host memory.
 };
 absl::Status CopySections(const CopyParams& params, cudaStream_t stream);
 

@@ -1,10 +1,9 @@
-#include "kernels/cuda/group_encoder.h"
-
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/encode_product.h"
 #include "kernels/cuda/encode_steps.h"
+#include "kernels/cuda/group_encoder.h"
 #include "kernels/cuda/restore_steps.h"
 
 namespace latentkv::cuda {
@@ -130,8 +129,8 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
                                  cudaStream_t stream) {
   const uint32_t groups = basis_.groups().size();
   if (blocks.size() > limits_.blocks_max || parts.size() != 2 * basis_.geometry().layers.size() || !(step > 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(blocks.size(), " blocks, ", parts.size(), " parts of pages and step ",
-                                                   step));
+    return absl::InvalidArgumentError(
+        absl::StrCat(blocks.size(), " blocks, ", parts.size(), " parts of pages and step ", step));
   }
   basis_.MakeRoomForModels();
   blocks_ = blocks.size();
@@ -168,7 +167,7 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
     const SectionBytes bytes = basis_.BytesOf(g);
     const uint32_t live = std::min(group.rank, encoder_.LiveRank(g, step));
     const uint64_t room = SectionRoom(live, bytes.exact_token, bytes.sinks);
-    coding_.host[g] = {group.first_layer, group.last_layer, live,  group.column, bytes.exact_token,
+    coding_.host[g] = {group.first_layer, group.last_layer, live,   group.column, bytes.exact_token,
                        bytes.sinks,       *model,           shifts, sections,     room};
     shifts += uint64_t{blocks_} * ((live + kContextRows - 1) / kContextRows) * kBlockTokens;
     sections += blocks_ * room;
@@ -276,11 +275,11 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   project.rests_max = limits_.rests_max;
   project.has_rests = has_rests_.data() + Section(group);
   status = ProjectResiduals({residual_maps_[group], encoder.map}, project, multiprocessors_, stream);
-  status.Update(BoundLatents({group, blocks_, step_, live_tiles, from.column, latents_.data(), basis_.latent_stride(),
-                              project.rest_tiles, rests_.data(), has_rests_.data(), predicted_.data() + Section(group),
-                              first_tokens_.data(), faults_.data(), project.own_sums, project.inherited_sums,
-                              inherited_totals_.data(), exact, loss_plans_.data(), plans_.data()},
-                             stream));
+  status.Update(BoundLatents(
+      {group, blocks_, step_, live_tiles, from.column, latents_.data(), basis_.latent_stride(), project.rest_tiles,
+       rests_.data(), has_rests_.data(), predicted_.data() + Section(group), first_tokens_.data(), faults_.data(),
+       project.own_sums, project.inherited_sums, inherited_totals_.data(), exact, loss_plans_.data(), plans_.data()},
+      stream));
   if (!status.ok()) return status;
   product.plans = loss_plans_.data();
   product.wanted = nullptr;
@@ -292,16 +291,17 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   status = MeasureLosses(maps, product, {residuals_.data(), stride, step_, exact, partial_losses_.data()},
                          multiprocessors_, stream);
   const float scale = static_cast<float>(from.tile_count) / loss_tiles / kBlockTokens;
-  status.Update(SumLosses(partial_losses_.data(), blocks_, loss_tiles * 4, scale, losses_.data() + Section(group), stream));
+  status.Update(
+      SumLosses(partial_losses_.data(), blocks_, loss_tiles * 4, scale, losses_.data() + Section(group), stream));
   return status;
 }
 
 absl::Status GroupEncoder::Finish(uint8_t* room, uint64_t room_bytes, cudaStream_t stream) {
   const uint32_t groups = basis_.groups().size();
-  absl::Status status = MatchSinks({groups, blocks_, first_layers_.data(), basis_.layers(), first_tokens_.data(),
-                                    known_sinks_.data(), basis_.known_sinks(), slots_.data(), parts_.data(),
-                                    sinks_.data()},
-                                   basis_.dtype(), stream);
+  absl::Status status =
+      MatchSinks({groups, blocks_, first_layers_.data(), basis_.layers(), first_tokens_.data(), known_sinks_.data(),
+                  basis_.known_sinks(), slots_.data(), parts_.data(), sinks_.data()},
+                 basis_.dtype(), stream);
   CodingParams coding = {};
   coding.groups = groups;
   coding.blocks = blocks_;
@@ -324,14 +324,14 @@ absl::Status GroupEncoder::Finish(uint8_t* room, uint64_t room_bytes, cudaStream
   coding.section_bytes = section_bytes_.data();
   coding.section_offsets = section_offsets_.data();
   status.Update(CodeSections(coding, basis_.dtype(), multiprocessors_, stream));
-  const PlaceParams place = {groups,     blocks_, limits_.header_bytes, room_bytes, section_bytes_.data(),
+  const PlaceParams place = {groups,         blocks_,       limits_.header_bytes, room_bytes, section_bytes_.data(),
                              faults_.data(), frames_.data()};
   status.Update(PlaceFrames(place, stream));
   status.Update(CopySections({place, sections_.data(), section_offsets_.data(), room}, stream));
   const auto download = [&]<typename T>(const MirroredArray<T>& array, size_t count) {
-    status.Update(CudaStatus(cudaMemcpyAsync(array.host.data(), array.data(), count * sizeof(T), cudaMemcpyDeviceToHost,
-                                             stream),
-                             "copying a report"));
+    status.Update(
+        CudaStatus(cudaMemcpyAsync(array.host.data(), array.data(), count * sizeof(T), cudaMemcpyDeviceToHost, stream),
+                   "copying a report"));
   };
   download(section_bytes_, Section(groups));
   download(losses_, Section(groups));

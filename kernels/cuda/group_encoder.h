@@ -45,8 +45,8 @@ class GroupEncoder {
                                                               const RotaryCache* rotary, const EncodeLimits& limits);
 
   // Encodes `blocks` at `step` into `room` (pinned or device memory, aligned to 16 bytes) on `stream`: of each the room
-  // for a header, then its sections in order, as a frame has them. The batch before must have passed. `parts` are K and V
-  // of each layer. InvalidArgument for too many blocks, or positions that the rotary tables do not reach.
+  // for a header, then its sections in order, as a frame has them. The batch before must have passed. `parts` are K and
+  // V of each layer. InvalidArgument for too many blocks, or positions that the rotary tables do not reach.
   absl::Status Encode(absl::Span<const RestoreBlock> blocks, absl::Span<const DevicePart> parts, float step,
                       uint8_t* room, uint64_t room_bytes, cudaStream_t stream);
 
@@ -83,15 +83,15 @@ class GroupEncoder {
   MirroredArray<int32_t> known_sinks_;    // [groups][blocks]
   MirroredArray<uint32_t> first_layers_;  // [groups + 1]
   DeviceArray<int8_t> features_, latents_, rests_;
-  DeviceArray<uint16_t> residuals_;       // Of one group.
-  DeviceArray<float2> energies_;          // The same.
+  DeviceArray<uint16_t> residuals_;  // Of one group.
+  DeviceArray<float2> energies_;     // The same.
   DeviceArray<float> partial_losses_, zeros_;
   DeviceArray<BlockPlan> plans_, again_, loss_plans_;
-  DeviceArray<unsigned long long> exact_;                    // [groups][blocks]
+  DeviceArray<unsigned long long> exact_;  // [groups][blocks]
   DeviceArray<uint8_t> predicted_, sinks_, shifts_, sections_;
-  DeviceArray<uint32_t> own_sums_, inherited_sums_;          // [groups][blocks * kBlockTokens]
+  DeviceArray<uint32_t> own_sums_, inherited_sums_;  // [groups][blocks * kBlockTokens]
   DeviceArray<uint32_t> inherited_totals_, has_rests_, rest_count_, again_counts_;
-  DeviceArray<uint16_t> rest_tiles_;                         // [groups][blocks][kRankTilesMax]
+  DeviceArray<uint16_t> rest_tiles_;  // [groups][blocks][kRankTilesMax]
   DeviceArray<uint64_t> section_offsets_;
   // What is reported.
   MirroredArray<uint32_t> section_bytes_, faults_;

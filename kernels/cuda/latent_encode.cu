@@ -1,7 +1,6 @@
-#include "kernels/cuda/latent_encode.h"
-
 #include "kernels/cuda/check_launch.h"
 #include "kernels/cuda/encode_product.h"
+#include "kernels/cuda/latent_encode.h"
 #include "kernels/cuda/load_value.cuh"
 #include "kernels/entropy.h"
 #include "kernels/latent_entropy.h"
@@ -58,8 +57,8 @@ __device__ __forceinline__ uint2 SharedPair(uint32_t address) {
 __device__ __forceinline__ void Put16(uint8_t* to, uint32_t value) { to[0] = value, to[1] = value >> 8; }
 
 template <DType kDType>
-__device__ __forceinline__ Stored<kDType> ValueAt(const CodingParams& params, uint32_t part, uint32_t block, uint32_t token,
-                                                  uint32_t head, uint32_t dim) {
+__device__ __forceinline__ Stored<kDType> ValueAt(const CodingParams& params, uint32_t part, uint32_t block,
+                                                  uint32_t token, uint32_t head, uint32_t dim) {
   const DevicePart& pages = params.parts[part];
   const TokenSlot slot = params.slots[size_t{block} * kBlockTokens + token];
   return *reinterpret_cast<const Stored<kDType>*>(pages.base + slot.page * pages.page + slot.offset * pages.token +
@@ -68,8 +67,8 @@ __device__ __forceinline__ Stored<kDType> ValueAt(const CodingParams& params, ui
 
 // What is rare is out of line. A token's values as the engine holds them, by a warp.
 template <DType kDType>
-__device__ __noinline__ void PutToken(const CodingParams& params, uint32_t first_part, uint32_t last_part, uint32_t block,
-                                      uint32_t token, uint8_t* to) {
+__device__ __noinline__ void PutToken(const CodingParams& params, uint32_t first_part, uint32_t last_part,
+                                      uint32_t block, uint32_t token, uint8_t* to) {
   using Value = Stored<kDType>;
   for (uint32_t part = first_part; part < last_part; ++part) {
     const uint32_t dims = params.layers[part / 2].head_dim, count = params.layers[part / 2].kv_heads * dims;
@@ -83,8 +82,8 @@ __device__ __noinline__ void PutToken(const CodingParams& params, uint32_t first
 
 // As WriteSinks of codec/sinks.h.
 template <DType kDType>
-__device__ __noinline__ void PutSinks(const CodingParams& params, uint32_t first_part, uint32_t last_part, uint32_t block,
-                                      uint8_t* to) {
+__device__ __noinline__ void PutSinks(const CodingParams& params, uint32_t first_part, uint32_t last_part,
+                                      uint32_t block, uint8_t* to) {
   const uint32_t lane = threadIdx.x % kWarp;
   for (uint32_t part = first_part; part < last_part; ++part) {
     const uint32_t heads = params.layers[part / 2].kv_heads, dims = params.layers[part / 2].head_dim;
@@ -271,8 +270,8 @@ class SectionEncoder {
     return true;
   }
 
-  // Rows [row, row + 4) as far as they are used, the last four of `latents`. What no state is needed for comes first, so
-  // that the chain of states waits for nothing else.
+  // Rows [row, row + 4) as far as they are used, the last four of `latents`. What no state is needed for comes first,
+  // so that the chain of states waits for nothing else.
   __device__ __forceinline__ void FourRows(uint32_t row, uint32_t classes, const Latents (&latents)[2],
                                            const int (&shifts)[2], uint32_t* state, uint16_t** words,
                                            Escape** escapes) const {
@@ -397,10 +396,14 @@ absl::Status CodeSections(const CodingParams& params, DType dtype, uint32_t mult
     return LaunchStatus("coding sections on the device");
   };
   switch (dtype) {
-    case DType::kBf16: return launch(&CodingKernel<DType::kBf16>);
-    case DType::kFp16: return launch(&CodingKernel<DType::kFp16>);
-    case DType::kFp32: return launch(&CodingKernel<DType::kFp32>);
-    case DType::kFp8E4M3: return launch(&CodingKernel<DType::kFp8E4M3>);
+    case DType::kBf16:
+      return launch(&CodingKernel<DType::kBf16>);
+    case DType::kFp16:
+      return launch(&CodingKernel<DType::kFp16>);
+    case DType::kFp32:
+      return launch(&CodingKernel<DType::kFp32>);
+    case DType::kFp8E4M3:
+      return launch(&CodingKernel<DType::kFp8E4M3>);
   }
   return absl::InvalidArgumentError("pages of an unknown type");
 }

@@ -17,36 +17,36 @@ namespace latentkv::cuda {
 // Per group.
 struct CodingGroup {
   uint32_t first_layer, last_layer;
-  uint32_t live;             // Latents that are coded.
-  uint32_t column;           // Of latent 0 in a row of `latents`, a multiple of kRankTile.
+  uint32_t live;    // Latents that are coded.
+  uint32_t column;  // Of latent 0 in a row of `latents`, a multiple of kRankTile.
   uint32_t exact_token_bytes;
   uint32_t sink_bytes;
   StepModel model;
-  uint64_t shifts;           // Where the group's begin: [blocks][live / 16 up][kBlockTokens] bytes.
-  uint64_t sections;         // Where the group's begin: [blocks][section_room] bytes.
-  uint64_t section_room;     // A multiple of 16.
+  uint64_t shifts;        // Where the group's begin: [blocks][live / 16 up][kBlockTokens] bytes.
+  uint64_t sections;      // Where the group's begin: [blocks][section_room] bytes.
+  uint64_t section_room;  // A multiple of 16.
 };
 
 struct CodingParams {
   uint32_t groups, blocks;
-  const CodingGroup* group;        // [groups]
-  const uint32_t* ranges;          // [kLatentClasses][256] (DecodeTables)
-  const uint8_t* magnitude_max;    // [kLatentClasses]
-  const int8_t* latents;           // [blocks * kBlockTokens][latent_stride]
+  const CodingGroup* group;      // [groups]
+  const uint32_t* ranges;        // [kLatentClasses][256] (DecodeTables)
+  const uint8_t* magnitude_max;  // [kLatentClasses]
+  const int8_t* latents;         // [blocks * kBlockTokens][latent_stride]
   uint64_t latent_stride;
-  const uint16_t* rest_tiles;      // [groups][blocks][kRankTilesMax]
+  const uint16_t* rest_tiles;  // [groups][blocks][kRankTilesMax]
   const int8_t* rests;
   const unsigned long long* exact;  // [groups][blocks]
-  const uint8_t* predicted;        // [groups][blocks]
-  const uint8_t* sinks;            // [groups][blocks] (SinkParams::sources)
+  const uint8_t* predicted;         // [groups][blocks]
+  const uint8_t* sinks;             // [groups][blocks] (SinkParams::sources)
   const LayerShape* layers;
-  const TokenSlot* slots;          // [blocks * kBlockTokens]
-  const DevicePart* parts;         // [2 * layers]
+  const TokenSlot* slots;   // [blocks * kBlockTokens]
+  const DevicePart* parts;  // [2 * layers]
   uint8_t* shifts;
   uint8_t* sections;
-  uint32_t* faults;                // [blocks]; kEncodeRoom for a section beyond its room
-  uint32_t* section_bytes;         // [groups][blocks]
-  uint64_t* section_offsets;       // [groups][blocks] from `sections` on
+  uint32_t* faults;           // [blocks]; kEncodeRoom for a section beyond its room
+  uint32_t* section_bytes;    // [groups][blocks]
+  uint64_t* section_offsets;  // [groups][blocks] from `sections` on
 };
 
 // Bytes of room that a section of `live` latents is given: a byte a latent, twice what the finest profiles take, eight

@@ -1,5 +1,5 @@
-// The product of latents with a group's decoder, in int8 on the tensor cores, as restoring and encoding share it: what is
-// done with a tile of values is the Epilogue's.
+// The product of latents with a group's decoder, in int8 on the tensor cores, as restoring and encoding share it: what
+// is done with a tile of values is the Epilogue's.
 #ifndef LATENTKV_KERNELS_CUDA_PRODUCT_PIPELINE_CUH_
 #define LATENTKV_KERNELS_CUDA_PRODUCT_PIPELINE_CUH_
 
@@ -60,7 +60,7 @@ struct Cursor {
 
 // What is to be done with three blocks. Bit b of a mask is block b.
 struct TileBlocks {
-  uint32_t first;      // Block.
+  uint32_t first;  // Block.
   uint32_t valid = 0;
   uint32_t predicted = 0;
   uint32_t rests = 0;  // Of own or inherited latents.
@@ -90,7 +90,7 @@ struct RestTiles {
 };
 
 __device__ inline RestTiles RestsOf(const ProductParams& p, const TileBlocks& blocks, uint32_t among, uint32_t group,
-                             uint32_t tile) {
+                                    uint32_t tile) {
   RestTiles rests;
 #pragma unroll
   for (uint32_t b = 0; b < kTileBlocks; ++b) {
@@ -150,8 +150,8 @@ class TileOrder {
   const uint32_t blocks_, step_, tiles_, channels_;
 };
 
-// A lane of each of two warps of the fourth warpgroup: one copies latents, the other the decoder; a single one could not
-// keep up. Both go through the same steps.
+// A lane of each of two warps of the fourth warpgroup: one copies latents, the other the decoder; a single one could
+// not keep up. Both go through the same steps.
 class Producer {
  public:
   __device__ Producer(const ProductMaps& maps, const ProductParams& params, Shared* shared, uint32_t warp)
@@ -176,9 +176,8 @@ class Producer {
     if (blocks.predicted != 0) {
       for (uint32_t k = 0; k < params_.feature_tiles; ++k) Copy(maps_.features, k * kRankTile, k * kRankTile);
     }
-    ForEachRest(params_, blocks, [&](const RestTiles& rests, uint32_t decoder_column) {
-      CopyRests(rests, decoder_column);
-    });
+    ForEachRest(params_, blocks,
+                [&](const RestTiles& rests, uint32_t decoder_column) { CopyRests(rests, decoder_column); });
     for (uint32_t k = 0; k < blocks.own_tiles_max; ++k) {
       Copy(maps_.latents, (params_.feature_tiles + k) * kRankTile, params_.columns[params_.group] + k * kRankTile);
     }
@@ -205,7 +204,8 @@ class Producer {
     Wait(&shared_->tile_empty[tile_cursor_.stage], tile_cursor_.parity ^ 1);
     data->rest_steps = rest_steps;
     const bool factor = params_.factor != nullptr;
-    ArriveExpecting(full, sizeof(ProductTile) + (factor ? 4 : 3) * kFactorBytes + count * (kSlotBytes + sizeof(BlockPlan)));
+    ArriveExpecting(full,
+                    sizeof(ProductTile) + (factor ? 4 : 3) * kFactorBytes + count * (kSlotBytes + sizeof(BlockPlan)));
     CopyBytes(params_.tiles + tile, sizeof(ProductTile), full, &data->tile);
     CopyBytes(params_.mean + tile * kTileChannels, kFactorBytes, full, data->mean);
     CopyBytes(params_.feature_scale + tile * kTileChannels, kFactorBytes, full, data->feature_scale);
@@ -263,8 +263,8 @@ __device__ __forceinline__ float4 Factors(const float* factors, uint32_t i) {
   return reinterpret_cast<const float4*>(factors)[4 * i + threadIdx.x % 4];
 }
 
-// A block's 64 tokens times the channels of a tile in the registers of a warpgroup. Chunk 4 s + lane % 4 of the tile lies
-// in values[4 (4 s + k / 2) + 2 r + k % 2] of the token 16 (warp % 4) + lane / 4 + 8 r, k below 8.
+// A block's 64 tokens times the channels of a tile in the registers of a warpgroup. Chunk 4 s + lane % 4 of the tile
+// lies in values[4 (4 s + k / 2) + 2 r + k % 2] of the token 16 (warp % 4) + lane / 4 + 8 r, k below 8.
 struct TileValues {
   const TileData& data;
   uint32_t block_in_tile;
@@ -280,7 +280,11 @@ class Consumer {
  public:
   __device__ __forceinline__ Consumer(const ProductParams& params, const typename Epilogue::Params& epilogue,
                                       Shared* shared, uint32_t block)
-      : params_(params), epilogue_(params, epilogue, *shared), shared_(shared), block_(block), lane_(threadIdx.x % 32) {}
+      : params_(params),
+        epilogue_(params, epilogue, *shared),
+        shared_(shared),
+        block_(block),
+        lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void Tile(const TilePlace& place) {
     const TileData& data = shared_->tiles[tile_cursor_.stage];
@@ -292,8 +296,8 @@ class Consumer {
       predicted |= uint32_t{(data.plans[b].flags & kPlanPredicted) != 0} << b;
       own_tiles_max = max(own_tiles_max, data.plans[b].own_tiles);
     }
-    const bool valid = place.blocks * kTileBlocks + block_ < params_.blocks &&
-                       (data.plans[block_].flags & kPlanValid) != 0;
+    const bool valid =
+        place.blocks * kTileBlocks + block_ < params_.blocks && (data.plans[block_].flags & kPlanValid) != 0;
     const bool mine_predicted = predicted >> block_ & 1;
     const uint32_t own_tiles = valid ? data.plans[block_].own_tiles : 0;
     const uint32_t features = predicted != 0 ? params_.feature_tiles : 0;
@@ -438,7 +442,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     FenceBarriers();
   }
-  for (uint32_t i = threadIdx.x; i < params.part_count; i += kThreads) shared->parts[i] = params.parts[params.first_part + i];
+  for (uint32_t i = threadIdx.x; i < params.part_count; i += kThreads)
+    shared->parts[i] = params.parts[params.first_part + i];
   __syncthreads();
   const TileOrder order(params);
   const uint32_t warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0);
@@ -468,7 +473,7 @@ absl::Status LaunchProduct(const ProductMaps& maps, const ProductParams& params,
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return CudaStatus(error, "asking for shared memory");
   kernel<<<std::min(multiprocessors, TileOrder(params).count()), kThreads, kSharedBytes, stream>>>(maps, params,
-                                                                                                 epilogue);
+                                                                                                   epilogue);
   return LaunchStatus(what);
 }
 

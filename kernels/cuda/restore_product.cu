@@ -1,6 +1,5 @@
-#include "kernels/cuda/restore_product.h"
-
 #include "kernels/cuda/product_pipeline.cuh"
+#include "kernels/cuda/restore_product.h"
 #include "kernels/cuda/store_value.cuh"
 
 namespace latentkv::cuda {
@@ -22,7 +21,8 @@ class Scatter {
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
       const uint32_t token = row + 8 * r;
-      if (data.tile.turn != kTurnNone) Turn(data.tile, data.plans[tile.block_in_tile].first_token + token, r, tile.values);
+      if (data.tile.turn != kTurnNone)
+        Turn(data.tile, data.plans[tile.block_in_tile].first_token + token, r, tile.values);
       const TokenSlot slot = data.slots[tile.block_in_tile * kBlockTokens + token];
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
@@ -32,8 +32,9 @@ class Scatter {
 #pragma unroll
         for (uint32_t k = 0; k < kChunkChannels; ++k) chunk[k] = tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
         const DevicePart& part = parts_[target.part - params_.first_part];
-        StoreChunk<kDType>(chunk, part.base + slot.page * part.page + slot.offset * part.token +
-                                      target.head * part.head + target.dim * part.dim,
+        StoreChunk<kDType>(chunk,
+                           part.base + slot.page * part.page + slot.offset * part.token + target.head * part.head +
+                               target.dim * part.dim,
                            part.dim);
       }
     }
@@ -115,10 +116,14 @@ absl::Status RestoreProduct(const ProductMaps& maps, const ProductParams& params
                             cudaStream_t stream) {
   if (params.blocks == 0 || params.tile_count == 0) return absl::OkStatus();
   switch (dtype) {
-    case DType::kBf16: return Launch<DType::kBf16>(maps, params, multiprocessors, stream);
-    case DType::kFp16: return Launch<DType::kFp16>(maps, params, multiprocessors, stream);
-    case DType::kFp32: return Launch<DType::kFp32>(maps, params, multiprocessors, stream);
-    case DType::kFp8E4M3: return Launch<DType::kFp8E4M3>(maps, params, multiprocessors, stream);
+    case DType::kBf16:
+      return Launch<DType::kBf16>(maps, params, multiprocessors, stream);
+    case DType::kFp16:
+      return Launch<DType::kFp16>(maps, params, multiprocessors, stream);
+    case DType::kFp32:
+      return Launch<DType::kFp32>(maps, params, multiprocessors, stream);
+    case DType::kFp8E4M3:
+      return Launch<DType::kFp8E4M3>(maps, params, multiprocessors, stream);
   }
   return absl::InvalidArgumentError("pages of an unknown type");
 }

@@ -51,12 +51,13 @@ class DeviceEncode : public ::testing::TestWithParam<Shape> {
   uint32_t FirstToken(uint32_t block) const { return (shape_.first_block + block) * kBlockTokens; }
   std::vector<TokenRun> Runs(uint32_t block) const {
     std::vector<TokenRun> runs;
-    EXPECT_TRUE(RunsOfTokens(page_ids_, shape_.page_tokens, page_ids_.size() + 1, FirstToken(block), kBlockTokens, &runs).ok());
+    EXPECT_TRUE(
+        RunsOfTokens(page_ids_, shape_.page_tokens, page_ids_.size() + 1, FirstToken(block), kBlockTokens, &runs).ok());
     return runs;
   }
 
-  // Pages hold what drawn sections restore to, with tokens that are far off; the last block has an infinity if the shape
-  // has damage.
+  // Pages hold what drawn sections restore to, with tokens that are far off; the last block has an infinity if the
+  // shape has damage.
   void Fill() {
     PagedCache cache = pages_->cache();
     for (uint32_t b = 0; b < shape_.blocks; ++b) {
@@ -183,7 +184,8 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
       sections.emplace_back(room.data() + at, room.data() + at + bytes);
       at += bytes;
       const LatentSection mine = Parsed(g, b, sections.back());
-      const LatentSection cpu = Parsed(g, b, ByteSpan(frame).subspan(header.sections[g].offset, header.sections[g].bytes));
+      const LatentSection cpu =
+          Parsed(g, b, ByteSpan(frame).subspan(header.sections[g].offset, header.sections[g].bytes));
       sections_compared += 1;
       alike &= mine.predicted == cpu.predicted && mine.exact_tokens == cpu.exact_tokens;
       EXPECT_TRUE(mine.sink_source == cpu.sink_source && mine.sinks == cpu.sinks) << b << "/" << g;
@@ -214,10 +216,12 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
     }
     Decoded(header, sections, b);
   }
-  std::printf("%zu of %zu sections alike, %zu predicted, %zu blocks without room; %zu latents, %zu differ, %zu by more than 1, %zu are large; %zu exact tokens; "
-              "%zu bytes, CPU %zu; loss %g, CPU %g\n",
-              sections_alike, sections_compared, predicted, without_room, latents, different, far, rests, exact_tokens, device_bytes, cpu_bytes,
-              device_loss, cpu_loss);
+  std::printf(
+      "%zu of %zu sections alike, %zu predicted, %zu blocks without room; %zu latents, %zu differ, %zu by more than 1, "
+      "%zu are large; %zu exact tokens; "
+      "%zu bytes, CPU %zu; loss %g, CPU %g\n",
+      sections_alike, sections_compared, predicted, without_room, latents, different, far, rests, exact_tokens,
+      device_bytes, cpu_bytes, device_loss, cpu_loss);
   // Where residuals are large, or pages of bytes make them so, the CPU rounds what it projects more coarsely.
   const bool coarse = shape_.scale > 20 || shape_.dtype == DType::kFp8E4M3;
   EXPECT_GE(sections_alike, sections_compared * 0.9);

@@ -33,8 +33,8 @@ struct Shape {
   uint32_t blocks = 7, first_block = 0;
   uint32_t page_tokens = 16;
   enum Layout { kNhd, kHnd, kKeysTransposed } layout = kNhd;
-  float scale = 20;           // Of the leading latents: how many are large.
-  uint32_t damage = 0;        // One block in so many has a byte changed, its checksum made right again.
+  float scale = 20;     // Of the leading latents: how many are large.
+  uint32_t damage = 0;  // One block in so many has a byte changed, its checksum made right again.
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
@@ -71,7 +71,8 @@ inline std::shared_ptr<const Basis> BasisOf(const Shape& shape, Random* random) 
   parts.profiles = {{"balanced", 1.0f, 1.0f}};
   const uint32_t features = shape.dims * shape.history;
   parts.embedding = {features > 0 ? 300u : 0u, shape.dims, shape.history, {}};
-  parts.embedding.rows = Drawn<int8_t>(size_t{parts.embedding.vocabulary} * shape.dims, [&] { return random->Signed(20); });
+  parts.embedding.rows =
+      Drawn<int8_t>(size_t{parts.embedding.vocabulary} * shape.dims, [&] { return random->Signed(20); });
   parts.inherited_rank = shape.inherited_rank;
   for (uint32_t first = 0, g = 0; first < shape.layers; first += shape.layers_per_group, ++g) {
     BasisGroup group;
