@@ -9,10 +9,6 @@
 namespace latentkv::cuda {
 namespace {
 
-// Live latents have at least class 16, and activity takes a class down by 8: from there on classes are in shared
-// memory (latent_decode.cu).
-constexpr uint32_t kLowestClass = 8;
-
 __global__ void ReportKernel(const SectionState* states, const uint32_t* first_faults, uint32_t blocks,
                              GroupRestorer::Outcome* outcomes) {
   const uint32_t block = blockIdx.x * blockDim.x + threadIdx.x;
@@ -185,7 +181,6 @@ absl::Status GroupRestorer::Decode(uint32_t first, uint32_t last, cudaStream_t s
   params.first_group = first;
   params.last_group = last;
   params.inherited_rank = basis_.inherited_rank();
-  params.lowest_class = kLowestClass;
   return DecodeSections(params, multiprocessors_, stream);
 }
 
