@@ -112,8 +112,7 @@ class CudaGroupLane final : public GroupLane {
                                                     absl::Span<const GroupSection> sections) override {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
-    absl::Status status = restorer_->Add(group, pinned, bytes, sections, stream_);
-    if (status.ok()) status = restorer_->Decode(group, group + 1, stream_);
+    absl::Status status = restorer_->AddAndDecode(group, pinned, bytes, sections, stream_);
     if (status.ok()) status = restorer_->Restore(group, stream_);
     if (status.ok()) status = restorer_->Report(outcomes_.data(), stream_);
     // Also after an error: some of it may be queued.
