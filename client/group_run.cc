@@ -45,7 +45,7 @@ bool GroupRun::Complete(uint32_t count) const {
   return any;
 }
 
-absl::StatusOr<std::vector<absl::Status>> GroupRun::Restore(uint32_t count) {
+absl::StatusOr<DeviceEventPtr> GroupRun::Restore(uint32_t count) {
   const auto given = [&](uint32_t block) {
     return block < count && !dropped_[block] && sections_[block].size() > next_group_;
   };

@@ -13,7 +13,7 @@
 
 namespace latentkv {
 
-// One thread at a time.
+// One thread at a time, but for Outcome. What was queued must have passed before it is destroyed.
 class GroupRun {
  public:
   explicit GroupRun(std::unique_ptr<GroupRestore> restore) : restore_(std::move(restore)) {}
@@ -27,8 +27,9 @@ class GroupRun {
   absl::Status Add(uint32_t block, ByteSpan payload, const FrameSection& section, float step);
   // Whether blocks [0, count) that were not dropped, at least one, all have the next group. Then Restore it.
   bool Complete(uint32_t count) const;
-  // What became of blocks [0, count); GroupLane::Restore. Of others nothing is written. Next comes the group behind it.
-  absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t count);
+  // Queues it for blocks [0, count): GroupLane::Restore. Of others nothing is written. Next comes the group behind it.
+  absl::StatusOr<DeviceEventPtr> Restore(uint32_t count);
+  std::vector<absl::Status> Outcome(uint32_t group) const { return restore_->lane()->Outcome(group); }
   uint32_t next_group() const { return next_group_; }
 
   // Sections of a block so far, and the bytes of one.

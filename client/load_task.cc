@@ -35,8 +35,8 @@ void LoadTask::Run() {
   } catch (const std::exception& error) {
     status = absl::ResourceExhaustedError(error.what());
   }
-  run_.reset();
   backlog_.WaitUntilEmpty();
+  run_.reset();
   const uint32_t good = progress_.Settle();
   // Of an unavailable daemon the breaker has told.
   if (!status.ok() && !absl::IsCancelled(status) && !absl::IsUnavailable(status)) {
@@ -82,7 +82,11 @@ absl::Status LoadTask::Receive() {
                                      section.record += first;
                                      return Take(section);
                                    });
-    if (run_ != nullptr) RestoreCompleted();  // What waited for blocks that failed.
+    if (run_ == nullptr) continue;
+    // What is concluded may refuse blocks that others wait for.
+    do {
+      backlog_.WaitUntilEmpty();
+    } while (QueueCompleted());
     run_.reset();
   }
   if (leased) parts_.channel->Forget({}, answer->lease_id, limits).IgnoreError();
@@ -129,16 +133,19 @@ bool LoadTask::Take(const FetchedSection& section) {
     absl::Status status = Check(section);
     if (status.ok()) status = Deliver(index, section);
     if (!status.ok()) Refuse(index, status);
-    if (run_ != nullptr) RestoreCompleted();
+    if (run_ != nullptr) QueueCompleted();
   }
   return progress_.Wanted(0);
 }
 
 absl::Status LoadTask::Deliver(uint32_t index, const FetchedSection& section) {
   Block& block = *blocks_[index];
-  if (block.place_in_run.has_value()) {
-    return run_->Add(*block.place_in_run, section.payload, block.header.sections[section.section],
-                     block.header.encoding.step);
+  {
+    std::lock_guard<std::mutex> lock(run_mutex_);
+    if (block.place_in_run.has_value()) {
+      return run_->Add(*block.place_in_run, section.payload, block.header.sections[section.section],
+                       block.header.encoding.step);
+    }
   }
   backlog_.Add(section.payload.size());
   if (block.received.Add({section.section, section.payload, section.owner})) {
@@ -147,28 +154,66 @@ absl::Status LoadTask::Deliver(uint32_t index, const FetchedSection& section) {
   return absl::OkStatus();
 }
 
-void LoadTask::RestoreCompleted() {
+bool LoadTask::QueueCompleted() {
+  bool any = false;
   while (!cancel_.cancelled() && absl::Now() < request_.deadline) {
     const uint32_t wanted =
         std::lower_bound(run_blocks_.begin(), run_blocks_.end(), progress_.good()) - run_blocks_.begin();
-    if (!run_->Complete(wanted)) return;
-    const uint32_t group = run_->next_group();
-    absl::StatusOr<std::vector<absl::Status>> restored = run_->Restore(wanted);
-    for (uint32_t place = 0; place < wanted; ++place) {
-      const uint32_t index = run_blocks_[place];
-      if (!blocks_[index]->place_in_run.has_value()) continue;
-      absl::Status status = restored.ok() ? (*restored)[place] : restored.status();
-      if (restored.ok() && absl::IsResourceExhausted(status)) {
-        status = TakeOutOfRun(index);
-        if (status.ok()) continue;
-      }
-      if (!status.ok()) {
-        Refuse(index, status);
-        break;  // And with it all behind it.
-      }
-      const auto [first, last] = parts_.codec->SectionLayers(blocks_[index]->header.encoding, group);
-      progress_.LayersDone(index, first, last);
+    std::unique_lock<std::mutex> lock(run_mutex_);
+    if (!run_->Complete(wanted)) break;
+    any = true;
+    QueuedGroup next = {run_->next_group(), wanted, nullptr};
+    absl::StatusOr<DeviceEventPtr> over = run_->Restore(wanted);
+    if (!over.ok()) {
+      lock.unlock();
+      Conclude(next, over.status());
+      continue;
     }
+    next.over = *std::move(over);
+    backlog_.Add(0);
+    queued_.push_back(std::move(next));
+    if (queued_.size() == 1) parts_.pool->Add([this] { ConcludeQueued(); });
+  }
+  return any;
+}
+
+void LoadTask::ConcludeQueued() {
+  for (bool more = true; more;) {
+    std::unique_lock<std::mutex> lock(run_mutex_);
+    const QueuedGroup first = queued_.front();
+    lock.unlock();
+    try {
+      absl::Status status = first.over->Wait();
+      if (status.ok()) {
+        Conclude(first, run_->Outcome(first.group));
+      } else {
+        Conclude(first, status);
+      }
+    } catch (const std::exception& error) {
+      Conclude(first, absl::ResourceExhaustedError(error.what()));
+    }
+    lock.lock();
+    queued_.pop_front();
+    more = !queued_.empty();
+    lock.unlock();
+    // Last: when nothing is left the task may be over, and gone.
+    backlog_.Remove(0);
+  }
+}
+
+void LoadTask::Conclude(const QueuedGroup& queued, const absl::StatusOr<std::vector<absl::Status>>& restored) {
+  std::lock_guard<std::mutex> lock(run_mutex_);
+  for (uint32_t place = 0; place < queued.wanted; ++place) {
+    const uint32_t index = run_blocks_[place];
+    if (!blocks_[index]->place_in_run.has_value()) continue;
+    absl::Status status = restored.ok() ? (*restored)[place] : restored.status();
+    if (restored.ok() && absl::IsResourceExhausted(status)) {
+      status = TakeOutOfRun(index);
+      if (status.ok()) continue;
+    }
+    if (!status.ok()) return Refuse(index, status);  // And with it all behind it.
+    const auto [first, last] = parts_.codec->SectionLayers(blocks_[index]->header.encoding, queued.group);
+    progress_.LayersDone(index, first, last);
   }
 }
 

@@ -78,20 +78,26 @@ struct GroupLimits {
 };
 
 // Restores sections of a basis (docs/formats/payload.md) on a device, with the CPU's bits: all groups of some blocks,
-// one after the other. One thread at a time.
+// one after the other. One thread at a time, but for Outcome.
 class GroupLane {
  public:
+  // Waits for what is queued.
   virtual ~GroupLane() = default;
 
-  // The blocks and pages from now on. Pages are not written before `used`, which may be null. InvalidArgument for pages
-  // or blocks that cannot be.
+  // The blocks and pages from now on, once what was queued is over. Pages are not written before `used`, which may be
+  // null. InvalidArgument for pages or blocks that cannot be.
   virtual absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) = 0;
-  // Group `group`, the next in order: a section for each block, in `bytes` bytes of pinned memory. Waits until its layers
-  // are in their pages. For each block: OK; DataLoss, with no page of the group touched nor of those to come, if the
-  // section does not verify, does not decode or one before did not; ResourceExhausted, the same, for a section that has
-  // to be restored on the CPU. The error of the device, with no page written any more.
-  virtual absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
-                                                            absl::Span<const GroupSection> sections) = 0;
+  // Queues group `group`, the next in order: a section for each block, in `bytes` bytes of pinned memory that begin at
+  // a multiple of kSectionAlignment. The device itself reads them, up to a multiple of that behind each: they stay as
+  // they are until it has passed the point that this returns. From then on the group's layers are in their pages, for
+  // the blocks of which Outcome says so. An error, of this call or of waiting for the point, is that of all blocks: no
+  // page of the group is written any more.
+  virtual absl::StatusOr<DeviceEventPtr> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
+                                                 absl::Span<const GroupSection> sections) = 0;
+  // Of a group of these blocks whose point was passed without an error; any thread, also while others are queued. For
+  // each block: OK; DataLoss, with no page of the group touched nor of those to come, if the section does not verify,
+  // does not decode or one before did not; ResourceExhausted, the same, for a section that has to be restored on the CPU.
+  virtual std::vector<absl::Status> Outcome(uint32_t group) const = 0;
 };
 
 // Thread-safe; outlives its lanes.

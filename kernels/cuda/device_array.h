@@ -115,6 +115,47 @@ struct MirroredArray {
   }
 };
 
+// Arrays of a batch, one behind the other in both, so that few copies bring what the host wrote to the device.
+class MirroredArena {
+ public:
+  template <typename T>
+  struct Array {
+    T* host = nullptr;
+    T* device = nullptr;
+    T* data() const { return device; }
+  };
+  // Bytes that an array of `count` elements takes.
+  template <typename T>
+  static constexpr size_t Bytes(size_t count) {
+    return (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+
+  MirroredArena() = default;
+  explicit MirroredArena(MirroredArray<uint8_t> memory) : memory_(std::move(memory)) {}
+
+  // From the first byte again.
+  void Clear() { taken_ = uploaded_ = 0; }
+  // `count` elements of trivial type; there must be room.
+  template <typename T>
+  Array<T> Take(size_t count) {
+    Array<T> array = {reinterpret_cast<T*>(memory_.host.data() + taken_),
+                      reinterpret_cast<T*>(memory_.device.data() + taken_)};
+    taken_ += Bytes<T>(count);
+    return array;
+  }
+  // What was taken since the last one, which must stay as it is until the stream has passed.
+  absl::Status Upload(cudaStream_t stream) {
+    absl::Status status = memory_.Upload(uploaded_, taken_ - uploaded_, stream);
+    uploaded_ = taken_;
+    return status;
+  }
+
+ private:
+  static constexpr size_t kAlignment = 16;
+  MirroredArray<uint8_t> memory_;
+  size_t taken_ = 0, uploaded_ = 0;
+};
+
 }  // namespace latentkv::cuda
 
 #endif  // LATENTKV_KERNELS_CUDA_DEVICE_ARRAY_H_

@@ -104,12 +104,15 @@ absl::StatusOr<std::unique_ptr<DeviceBasis>> DeviceBasis::Create(const BasisView
 absl::Status DeviceBasis::MakeTables(const LatentTables& tables) {
   std::vector<uint8_t> symbols(tables.slots.size());
   for (size_t i = 0; i < symbols.size(); ++i) symbols[i] = static_cast<uint8_t>(tables.slots[i]);
+  std::vector<DecodeImage> image(1);
+  absl::Status status = FillDecodeImage(tables, image.data());
+  if (!status.ok()) return status;
   expected_ = tables.expected;
   Keeper keeper(&bytes_);
+  keeper.Copy<DecodeImage>(image, &image_);
   keeper.Copy<uint8_t>(symbols, &symbols_);
   keeper.Copy<uint32_t>(tables.ranges, &ranges_);
-  keeper.Copy<uint8_t>(tables.magnitude_max, &magnitude_max_);
-  tables_ = {symbols_.data(), ranges_.data(), magnitude_max_.data()};
+  tables_ = {image_.data(), symbols_.data(), ranges_.data()};
   return keeper.status();
 }
 
@@ -218,7 +221,8 @@ absl::StatusOr<StepModel> DeviceBasis::Model(uint32_t group, float step) {
       for (size_t i = 0; i < kContextRows; ++i) usual += expected_[classes[r + i]];
       for (uint32_t factor : kFactors) thresholds.push_back(static_cast<uint32_t>(((usual + 1024) * factor + 0xffff) >> 16));
     }
-    classes.resize((classes.size() + kContextRows - 1) / kContextRows * kContextRows);
+    // Read by sixteens, the first before it is known whether there are any.
+    classes.resize(std::max<size_t>(1, (classes.size() + kContextRows - 1) / kContextRows) * kContextRows);
     absl::StatusOr<DeviceArray<uint8_t>> first = DeviceArray<uint8_t>::Copy(classes);
     absl::StatusOr<DeviceArray<uint32_t>> second = DeviceArray<uint32_t>::Copy(thresholds);
     if (!first.ok() || !second.ok()) {

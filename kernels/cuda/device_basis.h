@@ -98,8 +98,9 @@ class DeviceBasis {
   std::vector<SectionBytes> bytes_of_groups_;
   std::vector<uint32_t> rotary_of_layer_, rotary_layers_;
   DeviceArray<int8_t> embedding_;
-  DeviceArray<uint8_t> known_sinks_, symbols_, magnitude_max_;
+  DeviceArray<uint8_t> known_sinks_, symbols_;
   DeviceArray<uint32_t> ranges_, columns_;
+  DeviceArray<DecodeImage> image_;
   DeviceArray<DecodeGroup> decode_groups_;
   DeviceArray<LayerShape> layers_;
   DecodeTables tables_ = {};

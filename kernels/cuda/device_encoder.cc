@@ -115,6 +115,8 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const Basis
     *array = *std::move(made);
     encoder->bytes_ += array->bytes();
   };
+  const auto& limits = view.tables->magnitude_max;
+  copy(std::vector<uint8_t>(limits.begin(), limits.end()), &encoder->magnitude_max_);
   for (HostGroup& host : hosts) {
     EncoderGroup group;
     status.Update(host.status);

@@ -23,7 +23,7 @@ struct EncoderGroup {
   CUtensorMap map;
 };
 
-// Immutable. Of the device that was current when it was made.
+// Immutable. Of the device that was current when it was made. Writes all heads: `basis` must have been made for all.
 class DeviceEncoder {
  public:
   // Asks for the encoders of all groups, which takes seconds for a large basis, on as many threads as there are cores
@@ -35,11 +35,14 @@ class DeviceEncoder {
   const std::vector<EncoderGroup>& groups() const { return groups_; }
   // Latents of `group` that are coded at `step`.
   uint32_t LiveRank(uint32_t group, float step) const { return live_rank_(group, step); }
+  // Of each class, as LatentTables has them.
+  const uint8_t* magnitude_max() const { return magnitude_max_.data(); }
   uint64_t bytes() const { return bytes_; }
 
  private:
   DeviceEncoder() = default;
   std::vector<EncoderGroup> groups_;
+  DeviceArray<uint8_t> magnitude_max_;
   std::function<uint32_t(uint32_t, float)> live_rank_;
   uint64_t bytes_ = 0;
 };

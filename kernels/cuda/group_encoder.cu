@@ -307,7 +307,7 @@ absl::Status GroupEncoder::Finish(uint8_t* room, uint64_t room_bytes, cudaStream
   coding.blocks = blocks_;
   coding.group = coding_.data();
   coding.ranges = basis_.tables().ranges;
-  coding.magnitude_max = basis_.tables().magnitude_max;
+  coding.magnitude_max = encoder_.magnitude_max();
   coding.latents = latents_.data();
   coding.latent_stride = basis_.latent_stride();
   coding.rest_tiles = rest_tiles_.data();

@@ -64,7 +64,8 @@ class CudaGroupLane final : public GroupLane {
         cuda::GroupRestorer::Create(basis_.get(), rotary_.get(), restore_limits);
     if (!restorer.ok()) return restorer.status();
     restorer_ = *std::move(restorer);
-    auto outcomes = cuda::PinnedArray<cuda::GroupRestorer::Outcome>::Make(limits.blocks_max);
+    blocks_max_ = limits.blocks_max;
+    auto outcomes = cuda::PinnedArray<cuda::GroupRestorer::Outcome>::Make(view.groups.size() * blocks_max_);
     if (!outcomes.ok()) return outcomes.status();
     outcomes_ = *std::move(outcomes);
     return CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
@@ -73,7 +74,6 @@ class CudaGroupLane final : public GroupLane {
   absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) override {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
-    // What a batch that was begun and not restored has queued.
     absl::Status status = Synchronize();
     if (!status.ok()) return status;
     status = PagePartsOf(basis_->geometry(), pages, 0, basis_->geometry().layers.size()).status();
@@ -108,20 +108,27 @@ class CudaGroupLane final : public GroupLane {
     return status;
   }
 
-  absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
-                                                    absl::Span<const GroupSection> sections) override {
+  absl::StatusOr<DeviceEventPtr> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
+                                         absl::Span<const GroupSection> sections) override {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
-    absl::Status status = restorer_->Add(group, pinned, bytes, sections, stream_);
-    if (status.ok()) status = restorer_->Decode(group, group + 1, stream_);
+    absl::Status status = restorer_->AddAndDecode(group, pinned, bytes, sections, stream_);
     if (status.ok()) status = restorer_->Restore(group, stream_);
-    if (status.ok()) status = restorer_->Report(outcomes_.data(), stream_);
-    // Also after an error: some of it may be queued.
-    absl::Status over = Synchronize();
-    if (status.ok()) status = over;
-    if (!status.ok()) return status;
+    if (status.ok()) status = restorer_->Report(outcomes_.data() + size_t{group} * blocks_max_, stream_);
+    if (status.ok()) {
+      absl::StatusOr<DeviceEventPtr> over = CudaEvent::RecordedIn(stream_, device_);
+      if (over.ok()) return over;
+      status = over.status();
+    }
+    // Some of it may be queued.
+    Synchronize().IgnoreError();
+    return status;
+  }
+
+  std::vector<absl::Status> Outcome(uint32_t group) const override {
+    const cuda::GroupRestorer::Outcome* outcomes = outcomes_.data() + size_t{group} * blocks_max_;
     std::vector<absl::Status> statuses;
-    for (uint32_t b = 0; b < blocks_; ++b) statuses.push_back(StatusOfFault(outcomes_[b].fault));
+    for (uint32_t b = 0; b < blocks_; ++b) statuses.push_back(StatusOfFault(outcomes[b].fault));
     return statuses;
   }
 
@@ -159,8 +166,8 @@ class CudaGroupLane final : public GroupLane {
   std::unique_ptr<cuda::DeviceBasis> basis_;
   std::unique_ptr<cuda::RotaryCache> rotary_;
   std::unique_ptr<cuda::GroupRestorer> restorer_;
-  cuda::PinnedArray<cuda::GroupRestorer::Outcome> outcomes_;
-  uint32_t blocks_ = 0;
+  cuda::PinnedArray<cuda::GroupRestorer::Outcome> outcomes_;  // [groups][blocks_max]
+  uint32_t blocks_max_ = 0, blocks_ = 0;
 };
 
 }  // namespace

@@ -9,9 +9,7 @@
 namespace latentkv::cuda {
 namespace {
 
-// Live latents have at least class 16, and activity takes a class down by 8: from there on classes are in shared
-// memory (latent_decode.cu).
-constexpr uint32_t kLowestClass = 8;
+uint64_t Aligned(uint64_t bytes) { return (bytes + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment; }
 
 __global__ void ReportKernel(const SectionState* states, const uint32_t* first_faults, uint32_t blocks,
                              GroupRestorer::Outcome* outcomes) {
@@ -33,7 +31,9 @@ absl::StatusOr<std::unique_ptr<GroupRestorer>> GroupRestorer::Create(DeviceBasis
                            "asking for the compute capability"));
   if (!status.ok()) return status;
   if (major != 9) return absl::UnimplementedError("restores on a device need compute capability 9.0");
-  if (limits.blocks_max == 0 || limits.rests_max == 0 || limits.rests_max >= kNoRest) return absl::InvalidArgumentError("limits of a restore");
+  if (limits.blocks_max == 0 || limits.rests_max == 0 || limits.rests_max >= kNoRest) {
+    return absl::InvalidArgumentError("limits of a restore");
+  }
   std::unique_ptr<GroupRestorer> restorer(new GroupRestorer(basis, rotary, limits));
   status = restorer->Allocate(multiprocessors);
   if (!status.ok()) return status;
@@ -64,18 +64,18 @@ absl::Status GroupRestorer::Allocate(uint32_t multiprocessors) {
   make(&own_sums_, groups * tokens);
   make(&inherited_sums_, groups * tokens);
   make(&inherited_totals_, tokens);
-  make(&first_faults_, blocks);
-  mirror(&rest_count_, 1);
-  mirror(&first_tokens_, blocks);
-  mirror(&tokens_, blocks * (kBlockTokens + basis_.history()));
   make(&plans_, blocks);
   make(&rest_tiles_, groups * blocks * kRankTilesMax);
   mirror(&sources_, groups * blocks);
   make(&states_, groups * blocks);
-  mirror(&slots_, tokens);
-  mirror(&parts_, 2 * basis_.geometry().layers.size());
-  mirror(&rotaries_, basis_.rotary_layers().size());
-  make(&payload_, limits_.payload_bytes_max);
+  MirroredArray<uint8_t> arena;
+  mirror(&arena, MirroredArena::Bytes<uint32_t>(blocks * (kBlockTokens + basis_.history())) +
+                     2 * MirroredArena::Bytes<uint32_t>(blocks) + MirroredArena::Bytes<uint32_t>(1) +
+                     MirroredArena::Bytes<TokenSlot>(tokens) +
+                     MirroredArena::Bytes<DevicePart>(2 * basis_.geometry().layers.size()) +
+                     MirroredArena::Bytes<DeviceRotary>(basis_.rotary_layers().size()));
+  arena_ = MirroredArena(std::move(arena));
+  make(&payload_, Aligned(limits_.payload_bytes_max));
   make(&outcomes_, blocks);
   if (!status.ok()) return status;
   status = OnOwnStream([&](cudaStream_t stream) {
@@ -98,54 +98,64 @@ absl::Status GroupRestorer::Begin(absl::Span<const RestoreBlock> blocks, absl::S
   if (blocks.size() > limits_.blocks_max || parts.size() != 2 * basis_.geometry().layers.size()) {
     return absl::InvalidArgumentError(absl::StrCat(blocks.size(), " blocks and ", parts.size(), " parts of pages"));
   }
-  const uint32_t history = std::max(1u, basis_.history());
+  for (const RestoreBlock& block : blocks) {
+    const uint64_t end = uint64_t{block.first_token} + kBlockTokens;
+    if (end <= rotary_.positions() && block.tokens.size() == end && block.slots.size() == kBlockTokens) continue;
+    return absl::InvalidArgumentError(absl::StrCat("a block from token ", block.first_token, " on with ",
+                                                   block.tokens.size(), " tokens of its chain and ",
+                                                   block.slots.size(), " slots"));
+  }
   basis_.MakeRoomForModels();
   blocks_ = blocks.size();
   payload_used_ = 0;
-  known_sinks_.clear();
-  uint32_t *token = tokens_.host.data();
-  for (uint32_t b = 0; b < blocks_; ++b) {
-    const RestoreBlock& block = blocks[b];
-    const uint64_t end = uint64_t{block.first_token} + kBlockTokens;
-    if (end > rotary_.positions() || block.tokens.size() != end || block.slots.size() != kBlockTokens) {
-      return absl::InvalidArgumentError(absl::StrCat("a block from token ", block.first_token, " on with ",
-                                                     block.tokens.size(), " tokens of its chain and ",
-                                                     block.slots.size(), " slots"));
-    }
-    first_tokens_.host[b] = block.first_token;
-    known_sinks_.push_back(block.first_token == 0 ? block.known_sinks : -1);
+  arena_.Clear();
+  // Features first: the device makes them while the host writes the rest.
+  const uint32_t history = std::max(1u, basis_.history());
+  tokens_ = arena_.Take<uint32_t>(size_t{blocks_} * (history - 1 + kBlockTokens));
+  uint32_t* token = tokens_.host;
+  for (const RestoreBlock& block : blocks) {
     for (uint32_t back = history - 1; back > 0; --back) {
       *token++ = back <= block.first_token ? block.tokens[block.first_token - back] : kNoToken;
     }
     token = std::copy_n(block.tokens.end() - kBlockTokens, kBlockTokens, token);
-    std::copy_n(block.slots.begin(), kBlockTokens, slots_.host.data() + size_t{b} * kBlockTokens);
   }
-  std::copy(parts.begin(), parts.end(), parts_.host.data());
+  absl::Status status;
+  if (basis_.feature_tiles() > 0) {
+    status = arena_.Upload(stream);
+    status.Update(MakeFeatures({basis_.embedding(), basis_.vocabulary(), basis_.dims(), basis_.history(),
+                                tokens_.data(), blocks_, features_.data(), basis_.feature_tiles() * kRankTile},
+                               stream));
+  }
+  first_tokens_ = arena_.Take<uint32_t>(blocks_);
+  slots_ = arena_.Take<TokenSlot>(size_t{blocks_} * kBlockTokens);
+  known_sinks_.clear();
+  for (uint32_t b = 0; b < blocks_; ++b) {
+    first_tokens_.host[b] = blocks[b].first_token;
+    known_sinks_.push_back(blocks[b].first_token == 0 ? blocks[b].known_sinks : -1);
+    std::copy_n(blocks[b].slots.begin(), kBlockTokens, slots_.host + size_t{b} * kBlockTokens);
+  }
+  parts_ = arena_.Take<DevicePart>(parts.size());
+  std::copy(parts.begin(), parts.end(), parts_.host);
   const std::vector<DeviceRotary> rotaries = rotary_.tables();
-  std::copy(rotaries.begin(), rotaries.end(), rotaries_.host.data());
-  absl::Status status = first_tokens_.Upload(0, blocks_, stream);
-  status.Update(tokens_.Upload(0, token - tokens_.host.data(), stream));
-  status.Update(slots_.Upload(0, size_t{blocks_} * kBlockTokens, stream));
-  status.Update(parts_.Upload(0, parts.size(), stream));
-  status.Update(rotaries_.Upload(0, rotaries.size(), stream));
-  status.Update(CudaStatus(cudaMemsetAsync(first_faults_.data(), 0xff, first_faults_.bytes(), stream), "clearing"));
-  status.Update(CudaStatus(cudaMemsetAsync(inherited_totals_.data(), 0, inherited_totals_.bytes(), stream), "clearing"));
+  rotaries_ = arena_.Take<DeviceRotary>(rotaries.size());
+  std::copy(rotaries.begin(), rotaries.end(), rotaries_.host);
+  first_faults_ = arena_.Take<uint32_t>(blocks_);
+  std::fill_n(first_faults_.host, blocks_, ~0u);
+  rest_count_ = arena_.Take<uint32_t>(1);
   static_assert(kZeroRest == 0);
-  rest_count_.host[0] = 1;
-  status.Update(rest_count_.Upload(0, 1, stream));
-  if (!status.ok() || basis_.feature_tiles() == 0) return status;
-  return MakeFeatures({basis_.embedding(), basis_.vocabulary(), basis_.dims(), basis_.history(), tokens_.data(),
-                       blocks_, features_.data(), basis_.feature_tiles() * kRankTile},
-                      stream);
+  *rest_count_.host = 1;
+  status.Update(arena_.Upload(stream));
+  return status;
 }
 
-absl::Status GroupRestorer::Add(uint32_t group, const uint8_t* payload, uint64_t bytes,
-                                absl::Span<const GroupSection> sections, cudaStream_t stream) {
+absl::StatusOr<uint8_t*> GroupRestorer::Place(uint32_t group, uint64_t bytes, absl::Span<const GroupSection> sections) {
   if (sections.size() != blocks_ || group >= basis_.groups().size()) {
     return absl::InvalidArgumentError(absl::StrCat(sections.size(), " sections for ", blocks_, " blocks"));
   }
-  const uint64_t first = payload_used_, room = payload_.size() - first;
-  if (bytes > room) return absl::ResourceExhaustedError("a batch's sections do not fit the device memory set apart");
+  if (bytes > payload_.size() - payload_used_) {
+    return absl::ResourceExhaustedError("a batch's sections do not fit the device memory set apart");
+  }
+  uint8_t* const payload = payload_.data() + payload_used_;
   SectionSource* sources = sources_.host.data() + size_t{group} * blocks_;
   std::fill_n(sources, blocks_, SectionSource());
   for (uint32_t b = 0; b < blocks_; ++b) {
@@ -156,17 +166,44 @@ absl::Status GroupRestorer::Add(uint32_t group, const uint8_t* payload, uint64_t
     }
     absl::StatusOr<StepModel> model = basis_.Model(group, section.step);
     if (!model.ok()) continue;  // Missing, for this batch.
-    sources[b] = {payload_.data() + first + section.offset, section.bytes, section.crc32c, section.step,
-                        known_sinks_[b] < 0 ? 0 : basis_.SinkOffset(known_sinks_[b], group) + 1, *model};
+    sources[b] = {payload + section.offset, section.bytes, section.crc32c, section.step,
+                  known_sinks_[b] < 0 ? 0 : basis_.SinkOffset(known_sinks_[b], group) + 1, *model};
   }
-  payload_used_ += (bytes + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
-  absl::Status status = CudaStatus(
-      cudaMemcpyAsync(payload_.data() + first, payload, bytes, cudaMemcpyHostToDevice, stream), "copying sections");
+  payload_used_ += Aligned(bytes);
+  return payload;
+}
+
+absl::Status GroupRestorer::Add(uint32_t group, const uint8_t* payload, uint64_t bytes,
+                                absl::Span<const GroupSection> sections, cudaStream_t stream) {
+  const absl::StatusOr<uint8_t*> to = Place(group, bytes, sections);
+  if (!to.ok()) return to.status();
+  absl::Status status =
+      CudaStatus(cudaMemcpyAsync(*to, payload, bytes, cudaMemcpyHostToDevice, stream), "copying sections");
   status.Update(sources_.Upload(size_t{group} * blocks_, blocks_, stream));
   return status;
 }
 
+absl::Status GroupRestorer::AddAndDecode(uint32_t group, const uint8_t* payload, uint64_t bytes,
+                                         absl::Span<const GroupSection> sections, cudaStream_t stream) {
+  cudaPointerAttributes memory = {};
+  absl::Status status = CudaStatus(cudaPointerGetAttributes(&memory, payload), "asking for pinned memory");
+  if (!status.ok()) return status;
+  const uint8_t* pinned = static_cast<const uint8_t*>(memory.devicePointer);
+  if (memory.type != cudaMemoryTypeHost || reinterpret_cast<uintptr_t>(pinned) % kSectionAlignment != 0) {
+    return absl::InvalidArgumentError("sections that are not in pinned memory, or not aligned there");
+  }
+  const absl::StatusOr<uint8_t*> to = Place(group, bytes, sections);
+  if (!to.ok()) return to.status();
+  status = sources_.Upload(size_t{group} * blocks_, blocks_, stream);
+  return status.ok() ? DecodeFrom(pinned, *to, group, group + 1, stream) : status;
+}
+
 absl::Status GroupRestorer::Decode(uint32_t first, uint32_t last, cudaStream_t stream) {
+  return DecodeFrom(nullptr, nullptr, first, last, stream);
+}
+
+absl::Status GroupRestorer::DecodeFrom(const uint8_t* pinned, uint8_t* payload, uint32_t first, uint32_t last,
+                                       cudaStream_t stream) {
   DecodeParams params = {};
   params.tables = basis_.tables();
   params.groups = basis_.decode_groups();
@@ -185,7 +222,8 @@ absl::Status GroupRestorer::Decode(uint32_t first, uint32_t last, cudaStream_t s
   params.first_group = first;
   params.last_group = last;
   params.inherited_rank = basis_.inherited_rank();
-  params.lowest_class = kLowestClass;
+  params.pinned = pinned;
+  params.payload = payload;
   return DecodeSections(params, multiprocessors_, stream);
 }
 

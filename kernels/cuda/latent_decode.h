@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/decode_image.h"
 #include "kernels/cuda/restore_types.h"
 
 namespace latentkv::cuda {
@@ -19,11 +20,11 @@ struct DecodeGroup {
   uint32_t sink_bytes;
 };
 
-// Tables of all classes, as kernels/latent_entropy.h has them.
+// Of all classes, as kernels/latent_entropy.h has them, for those that the image does not have.
 struct DecodeTables {
-  const uint8_t* symbols;   // [kLatentClasses][kProbabilityOne]
-  const uint32_t* ranges;   // [kLatentClasses][256], frequency | start << 16
-  const uint8_t* magnitude_max;  // [kLatentClasses]
+  const DecodeImage* image;
+  const uint8_t* symbols;  // [kLatentClasses][kProbabilityOne]
+  const uint32_t* ranges;  // [kLatentClasses][256], frequency | start << 16
 };
 
 struct DecodeParams {
@@ -43,7 +44,10 @@ struct DecodeParams {
   uint32_t blocks;
   uint32_t first_group, last_group;  // Decoded now.
   uint32_t inherited_rank;
-  uint32_t lowest_class;           // From which on classes are kept in shared memory; others work, slowly.
+  // Unless null, the sections' bytes are still there, in pinned memory that the device can read, and are brought to
+  // `payload` while they are decoded: what of them is at a place in one is to come to the same place in the other.
+  const uint8_t* pinned;
+  uint8_t* payload;
 };
 
 // Decodes sections [first_group, last_group) of all blocks. A section with a fault has rank_tiles 0 and its state says

@@ -34,13 +34,14 @@ __global__ void VerifyKernel(const VerifyParams p) {
   const SectionState state = p.states[section];
   const uint32_t own = p.own_sums[section * kBlockTokens + token];
   uint32_t* total = p.inherited_totals + size_t{block} * kBlockTokens + token;
+  const uint32_t before = p.group == 0 ? 0 : *total;
   bool stored = p.first_tokens[block] == 0 && token < kSinkTokens;
   for (uint32_t i = 0; i < state.exact_count && state.fault == kFaultNone; ++i) {
     stored |= p.sources[section].payload[kHeaderBytes + i] == token;
   }
   const bool above = (own & kAboveBound) != 0 ||
-                     (!stored && own + (state.predicted ? *total : 0) >= kSumBound);
-  *total += p.inherited_sums[section * kBlockTokens + token];
+                     (!stored && own + (state.predicted ? before : 0) >= kSumBound);
+  *total = before + p.inherited_sums[section * kBlockTokens + token];
   const bool bounds = __syncthreads_or(above && state.fault == kFaultNone);
   if (token != 0) return;
   if (bounds) p.states[section].fault = kFaultBounds;

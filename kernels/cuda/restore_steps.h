@@ -31,7 +31,7 @@ struct VerifyParams {
   const uint32_t* first_tokens;    // [blocks]
   const uint32_t* own_sums;        // [groups][blocks][kBlockTokens]
   const uint32_t* inherited_sums;  // the same
-  uint32_t* inherited_totals;      // [blocks][kBlockTokens] of the groups before; this one is added
+  uint32_t* inherited_totals;      // [blocks][kBlockTokens] of the groups before, whatever it is for group 0
   uint32_t* first_faults;          // [blocks], lowered to `group` where the section is not sound
   BlockPlan* plans;                // [blocks] of this group
 };

@@ -38,7 +38,7 @@ enum SectionFault : uint32_t {
 
 // Latents of one group at one step: the class of every row, and thresholds[k][i] of the activities behind row 16 k + 15.
 struct StepModel {
-  const uint8_t* classes;      // [rank], readable up to a multiple of 16
+  const uint8_t* classes;      // [rank], readable up to a multiple of 16 that is not 0
   const uint32_t* thresholds;  // [rank / 16][kActivityThresholds]
 };
 

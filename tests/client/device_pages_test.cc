@@ -26,7 +26,30 @@ class DevicePagesTest : public ClientTest {
     return config;
   }
   std::string log() const { return log_.str(); }
+  // A client of `basis` for `pages`, which lie on the device that restores its groups; tokens [0, 256) of sequence 5
+  // are stored, and the pages poisoned. arrived_ counts the sections that come afterwards.
+  std::unique_ptr<Client> OpenWithStoredGroups(std::shared_ptr<const Basis> basis, TestPages* pages) {
+    MoveToDevice(*pages);
+    devices_.basis = basis.get();
+    ClientConfig config = Config(basis);
+    auto wrapped = std::make_shared<WrappedChannel>(daemon_.Connect());
+    wrapped->on_section = [this](FetchedSection*, const CallLimits&) { ++arrived_; };
+    config.channel = wrapped;
+    std::unique_ptr<Client> client = ClientTest::Open(config, pages);
+    const std::vector<uint64_t> ids = pages->PageIds(256, 5);
+    pages->Compute(5, ids, 0, 256);
+    EXPECT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+    pages->Poison();
+    return client;
+  }
+  // Whether all of them come.
+  bool AllArrive() const {
+    const uint32_t all = 256 / kBlockTokens * geometry_.layers.size();
+    for (const absl::Time end = Soon(); arrived_ < all && absl::Now() < end;) absl::SleepFor(absl::Milliseconds(1));
+    return arrived_ == all;
+  }
 
+  std::atomic<uint32_t> arrived_{0};
   FakeDevices devices_;  // Outlives the clients.
   std::ostringstream log_;
 };
@@ -111,10 +134,10 @@ TEST_F(DevicePagesTest, WhatTheDeviceDoesNotRestoreIsAMiss) {
   pages.Compute(6, ids, 0, 256);
   ASSERT_EQ((*client->Store({TestTokens(6, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
   pages.Poison();
-  devices_.on_restore_group = [](uint32_t) { return absl::InternalError("the device fell off the bus"); };
+  devices_.on_queue_group = [](uint32_t) { return absl::InternalError("the device fell off the bus"); };
   EXPECT_EQ(Load(client.get(), pages, 6, 0, 256).token_count, 0u);
   EXPECT_THAT(log(), ::testing::HasSubstr("the device fell off the bus"));
-  devices_.on_restore_group = nullptr;
+  devices_.on_queue_group = nullptr;
   EXPECT_EQ(Load(client.get(), pages, 6, 0, 256).token_count, 256u) << "the records are good, and the lane was given back";
 }
 
@@ -161,6 +184,75 @@ TEST_F(DevicePagesTest, ABlockThatTheDeviceLeavesToTheCpuIsRestoredThere) {
   EXPECT_EQ(Load(other.get(), on_host, 5, 0, 256).token_count, 256u);
   EXPECT_TRUE(on_device.memory() == on_host.memory());
   EXPECT_EQ(log(), "");
+}
+
+TEST_F(DevicePagesTest, LaterGroupsArriveWhileTheDeviceRestoresAndEachCountsOnceItIsOver) {
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
+  TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8);
+  Gate gates[2];
+  devices_.on_restore_block = [&](uint32_t group, size_t) {
+    if (group < 2) gates[group].Wait(nullptr);
+    return absl::OkStatus();
+  };
+  std::unique_ptr<Client> client = OpenWithStoredGroups(basis, &pages);
+  auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
+  gates[0].AwaitVisitor();
+  EXPECT_TRUE(AllArrive());
+  EXPECT_TRUE(absl::IsDeadlineExceeded((*job)->Wait(0, absl::Milliseconds(30)).status()));
+  gates[0].Open();
+  EXPECT_EQ((*job)->Wait(0, kLong)->token_count, 256u);
+  EXPECT_TRUE(absl::IsDeadlineExceeded((*job)->Wait(1, absl::Milliseconds(30)).status()));
+  gates[1].Open();
+  EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 256u);
+  EXPECT_EQ(devices_.restored_groups, static_cast<int>(geometry_.layers.size()));
+  EXPECT_EQ(log(), "");
+}
+
+TEST_F(DevicePagesTest, WhatBecameOfABlockCountsAlsoWhenItsLaterGroupsAreQueued) {
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
+  TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8), expected(geometry_, Layout::kHeadsFirst, 32, 8);
+  std::unique_ptr<Client> client = OpenWithStoredGroups(basis, &pages);
+  ASSERT_EQ(Load(ClientTest::Open(Config(basis), &expected).get(), expected, 5, 0, 256).token_count, 256u);
+  for (bool damaged : {false, true}) {
+    Gate gate;
+    devices_.on_restore_block = [&](uint32_t group, size_t block) -> absl::Status {
+      gate.Wait(nullptr);
+      if (group != 0 || block != 2) return absl::OkStatus();
+      return damaged ? absl::DataLossError("damaged") : absl::ResourceExhaustedError("left to the CPU");
+    };
+    pages.Poison();
+    arrived_ = 0;
+    auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
+    gate.AwaitVisitor();
+    EXPECT_TRUE(AllArrive());
+    gate.Open();
+    EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, damaged ? 128u : 256u) << log();
+    if (!damaged) {
+      EXPECT_TRUE(pages.memory() == expected.memory());
+    }
+  }
+}
+
+TEST_F(DevicePagesTest, AJobIsGoneOnceTheGroupsThatWereQueuedAreOver) {
+  const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
+  TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8);
+  Gate gate;
+  devices_.on_restore_block = [&](uint32_t, size_t) { return gate.Wait(nullptr), absl::OkStatus(); };
+  std::unique_ptr<Client> client = OpenWithStoredGroups(basis, &pages);
+  auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
+  gate.AwaitVisitor();
+  std::atomic<bool> gone{false};
+  std::thread free([&] {
+    job->reset();
+    gone = true;
+  });
+  absl::SleepFor(absl::Milliseconds(30));
+  EXPECT_FALSE(gone) << "a group was still under way";
+  gate.Open();
+  free.join();
+  const std::vector<Bytes> after = pages.memory();
+  absl::SleepFor(absl::Milliseconds(30));
+  EXPECT_TRUE(pages.memory() == after);
 }
 
 TEST_F(DevicePagesTest, ALoadOfManyBlocksIsRestoredInSeveralRuns) {

@@ -1,5 +1,7 @@
 #include "tests/client/fake_device.h"
 
+#include <map>
+
 #include "codec/block_state.h"
 #include "codec/group_codec.h"
 #include "codec/latent_model.h"
@@ -82,30 +84,43 @@ class FakeGroupLane final : public GroupLane {
     }
   }
   absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) override {
+    absl::Status status = queue_.Record()->Wait();
+    if (!status.ok()) return status;
     pages_ = pages;
     blocks_.clear();
     for (const GroupBlock& block : blocks) {
       blocks_.push_back({{block.slot.begin(), block.slot.end()},
-                         std::make_unique<BlockState>(*devices_.basis, block.first_token, block.tokens)});
+                         std::make_unique<BlockState>(*devices_.basis, block.first_token, block.tokens),
+                         absl::OkStatus()});
     }
-    return used == nullptr ? absl::OkStatus() : used->Wait();
+    if (used != nullptr) queue_.Await(*used);
+    return absl::OkStatus();
   }
-  absl::StatusOr<std::vector<absl::Status>> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
-                                                    absl::Span<const GroupSection> sections) override {
+  absl::StatusOr<DeviceEventPtr> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
+                                         absl::Span<const GroupSection> sections) override {
     ++devices_.restored_groups;
-    if (devices_.on_restore_group) {
-      absl::Status status = devices_.on_restore_group(group);
+    if (devices_.on_queue_group) {
+      absl::Status status = devices_.on_queue_group(group);
       if (!status.ok()) return status;
     }
-    std::vector<absl::Status> statuses;
-    for (size_t b = 0; b < blocks_.size(); ++b) {
-      statuses.push_back(blocks_[b].status);
-      if (!blocks_[b].status.ok()) continue;
-      if (devices_.on_restore_block) blocks_[b].status = devices_.on_restore_block(group, b);
-      if (blocks_[b].status.ok()) blocks_[b].status = RestoreOne(group, ByteSpan(pinned, bytes), sections[b], &blocks_[b]);
-      statuses.back() = blocks_[b].status;
-    }
-    return statuses;
+    queue_.Add([this, group, payload = ByteSpan(pinned, bytes),
+                own = std::vector<GroupSection>(sections.begin(), sections.end())] {
+      std::vector<absl::Status> outcome;
+      for (size_t b = 0; b < blocks_.size(); ++b) {
+        absl::Status& status = blocks_[b].status;
+        if (status.ok() && devices_.on_restore_block) status = devices_.on_restore_block(group, b);
+        if (status.ok()) status = RestoreOne(group, payload, own[b], &blocks_[b]);
+        outcome.push_back(status);
+      }
+      std::lock_guard<std::mutex> lock(mutex_);
+      outcomes_[group] = std::move(outcome);
+      return absl::OkStatus();
+    });
+    return queue_.Record();
+  }
+  std::vector<absl::Status> Outcome(uint32_t group) const override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return outcomes_.at(group);
   }
 
  private:
@@ -132,7 +147,10 @@ class FakeGroupLane final : public GroupLane {
   RotaryTables rotary_;
   std::vector<std::unique_ptr<GroupCodec>> codecs_;
   PagedCache pages_;
-  std::vector<Block> blocks_;
+  std::vector<Block> blocks_;  // Of the queue, once begun.
+  mutable std::mutex mutex_;
+  std::map<uint32_t, std::vector<absl::Status>> outcomes_;
+  FakeQueue queue_;  // Last: what is in it uses the others.
 };
 
 class FakeDevice final : public Device {

@@ -50,8 +50,8 @@ class FakeDevices final : public Devices {
   std::function<absl::Status()> on_queue_gather;        // In the call.
   // Whose sections it restores as the CPU does; null: none.
   const Basis* basis = nullptr;
-  std::function<absl::Status(uint32_t group)> on_restore_group;
-  std::function<absl::Status(uint32_t group, size_t block)> on_restore_block;
+  std::function<absl::Status(uint32_t group)> on_queue_group;                  // In the call.
+  std::function<absl::Status(uint32_t group, size_t block)> on_restore_block;  // In the queue.
   mutable std::atomic<int> restored_groups{0};
   mutable std::atomic<int> opened{0};
   mutable std::atomic<uint64_t> pinned_bytes{0};

@@ -49,6 +49,7 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
   std::vector<std::vector<Bytes>> sections(shape.blocks);
   std::vector<float> steps(shape.blocks);
   std::vector<std::vector<bool>> cpu_good(shape.blocks);
+  std::vector<uint32_t> wrong_checksum(shape.blocks, groups);  // In which group.
   PagedCache cache = pages.cache();
   for (uint32_t b = 0; b < shape.blocks; ++b) {
     const uint32_t first_token = (shape.first_block + b) * kBlockTokens;
@@ -57,7 +58,9 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
       const LatentSection section = SectionOf(*basis, g, steps[b], first_token == 0, &random);
       sections[b].push_back(WriteLatentSection(basis->groups()[g], tables, steps[b], section).value());
     }
-    if (shape.damage > 0 && b % shape.damage == 0) {
+    if (shape.wrong_checksum && b % shape.damage == 0) {
+      wrong_checksum[b] = random.Below(groups);
+    } else if (shape.damage > 0 && b % shape.damage == 0) {
       Bytes& damaged = sections[b][random.Below(groups)];
       damaged[random.Below(random.Below(2) == 0 ? 8 : damaged.size())] ^= 1u << random.Below(8);
     }
@@ -76,6 +79,10 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
     }
     const std::unique_ptr<BlockReader> reader = codec->Open(header, {header.key, first_token, chain}).value();
     for (uint32_t g = 0; g < groups; ++g) {
+      if (g == wrong_checksum[b]) {
+        cpu_good[b].push_back(false);
+        break;
+      }
       const BasisGroup& group = basis->groups()[g];
       Bytes raw(size_t{group.channels} * DTypeBytes(shape.dtype) * kBlockTokens);
       cpu_good[b].push_back(reader->ReadSection(g, sections[b][g], absl::MakeSpan(raw)).ok());
@@ -93,49 +100,67 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
   const std::unique_ptr<GroupRestorer> restorer = GroupRestorer::Create(device_basis.get(), &rotary, limits).value();
   cudaStream_t stream;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  ASSERT_TRUE(restorer->Begin(blocks, pages.parts(), stream).ok());
-  std::vector<PinnedArray<uint8_t>> payloads;
+  std::vector<std::vector<GroupSection>> places(groups);
+  std::vector<uint64_t> ends = {0};  // Of the groups' bytes.
   for (uint32_t g = 0; g < groups; ++g) {
-    std::vector<GroupSection> places;
     uint64_t bytes = 0;
     for (uint32_t b = 0; b < shape.blocks; ++b) {
       const Bytes& section = sections[b][g];
-      places.push_back({bytes, static_cast<uint32_t>(section.size()), Crc32c(section), steps[b]});
+      const uint32_t checksum = Crc32c(section) ^ (g == wrong_checksum[b] ? 1 : 0);
+      places[g].push_back({bytes, static_cast<uint32_t>(section.size()), checksum, steps[b]});
       bytes += (section.size() + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
     }
-    payloads.push_back(PinnedArray<uint8_t>::Make(bytes).value());
+    ends.push_back(ends[g] + bytes);
+  }
+  const PinnedArray<uint8_t> payload = PinnedArray<uint8_t>::Make(ends[groups]).value();
+  for (uint32_t g = 0; g < groups; ++g) {
     for (uint32_t b = 0; b < shape.blocks; ++b) {
-      std::copy(sections[b][g].begin(), sections[b][g].end(), payloads[g].data() + places[b].offset);
+      std::copy(sections[b][g].begin(), sections[b][g].end(), payload.data() + ends[g] + places[g][b].offset);
     }
-    ASSERT_TRUE(restorer->Add(g, payloads[g].data(), bytes, places, stream).ok());
   }
-  // One group alone, and the others together.
-  ASSERT_TRUE(restorer->Decode(0, 1, stream).ok());
-  ASSERT_TRUE(restorer->Restore(0, stream).ok());
-  ASSERT_TRUE(restorer->Decode(1, groups, stream).ok());
-  for (uint32_t g = 1; g < groups; ++g) ASSERT_TRUE(restorer->Restore(g, stream).ok());
   const PinnedArray<GroupRestorer::Outcome> outcomes = PinnedArray<GroupRestorer::Outcome>::Make(shape.blocks).value();
-  ASSERT_TRUE(restorer->Report(outcomes.data(), stream).ok());
-  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
+  // The first group alone and the others together; then each alone.
+  for (uint32_t alone : {1u, groups}) {
+    ASSERT_TRUE(pages.PoisonDevice());
+    ASSERT_TRUE(restorer->Begin(blocks, pages.parts(), stream).ok());
+    for (uint32_t g = 0; g < groups; ++g) {
+      const uint8_t* from = payload.data() + ends[g];
+      if (g < alone) {
+        ASSERT_TRUE(restorer->AddAndDecode(g, from, ends[g + 1] - ends[g], places[g], stream).ok());
+        ASSERT_TRUE(restorer->Restore(g, stream).ok());
+      } else {
+        ASSERT_TRUE(restorer->Add(g, from, ends[g + 1] - ends[g], places[g], stream).ok());
+      }
+    }
+    ASSERT_TRUE(restorer->Decode(alone, groups, stream).ok());
+    for (uint32_t g = alone; g < groups; ++g) ASSERT_TRUE(restorer->Restore(g, stream).ok());
+    ASSERT_TRUE(restorer->Report(outcomes.data(), stream).ok());
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
 
-  uint32_t refused = 0;
-  for (uint32_t b = 0; b < shape.blocks; ++b) {
-    const uint32_t good = std::count(cpu_good[b].begin(), cpu_good[b].end(), true);
-    EXPECT_EQ(outcomes[b].first_fault, good == groups ? ~0u : good) << "block " << b << " fault " << outcomes[b].fault;
-    refused += good < groups;
+    uint32_t refused = 0;
+    for (uint32_t b = 0; b < shape.blocks; ++b) {
+      const uint32_t good = std::count(cpu_good[b].begin(), cpu_good[b].end(), true);
+      EXPECT_EQ(outcomes[b].first_fault, good == groups ? ~0u : good)
+          << "block " << b << " fault " << outcomes[b].fault;
+      refused += good < groups;
+    }
+    EXPECT_EQ(refused > 0, shape.damage > 0);
+    const Bytes restored = pages.device();
+    size_t different = 0, first = restored.size();
+    for (size_t i = 0; i < restored.size(); ++i) {
+      if (restored[i] == pages.host()[i]) continue;
+      ++different;
+      first = std::min(first, i);
+    }
+    EXPECT_EQ(different, 0u) << "of " << restored.size() << " bytes; the first at " << first << ", " << alone << " alone";
+    // Damaged blocks are restored in part.
+    const uint64_t written = restored.size() - std::count(restored.begin(), restored.end(), kPoison);
+    EXPECT_GT(written, RawBytes(basis->geometry(), kBlockTokens) * shape.blocks / 2);
   }
-  EXPECT_EQ(refused > 0, shape.damage > 0);
-  const Bytes restored = pages.device();
-  size_t different = 0, first = restored.size();
-  for (size_t i = 0; i < restored.size(); ++i) {
-    if (restored[i] == pages.host()[i]) continue;
-    ++different;
-    first = std::min(first, i);
-  }
-  EXPECT_EQ(different, 0u) << "of " << restored.size() << " bytes; the first at " << first;
-  // Damaged blocks are restored in part.
-  const uint64_t written = restored.size() - std::count(restored.begin(), restored.end(), kPoison);
-  EXPECT_GT(written, RawBytes(basis->geometry(), kBlockTokens) * shape.blocks / 2);
+  std::vector<uint8_t> pageable(ends[1] + kSectionAlignment);
+  ASSERT_TRUE(restorer->Begin(blocks, pages.parts(), stream).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(restorer->AddAndDecode(0, pageable.data(), ends[1], places[0], stream)));
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
   cudaStreamDestroy(stream);
 }
 

@@ -33,8 +33,10 @@ struct Shape {
   uint32_t blocks = 7, first_block = 0;
   uint32_t page_tokens = 16;
   enum Layout { kNhd, kHnd, kKeysTransposed } layout = kNhd;
-  float scale = 20;     // Of the leading latents: how many are large.
-  uint32_t damage = 0;  // One block in so many has a byte changed, its checksum made right again.
+  float scale = 20;                 // Of the leading latents: how many are large.
+  uint32_t damage = 0;              // One block in so many has a byte changed, its checksum made right again.
+  bool wrong_checksum = false;      // Its checksum is changed, and no byte.
+  uint32_t tp_rank = 0, ranks = 1;  // Whose heads the pages hold.
 };
 
 inline std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
@@ -167,6 +169,7 @@ class Pages {
     EXPECT_EQ(cudaMemcpy(device_.data(), host_.data(), host_.size(), cudaMemcpyHostToDevice), cudaSuccess);
   }
   const Bytes& host() const { return host_; }
+  bool PoisonDevice() const { return cudaMemset(device_.data(), kPoison, host_.size()) == cudaSuccess; }
   Bytes device() const {
     Bytes bytes(host_.size());
     EXPECT_EQ(cudaMemcpy(bytes.data(), device_.data(), bytes.size(), cudaMemcpyDeviceToHost), cudaSuccess);
@@ -210,6 +213,26 @@ inline std::vector<Shape> Shapes() {
   shapes.push_back({.name = "SomeLargeLatents", .blocks = 12, .scale = 45});
   shapes.push_back({.name = "ManyGroups", .kv_heads = 4, .layers = 6, .layers_per_group = 1, .rank = 100, .blocks = 1});
   shapes.push_back({.name = "Damaged", .blocks = 200, .damage = 2});
+  shapes.push_back({.name = "WrongChecksums", .blocks = 60, .damage = 2, .wrong_checksum = true});
+  // More than there are pairs of warps on a device.
+  shapes.push_back({.name = "ManyBlocks", .rank = 20, .inherited_rank = 16, .blocks = 1200});
+  // What a rank of an engine holds, where its heads fill whole tiles and where they do not.
+  const auto add = [&](uint32_t tp_rank, uint32_t ranks, Shape shape) {
+    shape.tp_rank = tp_rank, shape.ranks = ranks;
+    shapes.push_back(shape);
+  };
+  add(1, 2, {.name = "LastOfTwoRanks", .kv_heads = 4});
+  add(2, 4, {.name = "ThirdOfFourRanks", .kv_heads = 8, .head_dim = 128, .rotary_dim = 128});
+  add(3, 4, {.name = "OneHeadOf96", .kv_heads = 4, .head_dim = 96, .rotary_dim = 96, .layout = Shape::kHnd});
+  add(1, 2, {.name = "OneHeadOf256", .kv_heads = 2, .head_dim = 256, .rotary_dim = 256});
+  add(1, 3, {.name = "OneHeadPartlyRotated", .kv_heads = 3, .head_dim = 80, .rotary_dim = 32, .page_tokens = 32});
+  add(1, 2,
+      {.name = "OneHeadOfNeighbours",
+       .rotary_dim = 32,
+       .pairing = RotaryPairing::kNeighbours,
+       .layout = Shape::kKeysTransposed});
+  add(3, 4, {.name = "HeadThatTwoRanksHold"});
+  add(1, 2, {.name = "DamagedForOneOfTwoRanks", .kv_heads = 4, .blocks = 60, .damage = 2});
   return shapes;
 }
 
