@@ -55,7 +55,7 @@ absl::Status DeviceStaging::OpenGroups(const BasisView& basis) {
   absl::StatusOr<PinnedMemory> payload = device_->AllocatePinned(kGroupPayloadBytes);
   if (!payload.ok()) return payload.status();
   absl::StatusOr<std::unique_ptr<GroupLane>> lane =
-      device_->OpenGroupLane(basis, {kGroupBlocksMax, kGroupPayloadBytes});
+      device_->OpenGroupLane(basis, {}, {kGroupBlocksMax, kGroupPayloadBytes});
   if (!lane.ok()) return lane.status();
   group_payload_ = *std::move(payload);
   group_lane_ = *std::move(lane);

@@ -18,6 +18,7 @@
 #include "core/checksum.h"
 #include "core/frame.h"
 #include "kernels/cuda/group_restorer.h"
+#include "kernels/heads.h"
 #include "tests/codec/synthetic.h"
 
 namespace latentkv::cuda {
@@ -37,6 +38,7 @@ struct Shape {
   enum Layout { kNhd, kHnd, kKeysTransposed } layout = kNhd;
   float scale = 20;           // Of the leading latents: how many are large.
   uint32_t damage = 0;        // One block in so many has a byte changed, its checksum made right again.
+  uint32_t tp_rank = 0, ranks = 1;  // Whose heads the pages hold.
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
@@ -207,7 +209,11 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
   while (tokens.size() < (shape.first_block + shape.blocks) * kBlockTokens) tokens.push_back(random.Below(320));
   std::vector<uint64_t> page_ids(tokens.size() / shape.page_tokens + 1);
   for (size_t i = 0; i < page_ids.size(); ++i) page_ids[i] = page_ids.size() - i;  // Page 0 stays poison.
-  Pages pages(shape, page_ids.size() + 1);
+  const std::vector<HeadRange> heads = HeadsOfRank(basis->geometry(), shape.tp_rank, shape.ranks).value();
+  const Geometry held = WithHeads(basis->geometry(), heads);
+  Shape held_shape = shape;
+  held_shape.kv_heads = heads[0].count;
+  Pages pages(held_shape, page_ids.size() + 1);
 
   std::vector<RestoreBlock> blocks;
   std::vector<std::vector<TokenSlot>> slots(shape.blocks);
@@ -245,12 +251,15 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
       Bytes raw(size_t{group.channels} * DTypeBytes(shape.dtype) * kBlockTokens);
       cpu_good[b].push_back(reader->ReadSection(g, sections[b][g], absl::MakeSpan(raw)).ok());
       if (!cpu_good[b].back()) break;
-      ScatterRaw(basis->geometry(), group.first_layer, group.last_layer, raw, cache, runs);
+      Bytes part(RawBytes(held, group.first_layer, group.last_layer, kBlockTokens));
+      TakeHeads(basis->geometry(), heads, group.first_layer, group.last_layer, kBlockTokens, raw, absl::MakeSpan(part));
+      ScatterRaw(held, group.first_layer, group.last_layer, part, cache, runs);
     }
     blocks.push_back({first_token, chain, 0, slots[b]});
   }
 
-  const std::unique_ptr<DeviceBasis> device_basis = DeviceBasis::Create(ViewOf(*basis, tables)).value();
+  const std::unique_ptr<DeviceBasis> device_basis =
+      DeviceBasis::Create(ViewOf(*basis, tables), heads).value();
   RotaryCache rotary(&basis->geometry(), device_basis->rotary_layers());
   ASSERT_TRUE(rotary.Reach(tokens.size()).ok());
   RestoreLimits limits;
@@ -300,7 +309,7 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
   EXPECT_EQ(different, 0u) << "of " << restored.size() << " bytes; the first at " << first;
   // Damaged blocks are restored in part.
   const uint64_t written = restored.size() - std::count(restored.begin(), restored.end(), kPoison);
-  EXPECT_GT(written, RawBytes(basis->geometry(), kBlockTokens) * shape.blocks / 2);
+  EXPECT_GT(written, RawBytes(held, kBlockTokens) * shape.blocks / 2);
   cudaStreamDestroy(stream);
 }
 
@@ -323,6 +332,20 @@ std::vector<Shape> Shapes() {
   shapes.push_back({.name = "LargeLatents", .blocks = 12, .scale = 90});
   shapes.push_back({.name = "ManyGroups", .layers = 6, .layers_per_group = 1, .blocks = 1});
   shapes.push_back({.name = "Damaged", .blocks = 200, .damage = 2});
+  // What a rank of an engine holds, where its heads fill whole tiles and where they do not.
+  const auto add = [&](uint32_t tp_rank, uint32_t ranks, Shape shape) {
+    shape.tp_rank = tp_rank, shape.ranks = ranks;
+    shapes.push_back(shape);
+  };
+  add(1, 2, {.name = "LastOfTwoRanks", .kv_heads = 4});
+  add(2, 4, {.name = "ThirdOfFourRanks", .kv_heads = 8, .head_dim = 128, .rotary_dim = 128});
+  add(3, 4, {.name = "OneHeadOf96", .kv_heads = 4, .head_dim = 96, .rotary_dim = 96, .layout = Shape::kHnd});
+  add(1, 2, {.name = "OneHeadOf256", .kv_heads = 2, .head_dim = 256, .rotary_dim = 256});
+  add(1, 3, {.name = "OneHeadPartlyRotated", .kv_heads = 3, .head_dim = 80, .rotary_dim = 32, .page_tokens = 32});
+  add(1, 2, {.name = "OneHeadOfNeighbours", .rotary_dim = 32, .pairing = RotaryPairing::kNeighbours,
+             .layout = Shape::kKeysTransposed});
+  add(3, 4, {.name = "HeadThatTwoRanksHold"});
+  add(1, 2, {.name = "DamagedForOneOfTwoRanks", .kv_heads = 4, .blocks = 60, .damage = 2});
   return shapes;
 }
 
