@@ -77,11 +77,12 @@ class ClientImpl final : public Client {
 
   absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
                                              absl::Span<const uint64_t> page_ids, EngineStream stream) override {
-    absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids);
+    const bool lacks = page_ids.empty() && !config_.share->whole();
+    absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids, lacks);
     if (!range.ok()) return range.status();
     auto tokens = std::make_shared<const std::vector<uint32_t>>(BlockTokens(prompt, range->keys.size()));
     return stores_.Store({std::move(range->keys), std::move(tokens), range->first_block, std::move(range->pages),
-                          stream, std::move(range->slots)});
+                          stream, std::move(range->slots), lacks});
   }
 
   absl::Status Flush(absl::Duration timeout) override {
@@ -132,8 +133,9 @@ class ClientImpl final : public Client {
     return ChainKeys(scope, prompt.tokens.first(token_count), prompt.extras);
   }
 
+  // With `lacks`, its blocks lie nowhere.
   absl::StatusOr<Range> Prepare(const Prompt& prompt, uint64_t first, uint64_t count,
-                                absl::Span<const uint64_t> page_ids) {
+                                absl::Span<const uint64_t> page_ids, bool lacks = false) {
     if (first > prompt.tokens.size() || count > prompt.tokens.size() - first) {
       return absl::InvalidArgumentError(
           absl::StrCat(count, " tokens from ", first, " on, of a prompt of ", prompt.tokens.size()));
@@ -145,7 +147,8 @@ class ClientImpl final : public Client {
     if (!keys.ok()) return keys.status();
     range.keys = *std::move(keys);
     range.first_block = std::min<size_t>((first + kBlockTokens - 1) / kBlockTokens, range.keys.size());
-    for (size_t block = range.first_block; block < range.keys.size(); ++block) {
+    if (lacks) range.slots.resize(range.keys.size() - range.first_block);
+    for (size_t block = range.first_block; block < range.keys.size() && !lacks; ++block) {
       absl::Status status = RunsOfTokens(page_ids, range.pages->cache().page_tokens, range.pages->cache().page_count,
                                          block * kBlockTokens, kBlockTokens, &range.slots.emplace_back());
       if (!status.ok()) return status;

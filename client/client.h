@@ -117,7 +117,8 @@ class Client {
   // Begins to store the whole blocks of [first, first + count), of every rank: copies their pages before it returns, then encodes and
   // sends. What the queue has no room for is dropped, and so is all behind it, which nobody could reach. Of pages on a
   // device it takes what `stream` will have written by what is queued in it now, and makes what is queued in it later
-  // wait until it has; it does not wait itself.
+  // wait until it has; it does not wait itself. A rank of several that lacks what the others store, such as a load that
+  // failed there alone, gives no page ids: then none of them stores it, and none waits for it.
   virtual absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
                                                      absl::Span<const uint64_t> page_ids, EngineStream stream) = 0;
   absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,

@@ -51,7 +51,7 @@ bool StorePipeline::BehindLoss(absl::Span<const Digest> keys, size_t block) cons
 
 std::vector<StorePipeline::Room> StorePipeline::Stage(const StoreRequest& request) {
   std::vector<Room> rooms;
-  if (parts_.breaker->refuses() || BehindLoss(request.keys, request.first_block)) return rooms;
+  if (request.lacks || parts_.breaker->refuses() || BehindLoss(request.keys, request.first_block)) return rooms;
   for (size_t i = 0; i < request.slots.size(); ++i) {
     Room room;
     // Of a block that becomes whole here, that takes room as well.

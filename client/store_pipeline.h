@@ -34,6 +34,7 @@ struct StoreRequest {
   std::shared_ptr<EnginePages> pages;
   EngineStream stream = nullptr;  // That wrote the pages.
   std::vector<std::vector<TokenRun>> slots;  // Of each block to store; checked.
+  bool lacks = false;  // There is nothing to store, and the other ranks must not either.
 };
 
 // Thread-safe.

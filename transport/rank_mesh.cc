@@ -266,7 +266,9 @@ class RankMesh final : public RankExchange {
         deliveries[owner] = std::make_unique<Delivery>(channels_[owner], CallLimits{deadline, &cancel_});
       }
       message.set_block(block);
-      if (!deliveries[owner]->Send(message, &batch.parts[block])) break;  // Finish tells why.
+      if (deliveries[owner]->Send(message, &batch.parts[block])) continue;
+      absl::Status status = OfRank(owner, deliveries[owner]->Finish());
+      return status.ok() ? absl::UnavailableError(absl::StrCat("rank ", owner, " takes no more")) : status;
     }
     for (uint32_t other = 0; other < ranks(); ++other) {
       if (deliveries[other] == nullptr) continue;
@@ -347,6 +349,9 @@ class RankMesh final : public RankExchange {
   }
   static absl::Status OfRank(uint32_t rank, const absl::Status& status) {
     if (status.ok()) return status;
+    if (absl::IsDeadlineExceeded(status)) {
+      return absl::DeadlineExceededError(absl::StrCat("rank ", rank, " did not answer in time"));
+    }
     return absl::Status(status.code(), absl::StrCat("rank ", rank, ": ", status.message()));
   }
   void TellStop(const Digest& id, absl::string_view why) {

@@ -226,6 +226,27 @@ TEST_F(TensorParallelTest, WhatOneRankHasNoRoomForNobodyStores) {
   EXPECT_EQ(Match(ranks[0].client.get(), kSeed, 10 * kBlockTokens), 10 * kBlockTokens);
 }
 
+TEST_F(TensorParallelTest, WhatOneRankLacksNobodyStoresAndNobodyWaitsFor) {
+  TestPages computed(model_, layout_, kPageTokens, kPages);
+  computed.Compute(kSeed, ids_, 0, kTokens);
+  std::vector<Rank> ranks = OpenRanks(4, daemon_);
+  Compute(computed, &ranks);
+  const absl::Time began = absl::Now();
+  const auto store = [&](bool one_lacks) {
+    return OnAll(&ranks, [&](Rank* rank) {
+      const bool lacks = one_lacks && rank == &ranks[2];
+      auto job = rank->client->Store({TestTokens(kSeed, 320)}, 0, 320, lacks ? std::vector<uint64_t>() : ids_);
+      return *(*job)->Wait(-1, kLong);
+    });
+  };
+  for (const TransferResult& result : store(true)) EXPECT_EQ(result.token_count, 0u);
+  EXPECT_EQ(Match(ranks[0].client.get(), kSeed, 320), 0u);
+  for (const TransferResult& result : store(false)) EXPECT_EQ(result.token_count, 320u) << log_.str();
+  EXPECT_LT(absl::Now() - began, kPatience);
+  std::vector<Rank> alone = OpenRanks(1, daemon_);
+  EXPECT_TRUE(absl::IsInvalidArgument(alone[0].client->Store({TestTokens(kSeed, 320)}, 0, 320, {}).status()));
+}
+
 TEST_F(TensorParallelTest, ARankThatIsGoneCostsItsBlocksAndNoneOfTheEnginesTime) {
   TestPages computed(model_, layout_, kPageTokens, kPages);
   computed.Compute(kSeed, ids_, 0, kTokens);
