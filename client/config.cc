@@ -10,6 +10,7 @@
 #include "codec/basis.h"
 #include "codec/scalar_codec.h"
 #include "transport/grpc_channel.h"
+#include "transport/rank_links.h"
 #include "transport/rank_mesh.h"
 
 namespace latentkv {
@@ -80,6 +81,7 @@ absl::Status JoinRanks(const ClientOptions& options, ClientConfig* config) {
   mesh.rank = place.rank;
   mesh.ranks = place.ranks;
   mesh.meeting = place.meeting;
+  mesh.make_link = DeviceRankLinks();
   absl::StatusOr<std::unique_ptr<RankExchange>> ranks = OpenRankMesh(mesh);
   if (!ranks.ok()) return ranks.status();
   config->ranks = *std::move(ranks);
