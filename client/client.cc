@@ -26,8 +26,8 @@ class ClientImpl final : public Client {
                config_.read.bases.empty() ? nullptr : config_.codec->basis_view(), &log_),
         pool_(config_.thread_count),
         loads_({channel_.get(), config_.codec.get(), &pool_, &losses_, &counters_, &log_, config_.read}),
-        stores_({channel_.get(), &breaker_, config_.codec.get(), config_.share.get(), config_.ranks.get(), &losses_, &counters_, &log_, config_.clock,
-                 config_.write, config_.staging_bytes_max, config_.thread_count}) {}
+        stores_({channel_.get(), &breaker_, config_.codec.get(), config_.share.get(), config_.ranks.get(), &losses_,
+                 &counters_, &log_, config_.clock, config_.write, config_.staging_bytes_max, config_.thread_count}) {}
 
   absl::Status RegisterPages(PagedCache pages) override { return pages_.Register(std::move(pages)); }
 

@@ -18,10 +18,10 @@
 
 namespace latentkv {
 
-// A rank of an engine whose KV heads are split over several (kernels/heads.h: each has as many, in the order of ranks; of
-// a layer with fewer heads than ranks some hold the same one). Its pages hold its heads alone; the geometry, and what is
-// stored, are the whole model's, whoever wrote it. Ranks Store the same blocks in the same order: each then encodes and
-// sends its share of them. They load each for itself.
+// A rank of an engine whose KV heads are split over several (kernels/heads.h: each has as many, in the order of ranks;
+// of a layer with fewer heads than ranks some hold the same one). Its pages hold its heads alone; the geometry, and what
+// is stored, are the whole model's, whoever wrote it. Ranks Store the same blocks in the same order: each then encodes
+// and sends its share of them. They load each for itself.
 struct TensorParallel {
   uint32_t rank = 0, ranks = 1;
   // Path of sockets that ranks meet at, "<meeting>.<rank>", in a folder that nobody else may write to: the same for all
@@ -114,7 +114,7 @@ class Client {
     return Load(prompt, first, count, page_ids, deadline, nullptr);
   }
 
-  // Begins to store the whole blocks of [first, first + count), of every rank: copies their pages before it returns, then encodes and
+  // Begins to store the whole blocks of [first, first + count): copies their pages before it returns, then encodes and
   // sends. What the queue has no room for is dropped, and so is all behind it, which nobody could reach. Of pages on a
   // device it takes what `stream` will have written by what is queued in it now, and makes what is queued in it later
   // wait until it has; it does not wait itself. A rank of several that lacks what the others store, such as a load that

@@ -43,8 +43,8 @@ class EnginePages {
   // For loads. The point up to which what is queued in `stream` may use the pages; null: they are free.
   virtual absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) = 0;
   // Has `restore` write the raw form of layers [first_layer, last_layer) of a block of the model, and copies what they
-  // hold of it into the pages of `slot` behind `used`, which may be null. The pages have it when this returns. The error of `restore`, with no page
-  // touched, or that of the copy, with none written any more.
+  // hold of it into the pages of `slot` behind `used`, which may be null. The pages have it when this returns. The error
+  // of `restore`, with no page touched, or that of the copy, with none written any more.
   virtual absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot,
                             const DeviceEvent* used,
                             absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) = 0;

@@ -48,9 +48,9 @@ class RankExchange {
   virtual uint32_t rank() const = 0;
   virtual uint32_t ranks() const = 0;
 
-  // Returns when the agreed blocks of this rank are complete; `take` had their parts, its own among them, and maybe some
-  // of blocks that are not, and is not called any more. All ranks call it with the same batches in the same order. An
-  // error, soon after a rank died and in bounded time if it only hangs, says which and means that none is complete:
+  // Returns when the agreed blocks of this rank are complete; `take` had their parts, its own among them, and maybe
+  // some of blocks that are not, and is not called any more. All ranks call it with the same batches in the same order.
+  // An error, soon after a rank died and in bounded time if it only hangs, says which and means that none is complete:
   // Unavailable, DeadlineExceeded, Cancelled (Close); the next batch may do.
   virtual absl::StatusOr<RankAgreement> Exchange(const RankBatch& batch, const TakePart& take) = 0;
 
@@ -63,7 +63,8 @@ class RankExchange {
   virtual void Close() = 0;
 };
 
-// A way for parts between the memories of the ranks' devices. One thread at a time. After an error it is of no more use.
+// A way for parts between the memories of the ranks' devices. One thread at a time. After an error it is of no more
+// use.
 class RankLink {
  public:
   virtual ~RankLink() = default;

@@ -12,8 +12,8 @@
 
 namespace latentkv {
 
-// How long a rank waits for the others to come to a batch. They compute in step, so that this is far beyond any of their
-// steps, and short beside the minutes after which engines give up a rank themselves.
+// How long a rank waits for the others to come to a batch. They compute in step, so that this is far beyond any of
+// their steps, and short beside the minutes after which engines give up a rank themselves.
 inline constexpr absl::Duration kRankPatience = absl::Seconds(5);
 // Making a link takes NCCL a second or two, and more on a host that is busy loading a model.
 inline constexpr absl::Duration kLinkPatience = absl::Seconds(20);

@@ -2,13 +2,13 @@
 // it is back.
 #include <signal.h>
 
-#include <deque>
-#include <filesystem>
-#include <fstream>
+#include <atomic>
 #include <iostream>
+#include <sstream>
 
 #include "core/limits.h"
 #include "tests/client/client_fixture.h"
+#include "tests/client/rank_files.h"
 #include "tests/storage/scratch_folder.h"
 #include "tests/transport/rank_process.h"
 #include "transport/grpc_channel.h"
@@ -22,7 +22,6 @@ constexpr uint64_t kTokens = kBlocks * kBlockTokens;
 constexpr absl::Duration kPatience = absl::Seconds(1);
 // Of a process on a busy machine.
 constexpr absl::Duration kSlack = absl::Seconds(3);
-constexpr absl::Duration kForever = absl::Seconds(60);
 
 Geometry Model() { return SmallGeometry(4, kRanks, 64); }
 
@@ -49,34 +48,20 @@ class DoomedExchange final : public RankExchange {
   std::atomic<int> batches_{0}, parts_{0};
 };
 
-bool Await(const std::string& path) {
-  for (const absl::Time end = absl::Now() + kForever; absl::Now() < end; absl::SleepFor(absl::Milliseconds(1))) {
-    if (std::filesystem::exists(path)) return true;
-  }
-  return false;
-}
-// Whole at once, for who waits for it.
-void Write(const std::string& path, const std::string& text) {
-  std::ofstream(path + ".part") << text;
-  std::filesystem::rename(path + ".part", path);
-}
-
 // Stores conversation after conversation, from `first` on, each when the test says so: seed, tokens, milliseconds.
 int StoreUntilStopped(uint32_t rank, int signal, uint64_t first, const std::string& folder) {
-  std::string address;
-  std::ifstream(folder + "/address") >> address;
-  ClientConfig config = TestConfig(*MakeGrpcChannel(address), Model());
+  const RankFiles files(folder);
+  ClientConfig config = TestConfig(*MakeGrpcChannel(files.Read("address")), Model());
   HeadShare share = *HeadShare::Create(Model(), rank, kRanks);
   TestPages pages(share.held(), Layout::kTokensFirst, kPageTokens, kTokens / kPageTokens);
   config.share = std::make_shared<const HeadShare>(std::move(share));
   config.ranks = std::make_shared<DoomedExchange>(
-      *OpenRankMesh({rank, kRanks, folder + "/engine", kPatience, nullptr}), signal);
+      *OpenRankMesh({rank, kRanks, files.Path("engine"), kPatience, nullptr}), signal);
   std::unique_ptr<Client> client = *MakeClient(std::move(config));
   if (!client->RegisterPages(pages.cache()).ok()) return 2;
-  Write(absl::StrCat(folder, "/ready-", rank), "");
+  files.Write(absl::StrCat("ready-", rank));
   for (uint64_t seed = first;; ++seed) {
-    if (!Await(absl::StrCat(folder, "/go-", seed))) return 3;
-    if (std::filesystem::exists(folder + "/stop")) return 0;
+    if (!files.Await(absl::StrCat("go-", seed))) return 3;
     const std::vector<uint64_t> ids = pages.PageIds(kTokens, seed);
     TestPages whole(Model(), Layout::kTokensFirst, kPageTokens, kTokens / kPageTokens);
     whole.Compute(seed, ids, 0, kTokens);
@@ -86,9 +71,9 @@ int StoreUntilStopped(uint32_t rank, int signal, uint64_t first, const std::stri
     const absl::Duration called = absl::Now() - began;
     auto result = (*job)->Wait(-1, kForever);
     if (!result.ok()) return 4;
-    Write(absl::StrCat(folder, "/done-", rank, "-", seed),
-          absl::StrCat(result->token_count, " ", absl::ToInt64Milliseconds(called), " ",
-                       absl::ToInt64Milliseconds(absl::Now() - began)));
+    files.Write(absl::StrCat("done-", rank, "-", seed),
+                absl::StrCat(result->token_count, " ", absl::ToInt64Milliseconds(called), " ",
+                             absl::ToInt64Milliseconds(absl::Now() - began)));
   }
 }
 
@@ -105,25 +90,25 @@ class RankDeathTest : public ::testing::TestWithParam<Doom> {
     uint64_t tokens = 0;
     int64_t call_ms = -1, ms = -1;
   };
-  RankDeathTest() { Write(folder_.path() + "/address", daemon_.address()); }
-  ~RankDeathTest() override { Write(folder_.path() + "/stop", ""), Go(1000); }
+  RankDeathTest() { files_.Write("address", daemon_.address()); }
 
-  void Go(uint64_t seed) { Write(absl::StrCat(folder_.path(), "/go-", seed), ""); }
+  void Go(uint64_t seed) { files_.Write(absl::StrCat("go-", seed)); }
   Done DoneBy(uint32_t rank, uint64_t seed) {
-    const std::string path = absl::StrCat(folder_.path(), "/done-", rank, "-", seed);
-    EXPECT_TRUE(Await(path)) << path;
+    const std::string name = absl::StrCat("done-", rank, "-", seed);
+    EXPECT_TRUE(files_.Await(name)) << name;
     Done done;
-    std::ifstream(path) >> done.tokens >> done.call_ms >> done.ms;
+    std::istringstream(files_.Read(name)) >> done.tokens >> done.call_ms >> done.ms;
     return done;
   }
   void Start(uint32_t rank, const std::string& role) {
-    const std::string ready = absl::StrCat(folder_.path(), "/ready-", rank);
-    std::filesystem::remove(ready);
+    const std::string ready = absl::StrCat("ready-", rank);
+    std::filesystem::remove(files_.Path(ready));
     processes_[rank] = std::make_unique<RankProcess>(role, rank, kRanks, folder_.path());
-    ASSERT_TRUE(Await(ready));
+    ASSERT_TRUE(files_.Await(ready));
   }
 
   ScratchFolder folder_;
+  const RankFiles files_{folder_.path()};
   LocalDaemon daemon_;
   std::unique_ptr<RankProcess> processes_[kRanks];
 };

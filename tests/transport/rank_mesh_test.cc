@@ -59,7 +59,9 @@ class MemoryRankLink final : public RankLink {
     memory_.all_here.arrive_and_wait();
     for (uint32_t from = 0; from < from_bytes.size(); ++from) {
       Bytes bytes;
-      for (const RankPart& part : memory_.sent[from][rank_]) bytes.insert(bytes.end(), part.bytes.begin(), part.bytes.end());
+      for (const RankPart& part : memory_.sent[from][rank_]) {
+        bytes.insert(bytes.end(), part.bytes.begin(), part.bytes.end());
+      }
       EXPECT_LE(bytes.size(), bytes_max_);
       EXPECT_EQ(bytes.size(), from_bytes[from]);
       if (from != rank_) take(from, bytes);
