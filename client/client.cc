@@ -22,12 +22,12 @@ class ClientImpl final : public Client {
         log_(config_.logger, config_.clock),
         breaker_(config_.clock, &log_),
         channel_(MakeBreakerChannel(config_.channel.get(), &breaker_)),
-        pages_(config_.codec->geometry(), *config_.devices, config_.staging_bytes_max, config_.thread_count,
+        pages_(*config_.share, *config_.devices, config_.staging_bytes_max, config_.thread_count,
                config_.read.bases.empty() ? nullptr : config_.codec->basis_view(), &log_),
         pool_(config_.thread_count),
         loads_({channel_.get(), config_.codec.get(), &pool_, &losses_, &counters_, &log_, config_.read}),
-        stores_({channel_.get(), &breaker_, config_.codec.get(), &losses_, &counters_, &log_, config_.clock,
-                 config_.write, config_.staging_bytes_max, config_.thread_count}) {}
+        stores_({channel_.get(), &breaker_, config_.codec.get(), config_.share.get(), config_.ranks.get(), &losses_,
+                 &counters_, &log_, config_.clock, config_.write, config_.staging_bytes_max, config_.thread_count}) {}
 
   absl::Status RegisterPages(PagedCache pages) override { return pages_.Register(std::move(pages)); }
 
@@ -77,11 +77,12 @@ class ClientImpl final : public Client {
 
   absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
                                              absl::Span<const uint64_t> page_ids, EngineStream stream) override {
-    absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids);
+    const bool lacks = page_ids.empty() && !config_.share->whole();
+    absl::StatusOr<Range> range = Prepare(prompt, first, count, page_ids, lacks);
     if (!range.ok()) return range.status();
-    std::vector<uint32_t> tokens = BlockTokens(prompt, range->keys.size());
+    auto tokens = std::make_shared<const std::vector<uint32_t>>(BlockTokens(prompt, range->keys.size()));
     return stores_.Store({std::move(range->keys), std::move(tokens), range->first_block, std::move(range->pages),
-                          stream, std::move(range->slots)});
+                          stream, std::move(range->slots), lacks});
   }
 
   absl::Status Flush(absl::Duration timeout) override {
@@ -132,8 +133,9 @@ class ClientImpl final : public Client {
     return ChainKeys(scope, prompt.tokens.first(token_count), prompt.extras);
   }
 
+  // With `lacks`, its blocks lie nowhere.
   absl::StatusOr<Range> Prepare(const Prompt& prompt, uint64_t first, uint64_t count,
-                                absl::Span<const uint64_t> page_ids) {
+                                absl::Span<const uint64_t> page_ids, bool lacks = false) {
     if (first > prompt.tokens.size() || count > prompt.tokens.size() - first) {
       return absl::InvalidArgumentError(
           absl::StrCat(count, " tokens from ", first, " on, of a prompt of ", prompt.tokens.size()));
@@ -145,7 +147,8 @@ class ClientImpl final : public Client {
     if (!keys.ok()) return keys.status();
     range.keys = *std::move(keys);
     range.first_block = std::min<size_t>((first + kBlockTokens - 1) / kBlockTokens, range.keys.size());
-    for (size_t block = range.first_block; block < range.keys.size(); ++block) {
+    if (lacks) range.slots.resize(range.keys.size() - range.first_block);
+    for (size_t block = range.first_block; block < range.keys.size() && !lacks; ++block) {
       absl::Status status = RunsOfTokens(page_ids, range.pages->cache().page_tokens, range.pages->cache().page_count,
                                          block * kBlockTokens, kBlockTokens, &range.slots.emplace_back());
       if (!status.ok()) return status;
@@ -168,6 +171,14 @@ class ClientImpl final : public Client {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Client>> MakeClient(ClientConfig config) try {
+  if (config.share == nullptr) {
+    absl::StatusOr<HeadShare> whole = HeadShare::Create(config.codec->geometry(), 0, 1);
+    if (!whole.ok()) return whole.status();
+    config.share = std::make_shared<const HeadShare>(*std::move(whole));
+  }
+  if (config.share->whole() != (config.ranks == nullptr)) {
+    return absl::InvalidArgumentError("several ranks, and those alone, exchange their heads");
+  }
   return std::make_unique<ClientImpl>(std::move(config));
 } catch (const std::exception& error) {
   return absl::ResourceExhaustedError(absl::StrCat("cannot start a client: ", error.what()));

@@ -18,6 +18,17 @@
 
 namespace latentkv {
 
+// A rank of an engine whose KV heads are split over several (kernels/heads.h: each has as many, in the order of ranks;
+// of a layer with fewer heads than ranks some hold the same one). Its pages hold its heads alone; the geometry, and what
+// is stored, are the whole model's, whoever wrote it. Ranks Store the same blocks in the same order: each then encodes
+// and sends its share of them. They load each for itself.
+struct TensorParallel {
+  uint32_t rank = 0, ranks = 1;
+  // Path of sockets that ranks meet at, "<meeting>.<rank>", in a folder that nobody else may write to: the same for all
+  // ranks, and of this engine alone. Not needed by a single rank.
+  std::string meeting;
+};
+
 struct ClientOptions {
   std::string address;  // "127.0.0.1:7430" or "unix:/path"
   ChainScope scope;
@@ -28,6 +39,7 @@ struct ClientOptions {
   float loss_chain_max = 0;                          // What a reader accepts; 0: four times the profile's bound.
   uint64_t staging_bytes_max = uint64_t{256} << 20;  // Of what waits to be sent: 11,000 tokens of SmolLM2.
   uint32_t thread_count = 0;                         // That decode; 0 for the machine's cores, 4 at most.
+  TensorParallel tensor_parallel;
 };
 
 // Need only live during the call that it is given to.
@@ -42,6 +54,9 @@ struct TransferResult {
   uint64_t frame_bytes = 0;   // Of those.
   uint64_t exact_blocks = 0;  // Of those, how many were exact.
   double loss_chain = 0;      // Of the last good block.
+  // Of a store by one rank of several: token_count ends at the first block that this rank knows to be lost; the rest is
+  // about the blocks among them that it sent itself. What an engine may count on is the least of its ranks' counts, of
+  // stores as of loads.
 };
 
 // A load or a store under way. One thread waits at a time.
@@ -56,7 +71,7 @@ class Job {
   virtual absl::StatusOr<TransferResult> Wait(int32_t layer, absl::Duration timeout) = 0;
 };
 
-// Since the client was opened.
+// Since the client was opened. Of blocks that ranks store, each counts its own.
 struct ClientStats {
   uint64_t lookups = 0, hit_tokens = 0;  // Of Match.
   uint64_t loaded_tokens = 0, loaded_bytes = 0;
@@ -102,7 +117,8 @@ class Client {
   // Begins to store the whole blocks of [first, first + count): copies their pages before it returns, then encodes and
   // sends. What the queue has no room for is dropped, and so is all behind it, which nobody could reach. Of pages on a
   // device it takes what `stream` will have written by what is queued in it now, and makes what is queued in it later
-  // wait until it has; it does not wait itself.
+  // wait until it has; it does not wait itself. A rank of several that lacks what the others store, such as a load that
+  // failed there alone, gives no page ids: then none of them stores it, and none waits for it.
   virtual absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
                                                      absl::Span<const uint64_t> page_ids, EngineStream stream) = 0;
   absl::StatusOr<std::unique_ptr<Job>> Store(const Prompt& prompt, uint64_t first, uint64_t count,
@@ -110,7 +126,8 @@ class Client {
     return Store(prompt, first, count, page_ids, nullptr);
   }
 
-  // Waits until every store so far was acknowledged or given up. DeadlineExceeded.
+  // Waits until every store so far was acknowledged or given up, and, of one rank of several, the others have what is
+  // theirs. DeadlineExceeded.
   virtual absl::Status Flush(absl::Duration timeout) = 0;
 
   virtual ClientStats Stats() const = 0;

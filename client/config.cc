@@ -10,6 +10,8 @@
 #include "codec/basis.h"
 #include "codec/scalar_codec.h"
 #include "transport/grpc_channel.h"
+#include "transport/rank_links.h"
+#include "transport/rank_mesh.h"
 
 namespace latentkv {
 namespace {
@@ -68,6 +70,24 @@ void ChooseScalar(const ClientOptions& options, ClientConfig* config) {
   config->read.loss_chain_max = kLossRounds * ScalarLoss(config->write.step);
 }
 
+// Of one rank of several.
+absl::Status JoinRanks(const ClientOptions& options, ClientConfig* config) {
+  const TensorParallel& place = options.tensor_parallel;
+  absl::StatusOr<HeadShare> share = HeadShare::Create(options.geometry, place.rank, place.ranks);
+  if (!share.ok()) return share.status();
+  config->share = std::make_shared<const HeadShare>(*std::move(share));
+  if (place.ranks == 1) return absl::OkStatus();
+  RankMeshOptions mesh;
+  mesh.rank = place.rank;
+  mesh.ranks = place.ranks;
+  mesh.meeting = place.meeting;
+  mesh.make_link = DeviceRankLinks();
+  absl::StatusOr<std::unique_ptr<RankExchange>> ranks = OpenRankMesh(mesh);
+  if (!ranks.ok()) return ranks.status();
+  config->ranks = *std::move(ranks);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ClientConfig> MakeClientConfig(const ClientOptions& options) {
@@ -97,6 +117,8 @@ absl::StatusOr<ClientConfig> MakeClientConfig(const ClientOptions& options) {
   absl::StatusOr<std::unique_ptr<Codec>> codec = Codec::Create(options.geometry, std::move(basis));
   if (!codec.ok()) return codec.status();
   config.codec = *std::move(codec);
+  status = JoinRanks(options, &config);
+  if (!status.ok()) return status;
   return config;
 }
 

@@ -8,12 +8,14 @@
 #include "absl/status/statusor.h"
 #include "client/client.h"
 #include "client/failure_log.h"
+#include "client/head_share.h"
 #include "client/load_pipeline.h"
 #include "codec/codec.h"
 #include "core/chain_key.h"
 #include "core/clock.h"
 #include "kernels/device.h"
 #include "transport/cache_channel.h"
+#include "transport/rank_exchange.h"
 
 namespace latentkv {
 
@@ -25,6 +27,8 @@ struct ClientConfig {
   EncodeOptions write;
   uint64_t staging_bytes_max = uint64_t{256} << 20;
   uint32_t thread_count = 1;
+  std::shared_ptr<const HeadShare> share;  // Of one rank of several; null: all heads.
+  std::shared_ptr<RankExchange> ranks;     // Then how they exchange them, for this client alone.
   std::shared_ptr<spdlog::logger> logger = MakeClientLogger();
   const Devices* devices = &SystemDevices();  // Outlives the client.
   const Clock* clock = &SystemClock();  // Of the breaker and the log; deadlines are the system's. Outlives the client.

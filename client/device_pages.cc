@@ -16,10 +16,11 @@ absl::Status WaitFor(DeviceLane* lane) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<DeviceStaging>> DeviceStaging::Open(std::unique_ptr<Device> device,
-                                                                   const Geometry& geometry,
-                                                                   uint64_t staging_bytes_max, uint32_t load_lanes) {
-  std::shared_ptr<DeviceStaging> staging(new DeviceStaging(std::move(device), geometry));
+absl::StatusOr<std::shared_ptr<DeviceStaging>> DeviceStaging::Open(std::unique_ptr<Device> device, uint32_t number,
+                                                                   const HeadShare& share, uint64_t staging_bytes_max,
+                                                                   uint32_t load_lanes) {
+  std::shared_ptr<DeviceStaging> staging(new DeviceStaging(std::move(device), number, share));
+  const Geometry& geometry = share.held();
   const uint64_t block_bytes = RawBytes(geometry, kBlockTokens);
   const uint64_t buffers = std::max<uint64_t>(1, staging_bytes_max / block_bytes);
   absl::StatusOr<PinnedMemory> memory = staging->device_->AllocatePinned(buffers * block_bytes);
@@ -55,7 +56,7 @@ absl::Status DeviceStaging::OpenGroups(const BasisView& basis) {
   absl::StatusOr<PinnedMemory> payload = device_->AllocatePinned(kGroupPayloadBytes);
   if (!payload.ok()) return payload.status();
   absl::StatusOr<std::unique_ptr<GroupLane>> lane =
-      device_->OpenGroupLane(basis, {kGroupBlocksMax, kGroupPayloadBytes});
+      device_->OpenGroupLane(basis, share_.heads_of(share_.rank()), {kGroupBlocksMax, kGroupPayloadBytes});
   if (!lane.ok()) return lane.status();
   group_payload_ = *std::move(payload);
   group_lane_ = *std::move(lane);
@@ -92,7 +93,9 @@ absl::Status DevicePages::Fill(uint32_t first_layer, uint32_t last_layer, absl::
                                absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) {
   const DeviceStaging::Lease lease(staging_.get());
   uint8_t* raw = lease->raw.get();
-  absl::Status status = restore({raw, RawBytes(staging_->geometry_, first_layer, last_layer, kBlockTokens)});
+  const HeadShare& share = staging_->share_;
+  absl::Status status = share.Restore(
+      first_layer, last_layer, {raw, RawBytes(share.held(), first_layer, last_layer, kBlockTokens)}, restore);
   if (status.ok() && used != nullptr) status = lease->lane->Await(*used);
   if (!status.ok()) return status;
   status = lease->lane->Scatter(pages_, first_layer, last_layer, {slot, raw});

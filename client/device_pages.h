@@ -11,21 +11,23 @@
 
 #include "client/blocking_queue.h"
 #include "client/engine_pages.h"
-#include "core/geometry.h"
+#include "client/head_share.h"
 #include "kernels/basis_view.h"
 
 namespace latentkv {
 
-// Lanes of a device with the pinned memory that they copy from and to, for pages of one geometry. Thread-safe.
+// Lanes of a device with the pinned memory that they copy from and to, for pages of one share. Thread-safe.
 class DeviceStaging {
  public:
   // Raw blocks of a store that wait in the device's memory, so that the engine need not wait for the way to the host:
   // 500 tokens of an 8B model, beyond which it waits at that way's speed.
   static constexpr uint64_t kStoreRoomBytes = uint64_t{64} << 20;
 
-  // Pins `staging_bytes_max` for stores and a block for each of `load_lanes`. ResourceExhausted.
-  static absl::StatusOr<std::shared_ptr<DeviceStaging>> Open(std::unique_ptr<Device> device, const Geometry& geometry,
-                                                             uint64_t staging_bytes_max, uint32_t load_lanes);
+  // Of device number `number`. Pins `staging_bytes_max` for stores and a block for each of `load_lanes`.
+  // ResourceExhausted.
+  static absl::StatusOr<std::shared_ptr<DeviceStaging>> Open(std::unique_ptr<Device> device, uint32_t number,
+                                                             const HeadShare& share, uint64_t staging_bytes_max,
+                                                             uint32_t load_lanes);
 
   // Sections that a device restores at once: frames of 16384 tokens of an 8B model at 43 times smaller are 49 MB.
   static constexpr uint64_t kGroupPayloadBytes = uint64_t{64} << 20;
@@ -54,10 +56,11 @@ class DeviceStaging {
     LoadLane* const lane_;
   };
 
-  DeviceStaging(std::unique_ptr<Device> device, Geometry geometry)
-      : geometry_(std::move(geometry)), device_(std::move(device)) {}
+  DeviceStaging(std::unique_ptr<Device> device, uint32_t number, const HeadShare& share)
+      : share_(share), number_(number), device_(std::move(device)) {}
 
-  const Geometry geometry_;
+  const HeadShare share_;
+  const uint32_t number_;
   const std::unique_ptr<Device> device_;
   std::shared_ptr<RawBuffers> buffers_;
   std::mutex store_mutex_;
@@ -75,6 +78,7 @@ class DevicePages final : public EnginePages {
       : pages_(std::move(pages)), staging_(std::move(staging)) {}
 
   const PagedCache& cache() const override { return pages_; }
+  std::optional<uint32_t> device() const override { return staging_->number_; }
   RawBuffers::Buffer TakeBuffer() override { return staging_->buffers_->Take(); }
   absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) override;
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) override { return staging_->device_->Record(stream); }

@@ -50,7 +50,7 @@ void EncodeWorkers::Work() {
     absl::Status status;
     if (closing_) {
       status = absl::CancelledError("the client was closed");
-    } else if (!ledger_->Lost(block->parent)) {
+    } else if (!ledger_->Lost(block->behind)) {
       status = Encode(&*block);
     }
     Finish(place, {*std::move(block), std::move(status)});
@@ -64,7 +64,7 @@ void EncodeWorkers::Finish(uint64_t place, Outcome outcome) {
     auto& [block, status] = first->second;
     if (!status.ok()) {
       ledger_->Failed(block, status);
-    } else if (block.frame == nullptr || ledger_->Lost(block.parent)) {
+    } else if (block.frame == nullptr || ledger_->Lost(block.behind)) {
       ledger_->Unreachable(block);
     } else {
       next_(std::move(block));

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
@@ -29,8 +30,10 @@ class EnginePages {
  public:
   virtual ~EnginePages() = default;
   virtual const PagedCache& cache() const = 0;
+  // Nullopt: host memory.
+  virtual std::optional<uint32_t> device() const = 0;
 
-  // For stores. Room for a raw block; null if there is none left.
+  // For stores. Raw blocks are of what the pages hold (client/head_share.h). Room for one; null if there is none left.
   virtual RawBuffers::Buffer TakeBuffer() = 0;
   // Begins to copy what `stream` will have written into the blocks' memory, of TakeBuffer. When it returns, well or
   // not, the pages are not read any more, or not before what is queued in `stream` later. The blocks are complete at
@@ -39,9 +42,9 @@ class EnginePages {
 
   // For loads. The point up to which what is queued in `stream` may use the pages; null: they are free.
   virtual absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) = 0;
-  // Has `restore` write the raw form of layers [first_layer, last_layer) of a block, and copies it into the pages of
-  // `slot` behind `used`, which may be null. The pages have it when this returns. The error of `restore`, with no page
-  // touched, or that of the copy, with none written any more.
+  // Has `restore` write the raw form of layers [first_layer, last_layer) of a block of the model, and copies what they
+  // hold of it into the pages of `slot` behind `used`, which may be null. The pages have it when this returns. The error
+  // of `restore`, with no page touched, or that of the copy, with none written any more.
   virtual absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot,
                             const DeviceEvent* used,
                             absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) = 0;

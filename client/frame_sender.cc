@@ -53,7 +53,7 @@ void FrameSender::SendBurst() {
 }
 
 bool FrameSender::Send(StoreStream* stream, StagedBlock block) {
-  if (ledger_->Lost(block.parent)) {
+  if (ledger_->Lost(block.behind)) {
     ledger_->Unreachable(block);
     return true;
   }

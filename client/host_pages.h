@@ -6,17 +6,18 @@
 #include <utility>
 
 #include "client/engine_pages.h"
-#include "core/geometry.h"
+#include "client/head_share.h"
 
 namespace latentkv {
 
 class HostPages final : public EnginePages {
  public:
-  // `geometry`, which outlives it, is that of `pages`.
-  HostPages(const Geometry& geometry, PagedCache pages, std::shared_ptr<RawBuffers> buffers)
-      : geometry_(geometry), pages_(std::move(pages)), buffers_(std::move(buffers)) {}
+  // `pages` hold `share`, which outlives it.
+  HostPages(const HeadShare& share, PagedCache pages, std::shared_ptr<RawBuffers> buffers)
+      : share_(share), pages_(std::move(pages)), buffers_(std::move(buffers)) {}
 
   const PagedCache& cache() const override { return pages_; }
+  std::optional<uint32_t> device() const override { return std::nullopt; }
   RawBuffers::Buffer TakeBuffer() override { return buffers_->Take(); }
   absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) override;
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream) override { return nullptr; }
@@ -25,7 +26,7 @@ class HostPages final : public EnginePages {
   std::unique_ptr<GroupRestore> TryGroupRestore() override { return nullptr; }
 
  private:
-  const Geometry& geometry_;
+  const HeadShare& share_;
   const PagedCache pages_;
   const std::shared_ptr<RawBuffers> buffers_;
 };

@@ -8,15 +8,15 @@
 
 namespace latentkv {
 
-PageRegistry::PageRegistry(const Geometry& geometry, const Devices& devices, uint64_t staging_bytes_max,
+PageRegistry::PageRegistry(const HeadShare& share, const Devices& devices, uint64_t staging_bytes_max,
                            uint32_t thread_count, const BasisView* basis, FailureLog* log)
-    : geometry_(geometry),
+    : share_(share),
       devices_(devices),
       staging_bytes_max_(staging_bytes_max),
       thread_count_(thread_count),
       basis_(basis),
       log_(log),
-      host_buffers_(std::make_shared<HostBuffers>(RawBytes(geometry, kBlockTokens))) {}
+      host_buffers_(std::make_shared<HostBuffers>(RawBytes(share.held(), kBlockTokens))) {}
 
 absl::Status PageRegistry::Register(PagedCache pages) {
   absl::Status status = CheckShape(pages);
@@ -25,7 +25,7 @@ absl::Status PageRegistry::Register(PagedCache pages) {
   if (!holder.ok()) return holder.status();
   std::lock_guard<std::mutex> lock(mutex_);
   if (!holder->has_value()) {
-    current_ = std::make_shared<HostPages>(geometry_, std::move(pages), host_buffers_);
+    current_ = std::make_shared<HostPages>(share_, std::move(pages), host_buffers_);
     return absl::OkStatus();
   }
   absl::StatusOr<std::shared_ptr<DeviceStaging>> staging = StagingLocked(**holder);
@@ -40,9 +40,10 @@ std::shared_ptr<EnginePages> PageRegistry::current() const {
 }
 
 absl::Status PageRegistry::CheckShape(const PagedCache& pages) const {
-  if (pages.layers.size() != geometry_.layers.size()) {
+  const size_t layers = share_.held().layers.size();
+  if (pages.layers.size() != layers) {
     return absl::InvalidArgumentError(
-        absl::StrCat("pages of ", pages.layers.size(), " layers; the model has ", geometry_.layers.size()));
+        absl::StrCat("pages of ", pages.layers.size(), " layers; the model has ", layers));
   }
   if (pages.page_tokens == 0 || pages.page_count == 0) return absl::InvalidArgumentError("there are no pages");
   for (const PagedLayer& layer : pages.layers) {
@@ -72,7 +73,7 @@ absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(uint3
   absl::StatusOr<std::unique_ptr<Device>> opened = devices_.Open(device);
   if (!opened.ok()) return opened.status();
   absl::StatusOr<std::shared_ptr<DeviceStaging>> staging =
-      DeviceStaging::Open(*std::move(opened), geometry_, staging_bytes_max_, thread_count_);
+      DeviceStaging::Open(*std::move(opened), device, share_, staging_bytes_max_, thread_count_);
   if (!staging.ok()) return staging.status();
   absl::Status groups = basis_ == nullptr ? absl::OkStatus() : (*staging)->OpenGroups(*basis_);
   if (!groups.ok()) log_->Info(absl::StrCat("blocks are restored on the CPU: ", groups.message()));

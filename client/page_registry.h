@@ -11,7 +11,7 @@
 #include "client/device_pages.h"
 #include "client/engine_pages.h"
 #include "client/failure_log.h"
-#include "core/geometry.h"
+#include "client/head_share.h"
 #include "kernels/basis_view.h"
 #include "kernels/device.h"
 
@@ -22,7 +22,7 @@ class PageRegistry {
  public:
   // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and of threads that fill pages.
   // Pages on a device have it restore sections of `basis`, which may be null.
-  PageRegistry(const Geometry& geometry, const Devices& devices, uint64_t staging_bytes_max, uint32_t thread_count,
+  PageRegistry(const HeadShare& share, const Devices& devices, uint64_t staging_bytes_max, uint32_t thread_count,
                const BasisView* basis, FailureLog* log);
 
   // In the place of those before, which live on with the jobs that have them. InvalidArgument if they do not fit the
@@ -37,7 +37,7 @@ class PageRegistry {
   absl::StatusOr<std::optional<uint32_t>> HolderOf(const PagedCache& pages) const;
   absl::StatusOr<std::shared_ptr<DeviceStaging>> StagingLocked(uint32_t device);
 
-  const Geometry& geometry_;
+  const HeadShare& share_;
   const Devices& devices_;
   const uint64_t staging_bytes_max_;
   const uint32_t thread_count_;

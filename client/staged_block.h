@@ -17,6 +17,7 @@ namespace latentkv {
 struct StagedBlock {
   uint64_t sequence = 0;  // Rising in the order of Store.
   Digest key, parent;     // Parent zero for the chain's first block.
+  Digest behind;          // The block before it that this client stores, whose loss is its own; zero for the first.
   uint32_t first_token = 0;
   std::shared_ptr<const std::vector<uint32_t>> chain_tokens;  // Up to this block's last, and maybe more.
   float loss_inherited = 0;

@@ -16,6 +16,16 @@ bool StoreLedger::Lost(const Digest& key) const {
   return when != nullptr && clock_->Now() - *when < kLostDuration;
 }
 
+uint64_t StoreLedger::Begin() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return *under_way_.insert(++last_sequence_).first;
+}
+
+void StoreLedger::End(uint64_t sequence) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  EndLocked(sequence);
+}
+
 void StoreLedger::Admit(StagedBlock* block) {
   std::lock_guard<std::mutex> lock(mutex_);
   block->sequence = ++last_sequence_;
@@ -55,9 +65,23 @@ void StoreLedger::Dropped(const Digest& key) {
   lost_.Set(key, clock_->Now());
 }
 
+void StoreLedger::StoredElsewhere(const Digest& key) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  lost_.Erase(key);
+}
+
+void StoreLedger::LostElsewhere(const Digest& key) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  lost_.Set(key, clock_->Now());
+}
+
 void StoreLedger::EndLocked(const StagedBlock& block, bool lost) {
   if (lost) lost_.Set(block.key, clock_->Now());
-  under_way_.erase(block.sequence);
+  EndLocked(block.sequence);
+}
+
+void StoreLedger::EndLocked(uint64_t sequence) {
+  under_way_.erase(sequence);
   changed_.notify_all();
 }
 

@@ -31,6 +31,10 @@ class StoreLedger {
   // Whether the block `key` was lost lately, so that nobody can reach what is behind it. A zero key never was.
   bool Lost(const Digest& key) const;
 
+  // Work without a block of its own, which Flush waits for as for blocks, until it is ended by its sequence.
+  uint64_t Begin();
+  void End(uint64_t sequence);
+
   // Takes the block in and gives it its sequence. Then one of the three below ends its way.
   void Admit(StagedBlock* block);
   void Stored(const StagedBlock& block);
@@ -42,11 +46,16 @@ class StoreLedger {
   // A block that was not even admitted.
   void Dropped(const Digest& key);
 
+  // What became of a block that another rank stores, as far as this one knows.
+  void StoredElsewhere(const Digest& key);
+  void LostElsewhere(const Digest& key);
+
   // Waits until every block admitted so far has ended its way; false at `deadline`.
   bool Flush(absl::Time deadline) const;
 
  private:
   void EndLocked(const StagedBlock& block, bool lost);
+  void EndLocked(uint64_t sequence);
 
   ClientCounters* const counters_;
   FailureLog* const log_;

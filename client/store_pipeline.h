@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "client/circuit_breaker.h"
@@ -13,6 +14,9 @@
 #include "client/engine_pages.h"
 #include "client/failure_log.h"
 #include "client/frame_sender.h"
+#include "client/head_share.h"
+#include "client/part_exchanger.h"
+#include "client/recent_keys.h"
 #include "client/restored_losses.h"
 #include "client/staging_budget.h"
 #include "client/store_ledger.h"
@@ -25,11 +29,12 @@ namespace latentkv {
 
 struct StoreRequest {
   std::vector<Digest> keys;  // Of the whole chain up to the last block to store.
-  std::vector<uint32_t> tokens;  // Of as many blocks.
+  std::shared_ptr<const std::vector<uint32_t>> tokens;  // Of as many blocks.
   size_t first_block = 0;    // The first to store.
   std::shared_ptr<EnginePages> pages;
   EngineStream stream = nullptr;  // That wrote the pages.
   std::vector<std::vector<TokenRun>> slots;  // Of each block to store; checked.
+  bool lacks = false;  // There is nothing to store, and the other ranks must not either.
 };
 
 // Thread-safe.
@@ -39,6 +44,8 @@ class StorePipeline {
     CacheChannel* channel = nullptr;
     const CircuitBreaker* breaker = nullptr;
     const Codec* codec = nullptr;
+    const HeadShare* share = nullptr;
+    RankExchange* ranks = nullptr;  // Null unless the share is one of several.
     RestoredLosses* losses = nullptr;
     ClientCounters* counters = nullptr;
     FailureLog* log = nullptr;
@@ -55,16 +62,37 @@ class StorePipeline {
   bool Flush(absl::Time deadline) const { return ledger_.Flush(deadline); }
 
  private:
-  // The blocks that are not dropped, with memory for their raw form; those that are lost are settled.
-  std::vector<StagedBlock> Stage(StoreRequest* request, const std::shared_ptr<StoreProgress>& progress);
+  // A block with room for what the pages hold of it, whoever stores it.
+  struct Room {
+    StagingBudget::Share share;
+    RawBuffers::Buffer raw;
+  };
+  bool Owns(size_t block) const { return block % parts_.share->ranks() == parts_.share->rank(); }
+  // Whether block `block` of a chain would stand behind a hole, as far as this client knows.
+  bool BehindLoss(absl::Span<const Digest> keys, size_t block) const;
+  // Room for the first blocks of the request, up to one that has none or is not worth it.
+  std::vector<Room> Stage(const StoreRequest& request);
+  // Begins to copy pages into `rooms`.
+  absl::StatusOr<DeviceEventPtr> Gather(const StoreRequest& request, absl::Span<const Room> rooms);
+  // Block `index` of a request.
+  StagedBlock MakeBlock(const StoreRequest& request, uint32_t index, const std::shared_ptr<StoreProgress>& progress);
+  void StoreWhole(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
+                  const std::shared_ptr<StoreProgress>& progress);
+  void StoreParts(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
+                  const std::shared_ptr<StoreProgress>& progress);
+  // The same on every rank, and another each time that these blocks are stored.
+  Digest BatchId(absl::Span<const Digest> keys);
   void Drop(const Digest& key, StoreProgress* progress, uint32_t index);
 
   const Parts parts_;
-  const uint64_t raw_bytes_;  // Of a block.
+  const uint64_t raw_bytes_, part_bytes_;  // Of a block, and of what the pages hold of it.
   StagingBudget budget_;
   StoreLedger ledger_;
   FrameSender sender_;
   EncodeWorkers encoders_;  // Before the sender, which it hands its frames to, is destroyed.
+  std::mutex attempts_mutex_;
+  RecentKeys<uint32_t> attempts_{StoreLedger::kLostBlocksMax};  // By range of blocks; under attempts_mutex_.
+  std::unique_ptr<PartExchanger> exchanger_;  // Null: blocks are whole. Before the encoders.
 };
 
 }  // namespace latentkv

@@ -22,8 +22,10 @@ class StoreJob final : public Job {
 }  // namespace
 
 void StoreProgress::Stored(uint32_t block, uint64_t frame_bytes, bool exact, float loss_chain) {
-  Settle(block, {true, exact, loss_chain, frame_bytes});
+  Settle(block, {true, false, exact, loss_chain, frame_bytes});
 }
+
+void StoreProgress::StoredElsewhere(uint32_t block) { Settle(block, {true, true, false, 0, 0}); }
 
 void StoreProgress::Lost(uint32_t block) { Settle(block, {}); }
 
@@ -44,7 +46,7 @@ absl::StatusOr<TransferResult> StoreProgress::Wait(absl::Time deadline) const {
     result.token_count += kBlockTokens;
     result.frame_bytes += block.frame_bytes;
     result.exact_blocks += block.exact;
-    result.loss_chain = block.loss_chain;
+    if (!block.elsewhere) result.loss_chain = block.loss_chain;
   }
   return result;
 }

@@ -21,13 +21,15 @@ class StoreProgress {
   // Each block is settled once.
   void Stored(uint32_t block, uint64_t frame_bytes, bool exact, float loss_chain);
   void Lost(uint32_t block);
+  // Another rank has it now, and stores it unless it says otherwise to its own engine.
+  void StoredElsewhere(uint32_t block);
 
   // Once all blocks are settled: the stored ones before the first that was lost. DeadlineExceeded.
   absl::StatusOr<TransferResult> Wait(absl::Time deadline) const;
 
  private:
   struct Block {
-    bool stored = false, exact = false;
+    bool stored = false, elsewhere = false, exact = false;
     float loss_chain = 0;
     uint64_t frame_bytes = 0;
   };

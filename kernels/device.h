@@ -14,6 +14,7 @@
 #include "core/bytes.h"
 #include "core/geometry.h"
 #include "kernels/basis_view.h"
+#include "kernels/heads.h"
 #include "kernels/pages.h"
 
 namespace latentkv {
@@ -111,9 +112,11 @@ class Device {
   // whatever it is given beyond that waits in its queue. ResourceExhausted.
   virtual absl::StatusOr<std::unique_ptr<DeviceLane>> OpenLane(const Geometry& geometry, uint64_t block_count) = 0;
 
-  // Copies the basis to the device: what `basis` shows outlives the lane. Unimplemented for a device or a basis that is
-  // restored on the CPU, ResourceExhausted.
+  // Copies the basis to the device: what `basis` shows outlives the lane. Of each layer the pages have `heads` alone, and
+  // no others are restored; empty: all. Unimplemented for a device or a basis that is restored on the CPU,
+  // ResourceExhausted.
   virtual absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView& basis,
+                                                                   absl::Span<const HeadRange> heads,
                                                                    const GroupLimits& limits) = 0;
 
   // The point behind all that is queued in `stream` now.

@@ -71,7 +71,13 @@ bool RecordIndex::Restore(const IndexedRecord& record) {
 
 IndexedRecord RecordIndex::Place(IndexedRecord record, const Digest& parent) {
   auto run = std::find_if(runs_.begin(), runs_.end(), [&](const Run& run) { return run.last == parent; });
-  record.tick = run == runs_.end() ? next_tick_++ : run->tick;
+  if (run != runs_.end()) {
+    record.tick = run->tick;
+  } else if (!parent.IsZero() && !by_key_.contains(parent) && !runs_.empty()) {
+    record.tick = runs_.front().tick;
+  } else {
+    record.tick = next_tick_++;
+  }
   AddRun(record.entry.id.key, record.tick);
   return record;
 }

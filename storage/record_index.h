@@ -39,7 +39,8 @@ class RecordIndex {
  public:
   // A record read back at opening, with its tick; false if the id is there already.
   bool Restore(const IndexedRecord& record);
-  // `record` with its tick: that of the chain whose last block is `parent`, or a new one.
+  // `record` with its tick: that of the chain whose last block is `parent`, or a new one. Of ranks that store a chain
+  // together one may be ahead: a block whose parent is not there takes the tick of the chain that was used last.
   IndexedRecord Place(IndexedRecord record, const Digest& parent);
   // Adds a record that Place returned. Its id must not be there.
   void Insert(const IndexedRecord& placed);

@@ -109,6 +109,17 @@ grpc::Status PeerService::HandOff(grpc::ServerContext* context, HandoffStream* s
   return reception->Serve(context, stream, first.begin());
 }
 
+grpc::Status PeerService::Deliver(grpc::ServerContext*, grpc::ServerReader<v1::RankMessage>* stream,
+                                  v1::RankReceipt*) {
+  if (ranks_ == nullptr) return {grpc::StatusCode::UNIMPLEMENTED, "no rank of an engine is served here"};
+  v1::RankMessage message;
+  while (stream->Read(&message)) {
+    absl::Status status = ranks_->Take(message);
+    if (!status.ok()) return ToGrpc(status);
+  }
+  return grpc::Status::OK;
+}
+
 absl::StatusOr<std::unique_ptr<PeerServer>> PeerServer::Start(const std::string& address, PeerService* service) {
   absl::Status status = CheckListenAddress(address);
   if (!status.ok()) return status;

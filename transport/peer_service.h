@@ -21,12 +21,22 @@ namespace latentkv {
 inline constexpr size_t kReceptionsMax = 1024;          // Expected at once: requests that one decode node runs.
 inline constexpr size_t kCompleteMax = kReceptionsMax;  // Remembered after that.
 
+// Takes what other ranks of an engine deliver. Any thread.
+class RankSink {
+ public:
+  virtual ~RankSink() = default;
+  // An error ends the call that brought the message.
+  virtual absl::Status Take(const v1::RankMessage& message) = 0;
+};
+
 // Stops expecting the transfer when it is let go of; must not outlive the service.
 using ExpectedTransfer = std::unique_ptr<Reception, std::function<void(Reception*)>>;
 
 // Any thread.
 class PeerService final : public v1::Peer::Service {
  public:
+  // `ranks`, which outlives what serves this, may be null: then nothing is delivered here.
+  explicit PeerService(RankSink* ranks = nullptr) : ranks_(ranks) {}
   // For the ranks of this process itself.
   MeetingPlace* meetings() { return &meetings_; }
   // From now on a sender of the transfer is served. InvalidArgument, AlreadyExists, ResourceExhausted.
@@ -34,10 +44,13 @@ class PeerService final : public v1::Peer::Service {
 
   grpc::Status Join(grpc::ServerContext* context, const v1::JoinRequest* request, v1::JoinResponse* response) override;
   grpc::Status HandOff(grpc::ServerContext* context, HandoffStream* stream) override;
+  grpc::Status Deliver(grpc::ServerContext* context, grpc::ServerReader<v1::RankMessage>* stream,
+                       v1::RankReceipt* receipt) override;
 
  private:
   bool IsComplete(const v1::HandOffBegin& begin) const;  // Under mutex_.
 
+  RankSink* const ranks_;
   MeetingPlace meetings_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Reception>> receptions_;

@@ -1,5 +1,6 @@
 #include "client/c/latentkv.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <utility>
@@ -30,7 +31,6 @@ absl::StatusOr<ClientOptions> OptionsOf(const latentkv_options* from) {
   if (status.ok()) status = NotNull(from->address, "options.address");
   if (status.ok()) status = NotNull(from->model_digest, "options.model_digest");
   if (!status.ok()) return status;
-  if (from->reserved != 0) return absl::InvalidArgumentError("options.reserved is not 0");
   absl::StatusOr<Geometry> geometry = GeometryOf(from->layers, from->layer_count);
   if (!geometry.ok()) return geometry.status();
   ClientOptions options;
@@ -46,6 +46,8 @@ absl::StatusOr<ClientOptions> OptionsOf(const latentkv_options* from) {
   options.loss_chain_max = from->loss_chain_max;
   if (from->staging_bytes_max > 0) options.staging_bytes_max = from->staging_bytes_max;
   options.thread_count = from->thread_count;
+  options.tensor_parallel = {from->tensor_parallel_rank, std::max(1u, from->tensor_parallel_ranks),
+                             TextOr(from->tensor_parallel_meeting, "")};
   return options;
 }
 

@@ -65,7 +65,11 @@ typedef struct {
   float loss_chain_max;          /* What a reader accepts; 0: four times the profile's bound */
   uint64_t staging_bytes_max;    /* Bound of what waits to be sent; 0 for 256 MiB */
   uint32_t thread_count;         /* That encode, and as many that decode; 0 for the machine's cores, 4 at most */
-  uint32_t reserved;
+  /* A rank of an engine whose KV heads are split over several: its pages hold its heads alone, and every rank stores the
+   * same blocks in the same order (client/client.h). layers are the whole model's. */
+  uint32_t tensor_parallel_rank;
+  uint32_t tensor_parallel_ranks;      /* 0 or 1: no other */
+  const char* tensor_parallel_meeting; /* Path of the sockets that ranks meet at; NULL for a single rank */
 } latentkv_options;
 
 /* Never connects: a daemon that is away shows as misses. */
@@ -122,7 +126,8 @@ LATENTKV_API latentkv_code latentkv_load(latentkv_client* client, const latentkv
 /* Begins to store the whole blocks of [first, first + count): gathers their pages before it returns, then encodes and
  * sends behind the caller's back. A full queue drops the rest of the chain: LATENTKV_OK all the same, counted. job may
  * be NULL. stream: as for load. Of pages on a device it takes what the stream will have written by what is queued in
- * it now; it does not wait for that, but makes what is queued in the stream later wait until the pages are read. */
+ * it now; it does not wait for that, but makes what is queued in the stream later wait until the pages are read.
+ * A rank of several that lacks what the others store gives no page ids: none of them stores it then. */
 LATENTKV_API latentkv_code latentkv_store(latentkv_client* client, const latentkv_prompt* prompt, uint64_t first,
                                           uint64_t count, const uint64_t* page_ids, size_t page_id_count,
                                           void* stream, latentkv_job** job);
@@ -132,6 +137,7 @@ typedef struct {
   uint64_t frame_bytes;   /* Of those. */
   uint64_t exact_blocks;  /* Of those, how many were exact. */
   double loss_chain;      /* Of the last good block. */
+  /* Of ranks, the engine counts on the least token_count. */
 } latentkv_result;
 
 /* Waits until layer `layer` of a load is in its pages for all good tokens (all layers if negative), or timeout_ms

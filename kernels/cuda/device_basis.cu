@@ -76,8 +76,10 @@ std::vector<int32_t> RowsOfColumns(const DeviceBasis& basis, const BasisGroupVie
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DeviceBasis>> DeviceBasis::Create(const BasisView& view) {
+absl::StatusOr<std::unique_ptr<DeviceBasis>> DeviceBasis::Create(const BasisView& view,
+                                                                 absl::Span<const HeadRange> heads) {
   std::unique_ptr<DeviceBasis> basis(new DeviceBasis());
+  basis->heads_.assign(heads.begin(), heads.end());
   basis->geometry_ = view.geometry;
   basis->classes_ = view.classes;
   basis->inherited_rank_ = view.inherited_rank;
@@ -89,6 +91,7 @@ absl::StatusOr<std::unique_ptr<DeviceBasis>> DeviceBasis::Create(const BasisView
     if (layer.dtype != layers[0].dtype) {
       return absl::UnimplementedError("layers of different types are not restored on a device");
     }
+    if (heads.empty()) basis->heads_.push_back({0, layer.kv_heads});
     const auto like = [&](uint32_t l) { return RotateAlike(layers[l], layer); };
     const auto known = std::find_if(basis->rotary_layers_.begin(), basis->rotary_layers_.end(), like);
     basis->rotary_of_layer_.push_back(known - basis->rotary_layers_.begin());
@@ -131,7 +134,8 @@ absl::Status DeviceBasis::MakeGroup(const BasisView& view, uint32_t index) {
                                                  from.last_layer - from.first_layer,
                                                  " layers is not restored on a device"));
   }
-  absl::StatusOr<ProductTiles> tiles = MakeProductTiles(*geometry_, from.first_layer, from.last_layer, rotary_of_layer_);
+  absl::StatusOr<ProductTiles> tiles =
+      MakeProductTiles(*geometry_, from.first_layer, from.last_layer, rotary_of_layer_, heads_);
   if (!tiles.ok()) return tiles.status();
   group.tile_count = tiles->tiles.size();
   Keeper keeper(&bytes_);
@@ -168,7 +172,7 @@ absl::Status DeviceBasis::MakeSmall(const BasisView& view) {
   std::vector<LayerShape> shapes;
   std::vector<uint32_t> columns, sink_bytes_of_layer, token_bytes_of_layer;
   for (const LayerGeometry& layer : geometry_->layers) {
-    shapes.push_back({layer.kv_heads, layer.head_dim});
+    shapes.push_back({layer.kv_heads, layer.head_dim, heads_[shapes.size()]});
     sink_bytes_of_layer.push_back(2 * kSinkTokens * layer.kv_heads * (sizeof(float) + layer.head_dim));
     token_bytes_of_layer.push_back(2 * layer.KvChannels() * DTypeBytes(layer.dtype));
   }

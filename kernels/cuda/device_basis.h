@@ -14,12 +14,14 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "core/geometry.h"
 #include "kernels/basis_view.h"
 #include "kernels/cuda/device_array.h"
 #include "kernels/cuda/latent_decode.h"
 #include "kernels/cuda/restore_steps.h"
 #include "kernels/cuda/restore_types.h"
+#include "kernels/heads.h"
 
 namespace latentkv::cuda {
 
@@ -44,8 +46,10 @@ struct SectionBytes {
 class DeviceBasis {
  public:
   // Waits for the device. `view` is used until it returns, but for view.classes, which is kept, and view.geometry, which
-  // must outlive the basis. Unimplemented for a basis that the kernels do not take, ResourceExhausted.
-  static absl::StatusOr<std::unique_ptr<DeviceBasis>> Create(const BasisView& view);
+  // must outlive the basis. Of each layer `heads` alone are restored, to pages that begin with their first; empty: all.
+  // Unimplemented for a basis that the kernels do not take, ResourceExhausted.
+  static absl::StatusOr<std::unique_ptr<DeviceBasis>> Create(const BasisView& view,
+                                                             absl::Span<const HeadRange> heads = {});
 
   const Geometry& geometry() const { return *geometry_; }
   DType dtype() const { return geometry_->layers[0].dtype; }
@@ -92,6 +96,7 @@ class DeviceBasis {
   absl::Status MakeSmall(const BasisView& view);
 
   const Geometry* geometry_ = nullptr;
+  std::vector<HeadRange> heads_;  // Of each layer.
   std::vector<DeviceGroup> groups_;
   uint32_t inherited_rank_ = 0, vocabulary_ = 0, dims_ = 0, history_ = 0, latent_stride_ = 0, sink_bytes_ = 0;
   std::vector<uint32_t> sink_offsets_;

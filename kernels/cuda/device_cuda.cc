@@ -172,9 +172,9 @@ class CudaDevice final : public Device {
     if (!status.ok()) return status;
     return lane;
   }
-  absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView& basis,
+  absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView& basis, absl::Span<const HeadRange> heads,
                                                           const GroupLimits& limits) override {
-    return OpenCudaGroupLane(number_, basis, limits);
+    return OpenCudaGroupLane(number_, basis, heads, limits);
   }
   absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {
     return CudaEvent::RecordedIn(static_cast<cudaStream_t>(stream), number_);

@@ -47,13 +47,13 @@ class CudaGroupLane final : public GroupLane {
     outcomes_ = {};
   }
 
-  absl::Status Open(const BasisView& view, const GroupLimits& limits) {
+  absl::Status Open(const BasisView& view, absl::Span<const HeadRange> heads, const GroupLimits& limits) {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
-    absl::Status fits = CheckDevice(view, limits);
+    absl::Status fits = CheckDevice(view, heads, limits);
     if (!fits.ok()) return fits;
     known_sinks_of_ = view.known_sinks_of;
-    absl::StatusOr<std::unique_ptr<cuda::DeviceBasis>> basis = cuda::DeviceBasis::Create(view);
+    absl::StatusOr<std::unique_ptr<cuda::DeviceBasis>> basis = cuda::DeviceBasis::Create(view, heads);
     if (!basis.ok()) return basis.status();
     basis_ = *std::move(basis);
     rotary_ = std::make_unique<cuda::RotaryCache>(view.geometry, basis_->rotary_layers());
@@ -139,7 +139,8 @@ class CudaGroupLane final : public GroupLane {
   }
 
   // Whether the device can, and has the memory: at most half of what is free, since the engine was there first.
-  absl::Status CheckDevice(const BasisView& view, const GroupLimits& limits) const {
+  absl::Status CheckDevice(const BasisView& view, absl::Span<const HeadRange> heads,
+                           const GroupLimits& limits) const {
     int major = 0;
     absl::Status status = CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
                                    "asking for the compute capability");
@@ -149,7 +150,11 @@ class CudaGroupLane final : public GroupLane {
     uint64_t needed = limits.payload_bytes_max, columns = whole(view.dims * view.history);
     for (size_t g = 0; g < view.groups.size(); ++g) {
       const BasisGroupView& group = view.groups[g];
-      needed += group.channels * (columns + whole(group.rank) + g * whole(view.inherited_rank));
+      uint64_t channels = heads.empty() ? group.channels : 0;
+      for (uint32_t l = group.first_layer; l < group.last_layer && !heads.empty(); ++l) {
+        channels += 2 * uint64_t{heads[l].count} * view.geometry->layers[l].head_dim;
+      }
+      needed += channels * (columns + whole(group.rank) + g * whole(view.inherited_rank));
       columns += whole(std::max(group.rank, view.inherited_rank));
     }
     needed += uint64_t{limits.blocks_max} * kBlockTokens * columns;
@@ -173,9 +178,10 @@ class CudaGroupLane final : public GroupLane {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GroupLane>> OpenCudaGroupLane(int device, const BasisView& basis,
+                                                             absl::Span<const HeadRange> heads,
                                                              const GroupLimits& limits) {
   auto lane = std::make_unique<CudaGroupLane>(device);
-  absl::Status status = lane->Open(basis, limits);
+  absl::Status status = lane->Open(basis, heads, limits);
   if (!status.ok()) return status;
   return lane;
 }

@@ -85,7 +85,8 @@ absl::Status CheckLayer(const LayerGeometry& layer, uint32_t index) {
 }  // namespace
 
 absl::StatusOr<ProductTiles> MakeProductTiles(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer,
-                                              const std::vector<uint32_t>& rotary_of_layer) {
+                                              const std::vector<uint32_t>& rotary_of_layer,
+                                              absl::Span<const HeadRange> heads) {
   ProductTiles result;
   Builder builder(&result);
   int32_t channel = 0;
@@ -95,14 +96,15 @@ absl::StatusOr<ProductTiles> MakeProductTiles(const Geometry& geometry, uint32_t
     const bool halves = layer.pairing == RotaryPairing::kHalves;
     const uint32_t rotary_dim = layer.pairing == RotaryPairing::kNone ? 0 : layer.rotary_dim;
     const uint32_t half = rotary_dim / 2;
+    const HeadRange held = heads.empty() ? HeadRange{0, layer.kv_heads} : heads[l];
     for (const bool values : {false, true}) {
-      // Dimensions [first, last) of all heads.
+      // Dimensions [first, last) of the heads.
       const auto add = [&](uint32_t first, uint32_t last) {
-        for (uint32_t head = 0; head < layer.kv_heads; ++head) {
+        for (uint32_t head = 0; head < held.count; ++head) {
           for (uint32_t dim = first; dim < last; dim += kChunkChannels) {
             const ChunkTarget target = {static_cast<int32_t>(2 * l + values), static_cast<uint16_t>(head),
                                         static_cast<uint16_t>(dim), halves ? dim : dim / 2};
-            builder.Add(target, channel + static_cast<int32_t>(head * layer.head_dim + dim), half);
+            builder.Add(target, channel + static_cast<int32_t>((held.first + head) * layer.head_dim + dim), half);
           }
         }
         builder.Close();

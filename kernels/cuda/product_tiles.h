@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "core/geometry.h"
 #include "kernels/cuda/restore_types.h"
+#include "kernels/heads.h"
 
 namespace latentkv::cuda {
 
@@ -17,10 +19,12 @@ struct ProductTiles {
   std::vector<int32_t> factors;     // the same in the order of the factors (restore_product.h)
 };
 
-// Of layers [first_layer, last_layer); `rotary_of_layer` indexes the rotary tables. Unimplemented for a geometry whose
-// heads or pairs are no multiples of kChunkChannels: it is restored on the CPU.
+// Of layers [first_layer, last_layer); `rotary_of_layer` indexes the rotary tables. Of each layer there are the channels of
+// `heads` alone, for pages that begin with their first; empty: all. Unimplemented for a geometry whose heads or pairs are
+// no multiples of kChunkChannels: it is restored on the CPU.
 absl::StatusOr<ProductTiles> MakeProductTiles(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer,
-                                              const std::vector<uint32_t>& rotary_of_layer);
+                                              const std::vector<uint32_t>& rotary_of_layer,
+                                              absl::Span<const HeadRange> heads = {});
 
 }  // namespace latentkv::cuda
 

@@ -72,11 +72,14 @@ __global__ void StoredKernel(const StoredParams p) {
   for (uint32_t l = p.first_layer; l < p.last_layer; ++l) {
     exact_bytes += 2 * size_t{p.layers[l].kv_heads} * p.layers[l].head_dim * sizeof(Value);
   }
-  const auto place = [&](uint32_t part_index, uint32_t token, uint32_t head, uint32_t dim) {
+  // Where the pages have `head`; what they do not have goes nowhere.
+  const auto store = [&](uint32_t part_index, uint32_t token, uint32_t head, uint32_t dim, Value value) {
+    const HeadRange held = p.layers[part_index / 2].held;
+    if (head - held.first >= held.count) return;
     const DevicePart& part = p.parts[part_index];
     const TokenSlot slot = p.slots[size_t{block} * kBlockTokens + token];
-    return reinterpret_cast<Value*>(part.base + slot.page * part.page + slot.offset * part.token + head * part.head +
-                                    dim * part.dim);
+    *reinterpret_cast<Value*>(part.base + slot.page * part.page + slot.offset * part.token +
+                              (head - held.first) * part.head + dim * part.dim) = value;
   };
   if (state.sinks != 0) {
     const uint8_t* from = state.sinks == kStoredSinks ? exact + state.exact_count * exact_bytes
@@ -86,7 +89,7 @@ __global__ void StoredKernel(const StoredParams p) {
       for (uint32_t i = threadIdx.x; i < kSinkTokens * heads * dims; i += kThreads) {
         const uint8_t* head = from + size_t{i / dims} * (sizeof(float) + dims);
         const float q = static_cast<int8_t>(head[sizeof(float) + i % dims]);
-        *place(part, i / dims / heads, i / dims % heads, i % dims) = Convert<kDType>(__fmul_rn(FloatAt(head), q));
+        store(part, i / dims / heads, i / dims % heads, i % dims, Convert<kDType>(__fmul_rn(FloatAt(head), q)));
       }
       from += size_t{kSinkTokens} * heads * (sizeof(float) + dims);
     }
@@ -99,7 +102,7 @@ __global__ void StoredKernel(const StoredParams p) {
       for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
         Value value = 0;
         for (uint32_t b = 0; b < sizeof(Value); ++b) value |= Value{exact[i * sizeof(Value) + b]} << 8 * b;
-        *place(part, token, i / dims, i % dims) = value;
+        store(part, token, i / dims, i % dims, value);
       }
       exact += count * sizeof(Value);
     }

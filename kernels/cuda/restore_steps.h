@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "core/geometry.h"
 #include "kernels/cuda/restore_types.h"
+#include "kernels/heads.h"
 
 namespace latentkv::cuda {
 
@@ -40,6 +41,7 @@ absl::Status VerifySections(const VerifyParams& params, cudaStream_t stream);
 
 struct LayerShape {
   uint32_t kv_heads, head_dim;
+  HeadRange held;  // In the pages.
 };
 struct StoredParams {
   uint32_t group, blocks;

@@ -20,6 +20,15 @@ class PageLayer(NamedTuple):
     value_strides: tuple[int, int, int, int]
 
 
+class TensorParallel(NamedTuple):
+    """A rank of an engine whose KV heads are split over `ranks`, as in client/client.h: its pages hold its heads alone.
+    `meeting` is the path of the sockets that ranks meet at, the same for all of them and of this engine alone."""
+
+    rank: int
+    ranks: int
+    meeting: str
+
+
 class Result(NamedTuple):
     """latentkv_result."""
 
@@ -83,6 +92,7 @@ class Client:
         profile: str | None = None,
         step: float = 0.0,
         staging_bytes_max: int = 256 << 20,
+        tensor_parallel: TensorParallel | None = None,
     ) -> None:
         """`staging_bytes_max` bounds what waits to be encoded and sent; what is beyond it is dropped."""
         if len(model_digest) != 32:
@@ -98,6 +108,10 @@ class Client:
         options.basis_path = os.fsencode(basis_path) if basis_path else None
         options.profile, options.step = _text(profile), step
         options.staging_bytes_max = self.staging_bytes_max = staging_bytes_max
+        self.tensor_parallel = tensor_parallel
+        if tensor_parallel is not None:
+            options.tensor_parallel_rank, options.tensor_parallel_ranks = tensor_parallel[:2]
+            options.tensor_parallel_meeting = os.fsencode(tensor_parallel.meeting)
         handle = c.c_void_p()
         native.check(native.library().latentkv_open(c.byref(options), c.byref(handle)))
         self._handle = handle
@@ -162,7 +176,8 @@ class Client:
     ) -> None:
         """Gathers the whole blocks of [first, first + count) and stores them behind the caller's back. On a device it
         takes what `stream` will have written by what is queued in it; what is queued there later waits until that is
-        read."""
+        read. Ranks store the same blocks in the same order; one that lacks them gives no pages, and none stores
+        them."""
         native.check(
             native.library().latentkv_store(
                 self._open(), c.byref(_prompt(tokens, salt)), first, count, _pages(pages), len(pages), stream, None

@@ -46,7 +46,8 @@ class COptions(c.Structure):
         ("model_digest", c.c_char_p), ("adapter_digest", c.c_char_p), ("layers", c.POINTER(CLayer)),
         ("layer_count", c.c_uint32), ("basis_path", c.c_char_p), ("profile", c.c_char_p), ("step", c.c_float),
         ("loss_chain_max", c.c_float), ("staging_bytes_max", c.c_uint64), ("thread_count", c.c_uint32),
-        ("reserved", c.c_uint32),
+        ("tensor_parallel_rank", c.c_uint32), ("tensor_parallel_ranks", c.c_uint32),
+        ("tensor_parallel_meeting", c.c_char_p),
     ]  # fmt: skip
 
 

@@ -38,6 +38,8 @@ class CacheStore:
     def __init__(
         self, client: Client, layers: Sequence[Layer], device: torch.device | str, deadline_ms: int = 10_000
     ) -> None:
+        if client.tensor_parallel is not None:
+            raise ValueError("a store takes caches of whole models: open its client without tensor_parallel")
         self._client = client
         self._layers = list(layers)
         self._device = torch.device(device)

@@ -143,6 +143,58 @@ TEST_F(CApiTest, StoresMatchesAndLoads) {
   latentkv_close(client);
 }
 
+// Two ranks with a head each, in memory that a client of all heads reads as well.
+TEST_F(CApiTest, RanksStoreWhatOneClientLoads) {
+  DaemonProcess daemon;
+  const latentkv_prompt prompt = Prompt();
+  const std::string meeting = daemon.folder() + "/engine";
+  std::vector<latentkv_client*> ranks(2);
+  for (uint32_t rank : {0, 1}) {
+    latentkv_options options = Options(daemon.address().c_str());
+    options.tensor_parallel_rank = rank;
+    options.tensor_parallel_ranks = 2;
+    options.tensor_parallel_meeting = meeting.c_str();
+    ASSERT_EQ(latentkv_open(&options, &ranks[rank]), LATENTKV_OK) << latentkv_error();
+    std::vector<latentkv_page_layer> pages = pages_;
+    for (latentkv_page_layer& layer : pages) {
+      layer.key = static_cast<uint8_t*>(layer.key) + rank * kDims * 2;
+      layer.value = static_cast<uint8_t*>(layer.value) + rank * kDims * 2;
+    }
+    ASSERT_EQ(latentkv_register_pages(ranks[rank], pages.data(), kLayers, kPageTokens, kPages), LATENTKV_OK);
+  }
+  for (latentkv_client* rank : ranks) {
+    ASSERT_EQ(latentkv_store(rank, &prompt, 0, 256, ids_.data(), 8, nullptr, nullptr), LATENTKV_OK);
+  }
+  for (latentkv_client* rank : ranks) {
+    ASSERT_EQ(latentkv_flush(rank, 30000), LATENTKV_OK) << latentkv_error();
+    latentkv_stats stats{};
+    latentkv_get_stats(rank, &stats);
+    EXPECT_EQ(stats.stored_blocks, 2u);
+  }
+  for (latentkv_client* rank : ranks) latentkv_close(rank);
+
+  const std::vector<std::vector<uint8_t>> computed = memory_;
+  for (std::vector<uint8_t>& layer : memory_) {
+    for (size_t half : {size_t{0}, layer.size() / 2})
+      std::memset(&layer[half + 2 * kPageTokens * kRowBytes], 0, 8 * kPageTokens * kRowBytes);
+  }
+  latentkv_client* client = Open(daemon.address().c_str());
+  latentkv_job* job = nullptr;
+  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 10000, nullptr, &job), LATENTKV_OK);
+  latentkv_result result{};
+  ASSERT_EQ(latentkv_wait(job, -1, 30000, &result), LATENTKV_OK);
+  EXPECT_EQ(result.token_count, 256u);
+  latentkv_job_free(job);
+  latentkv_close(client);
+  EXPECT_TRUE(memory_ == computed);
+
+  latentkv_options options = Options(daemon.address().c_str());
+  options.tensor_parallel_ranks = 2;
+  latentkv_client* refused = nullptr;
+  EXPECT_EQ(latentkv_open(&options, &refused), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_THAT(latentkv_error(), HasSubstr("a path at which they meet"));
+}
+
 TEST_F(CApiTest, KeepsSessions) {
   DaemonProcess daemon;
   latentkv_client* client = Open(daemon.address().c_str());

@@ -78,7 +78,11 @@ class FakeLane final : public DeviceLane {
 // The codec's own arithmetic, where the pages lie.
 class FakeGroupLane final : public GroupLane {
  public:
-  explicit FakeGroupLane(const FakeDevices& devices) : devices_(devices), rotary_(devices.basis->geometry()) {
+  FakeGroupLane(const FakeDevices& devices, absl::Span<const HeadRange> heads)
+      : devices_(devices), heads_(heads.begin(), heads.end()), rotary_(devices.basis->geometry()) {
+    for (const LayerGeometry& layer : devices.basis->geometry().layers) {
+      if (heads.empty()) heads_.push_back({0, layer.kv_heads});
+    }
     for (uint32_t g = 0; g < devices.basis->groups().size(); ++g) {
       codecs_.push_back(std::make_unique<GroupCodec>(*devices.basis, g, tables_, &rotary_));
     }
@@ -137,12 +141,17 @@ class FakeGroupLane final : public GroupLane {
     Bytes raw(codec.raw_bytes());
     absl::Status status = codec.Decode(payload, section.step, block->state.get(), absl::MakeSpan(raw));
     if (!status.ok()) return status;
-    ScatterRaw(devices_.basis->geometry(), codec.group().first_layer, codec.group().last_layer, raw, pages_,
-               block->slot);
+    const Geometry& geometry = devices_.basis->geometry();
+    const Geometry held = WithHeads(geometry, heads_);
+    const uint32_t first = codec.group().first_layer, last = codec.group().last_layer;
+    Bytes part(RawBytes(held, first, last, kBlockTokens));
+    TakeHeads(geometry, heads_, first, last, kBlockTokens, raw, absl::MakeSpan(part));
+    ScatterRaw(held, first, last, part, pages_, block->slot);
     return absl::OkStatus();
   }
 
   const FakeDevices& devices_;
+  std::vector<HeadRange> heads_;
   const LatentTables tables_ = MakeLatentTables();
   RotaryTables rotary_;
   std::vector<std::unique_ptr<GroupCodec>> codecs_;
@@ -164,9 +173,10 @@ class FakeDevice final : public Device {
   absl::StatusOr<std::unique_ptr<DeviceLane>> OpenLane(const Geometry& geometry, uint64_t) override {
     return std::make_unique<FakeLane>(devices_, geometry);
   }
-  absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView&, const GroupLimits&) override {
+  absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(const BasisView&, absl::Span<const HeadRange> heads,
+                                                           const GroupLimits&) override {
     if (devices_.basis == nullptr) return absl::UnimplementedError("this device restores no groups");
-    return std::make_unique<FakeGroupLane>(devices_);
+    return std::make_unique<FakeGroupLane>(devices_, heads);
   }
   absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {
     if (stream == nullptr) return default_stream_.Record();

@@ -94,6 +94,19 @@ void TestPages::Compute(uint64_t seed, const std::vector<uint64_t>& page_ids, ui
   }
 }
 
+void TestPages::TakeHeads(const TestPages& whole, uint32_t first_head) {
+  for (size_t l = 0; l < memory_.size(); ++l) {
+    const LayerGeometry& layer = geometry_.layers[l];
+    for (uint64_t i = 0; i < 2 * page_count_ * page_tokens_ * layer.KvChannels(); ++i) {
+      const uint32_t d = i % layer.head_dim, h = i / layer.head_dim % layer.kv_heads;
+      const uint64_t t = i / layer.KvChannels() / 2;
+      const bool key = i / layer.KvChannels() % 2;
+      std::memcpy(memory_[l].data() + Offset(key, t / page_tokens_, t % page_tokens_, h, d),
+                  whole.memory_[l].data() + whole.Offset(key, t / page_tokens_, t % page_tokens_, first_head + h, d), 2);
+    }
+  }
+}
+
 float TestPages::Value(uint32_t layer, bool key, const std::vector<uint64_t>& page_ids, uint64_t token, uint32_t head,
                        uint32_t dim) const {
   float value = 0;

@@ -39,6 +39,8 @@ class TestPages {
   // The keys and values of tokens [first, last) of sequence `seed`, as an engine would have computed them.
   void Compute(uint64_t seed, const std::vector<uint64_t>& page_ids, uint64_t first, uint64_t last,
                Values values = Values::kSmooth);
+  // What the pages of `whole`, as many and as large, hold of heads [first_head, ...), as many as these have.
+  void TakeHeads(const TestPages& whole, uint32_t first_head);
   void Poison();
   // Of all layers, as they lie.
   const std::vector<Bytes>& memory() const { return memory_; }

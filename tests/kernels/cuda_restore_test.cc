@@ -16,6 +16,7 @@
 #include "core/checksum.h"
 #include "core/frame.h"
 #include "kernels/cuda/group_restorer.h"
+#include "kernels/heads.h"
 #include "tests/codec/synthetic.h"
 #include "tests/kernels/cuda_shapes.h"
 
@@ -42,7 +43,11 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
   while (tokens.size() < (shape.first_block + shape.blocks) * kBlockTokens) tokens.push_back(random.Below(320));
   std::vector<uint64_t> page_ids(tokens.size() / shape.page_tokens + 1);
   for (size_t i = 0; i < page_ids.size(); ++i) page_ids[i] = page_ids.size() - i;  // Page 0 stays poison.
-  Pages pages(shape, page_ids.size() + 1);
+  const std::vector<HeadRange> heads = HeadsOfRank(basis->geometry(), shape.tp_rank, shape.ranks).value();
+  const Geometry held = WithHeads(basis->geometry(), heads);
+  Shape held_shape = shape;
+  held_shape.kv_heads = heads[0].count;
+  Pages pages(held_shape, page_ids.size() + 1);
 
   std::vector<RestoreBlock> blocks;
   std::vector<std::vector<TokenSlot>> slots(shape.blocks);
@@ -87,12 +92,15 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
       Bytes raw(size_t{group.channels} * DTypeBytes(shape.dtype) * kBlockTokens);
       cpu_good[b].push_back(reader->ReadSection(g, sections[b][g], absl::MakeSpan(raw)).ok());
       if (!cpu_good[b].back()) break;
-      ScatterRaw(basis->geometry(), group.first_layer, group.last_layer, raw, cache, runs);
+      Bytes part(RawBytes(held, group.first_layer, group.last_layer, kBlockTokens));
+      TakeHeads(basis->geometry(), heads, group.first_layer, group.last_layer, kBlockTokens, raw, absl::MakeSpan(part));
+      ScatterRaw(held, group.first_layer, group.last_layer, part, cache, runs);
     }
     blocks.push_back({first_token, chain, 0, slots[b]});
   }
 
-  const std::unique_ptr<DeviceBasis> device_basis = DeviceBasis::Create(ViewOf(*basis, tables)).value();
+  const std::unique_ptr<DeviceBasis> device_basis =
+      DeviceBasis::Create(ViewOf(*basis, tables), heads).value();
   RotaryCache rotary(&basis->geometry(), device_basis->rotary_layers());
   ASSERT_TRUE(rotary.Reach(tokens.size()).ok());
   RestoreLimits limits;
@@ -155,7 +163,7 @@ TEST_P(DeviceRestore, GivesTheBitsOfTheCpuInEveryPage) {
     EXPECT_EQ(different, 0u) << "of " << restored.size() << " bytes; the first at " << first << ", " << alone << " alone";
     // Damaged blocks are restored in part.
     const uint64_t written = restored.size() - std::count(restored.begin(), restored.end(), kPoison);
-    EXPECT_GT(written, RawBytes(basis->geometry(), kBlockTokens) * shape.blocks / 2);
+    EXPECT_GT(written, RawBytes(held, kBlockTokens) * shape.blocks / 2);
   }
   std::vector<uint8_t> pageable(ends[1] + kSectionAlignment);
   ASSERT_TRUE(restorer->Begin(blocks, pages.parts(), stream).ok());

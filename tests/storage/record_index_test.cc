@@ -57,6 +57,13 @@ TEST(RecordIndexTest, AChainThatWasStoredIsTakenFromItsEnd) {
   EXPECT_THAT(Victims(&index, 5), ElementsAre("1/3", "1/2", "1/1", "1/0", "2/1"));
 }
 
+TEST(RecordIndexTest, AChainThatRanksStoredTogetherIsTakenFromItsEndAlthoughOneWasAhead) {
+  RecordIndex index;
+  for (uint32_t block : {0, 2, 3, 1, 4}) AddBlock(&index, 1, block);
+  AddChain(&index, 2, 2);
+  EXPECT_THAT(Victims(&index, 6), ElementsAre("1/4", "1/3", "1/2", "1/1", "1/0", "2/1"));
+}
+
 TEST(RecordIndexTest, AChainThatWasFoundIsTakenLastAndFromItsEnd) {
   RecordIndex index;
   AddChain(&index, 1, 3);

@@ -76,6 +76,21 @@ TEST_F(NcclFaultTest, WithoutFaultsItFinalizes) {
   EXPECT_EQ(fake_.aborts, 0);
 }
 
+TEST_F(NcclFaultTest, AnExchangeEndsAsOtherOperationsDo) {
+  const Communicator::Piece piece = {1, nullptr, 5, nullptr, 5};
+  ASSERT_TRUE(Connect().ok());
+  EXPECT_TRUE(communicator_->ExchangeAll({piece}, nullptr, absl::Now() + kTime).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(communicator_->ExchangeAll({{0, nullptr, 5}}, nullptr, absl::Now() + kTime)));
+  fake_.operation_never_queued = true;
+  start_ = absl::Now();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(communicator_->ExchangeAll({piece}, nullptr, start_ + kTime)));
+  EXPECT_LT(Took(), kTime + kSlack);
+  fake_.operation_never_queued = false;
+  ASSERT_TRUE(Connect().ok());
+  fake_.peer_dies = true;
+  EXPECT_TRUE(absl::IsUnavailable(communicator_->ExchangeAll({piece}, nullptr, absl::Now() + kTime)));
+}
+
 TEST_F(NcclFaultTest, ConnectingEndsAtTheDeadline) {
   fake_.connect_never_ends = true;
   const absl::Status status = Connect();

@@ -201,7 +201,7 @@ class Client:
 
     def store(self, tokens, first, count, pages, salt, stream):
         self.streams.append(stream)
-        self.stores.append((first, count))
+        self.stores.append((first, count, bool(pages)))
 
 
 def load(first: int = 0, count: int = 192) -> Transfer:
@@ -260,7 +260,22 @@ def test_nothing_computed_on_a_failed_page_is_stored_until_the_scheduler_knows()
     again = StepPlan(stores=[store], recovered={6, 7})
     worker.begin_step(again)
     worker.end_step(again)
-    assert client.stores == [(192, 64)]
+    assert client.stores == [(192, 64, True)]
+
+
+def test_of_several_ranks_one_whose_load_failed_takes_part_in_a_store_without_pages():
+    client = Client(64)
+    worker = Worker(client, 64, 1000, ranks=2)
+    store = Transfer("a", list(range(256)), None, 192, 64, [5, 6, 7, 8])
+    plan = StepPlan(loads=[load()], stores=[store], asynchronous=False)
+    worker.begin_step(plan)
+    worker.end_step(plan)
+    assert client.stores == [(192, 64, False)]
+    assert worker.take_counters().get("stored_tokens", 0) == 0
+    again = StepPlan(stores=[store], recovered={6, 7})
+    worker.begin_step(again)
+    worker.end_step(again)
+    assert client.stores[1:] == [(192, 64, True)]
 
 
 def test_loads_and_stores_are_ordered_with_the_stream_that_the_engine_works_on_then():

@@ -139,6 +139,27 @@ absl::Status Communicator::Receive(void* data, size_t bytes, uint32_t peer, cuda
                  deadline);
 }
 
+absl::Status Communicator::ExchangeAll(absl::Span<const Piece> pieces, cudaStream_t stream, absl::Time deadline) {
+  for (const Piece& piece : pieces) {
+    absl::Status status = CheckPeer(piece.peer);
+    if (!status.ok()) return status;
+  }
+  const auto move_all = [&] {
+    ncclResult_t result = nccl_->GroupStart();
+    const auto add = [&result](ncclResult_t next) {
+      if (result == ncclSuccess || result == ncclInProgress) result = next;
+    };
+    for (const Piece& piece : pieces) {
+      const int peer = static_cast<int>(piece.peer);
+      if (piece.send_bytes > 0) add(nccl_->Send(piece.send, piece.send_bytes, ncclUint8, peer, comm_, stream));
+      if (piece.receive_bytes > 0) add(nccl_->Recv(piece.receive, piece.receive_bytes, ncclUint8, peer, comm_, stream));
+    }
+    add(nccl_->GroupEnd());
+    return result;
+  };
+  return Enqueue(move_all, stream, deadline);
+}
+
 absl::Status Communicator::Broadcast(void* data, size_t bytes, uint32_t root, cudaStream_t stream,
                                      absl::Time deadline) {
   if (root >= place_.ranks) {

@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "transport/meeting_place.h"
 #include "transport/nccl/nccl_library.h"
 
@@ -54,6 +55,15 @@ class Communicator {
   // All memory is on the device. [bytes], [count]
   absl::Status Send(const void* data, size_t bytes, uint32_t peer, cudaStream_t stream, absl::Time deadline);
   absl::Status Receive(void* data, size_t bytes, uint32_t peer, cudaStream_t stream, absl::Time deadline);
+  // Sends to and receives from several peers at once; nothing where there are 0 bytes.
+  struct Piece {
+    uint32_t peer = 0;
+    const void* send = nullptr;
+    size_t send_bytes = 0;
+    void* receive = nullptr;
+    size_t receive_bytes = 0;
+  };
+  absl::Status ExchangeAll(absl::Span<const Piece> pieces, cudaStream_t stream, absl::Time deadline);
   absl::Status Broadcast(void* data, size_t bytes, uint32_t root, cudaStream_t stream, absl::Time deadline);
   // In place. Sums of int32 (modulo 2^32) and maxima are the same in whatever order NCCL takes the ranks; sums of float
   // are the same on all ranks, and depend on the order.

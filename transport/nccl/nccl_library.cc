@@ -46,6 +46,8 @@ absl::StatusOr<const NcclLibrary*> NcclLibrary::Open(const char* name) {
   Find(handle, "ncclRecv", &library->Recv, &status);
   Find(handle, "ncclBroadcast", &library->Broadcast, &status);
   Find(handle, "ncclAllReduce", &library->AllReduce, &status);
+  Find(handle, "ncclGroupStart", &library->GroupStart, &status);
+  Find(handle, "ncclGroupEnd", &library->GroupEnd, &status);
   if (!status.ok()) return status;
   int version = 0;
   if (library->GetVersion(&version) != ncclSuccess || version < kVersionMin) {

@@ -28,6 +28,8 @@ struct NcclLibrary {
   decltype(&ncclRecv) Recv;
   decltype(&ncclBroadcast) Broadcast;
   decltype(&ncclAllReduce) AllReduce;
+  decltype(&ncclGroupStart) GroupStart;
+  decltype(&ncclGroupEnd) GroupEnd;
 };
 
 }  // namespace latentkv

@@ -6,9 +6,11 @@ goes wrong is logged once and becomes a miss, which vLLM recomputes.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -17,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
+from latentkv.client import TensorParallel
 from latentkv.tensors import check_device, current_stream
 from latentkv.vllm.metrics import RestoreMetrics, RestoreStats
 from latentkv.vllm.pages import check_layout, device_page_layer, in_layer_order, page_count, page_layer
@@ -64,6 +67,7 @@ class LatentkvConnector(KVConnectorBase_V1):
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        self._is_worker = role == KVConnectorRole.WORKER
         self._page_tokens = vllm_config.cache_config.block_size
         self._planner: Planner | None = None
         self._worker: Worker | None = None
@@ -86,8 +90,11 @@ class LatentkvConnector(KVConnectorBase_V1):
         config = self._vllm_config
         if self._kv_transfer_config.kv_load_failure_policy != "recompute":
             raise ValueError('kv_load_failure_policy must be "recompute": a damaged block would end a request')
-        if config.parallel_config.world_size > 1:
-            raise ValueError("tensor and pipeline parallelism are not supported yet")
+        parallel = config.parallel_config
+        self._ranks = int(getattr(parallel, "tensor_parallel_size", 1))
+        # Others split layers or tokens, not heads.
+        if parallel.world_size != self._ranks or getattr(parallel, "decode_context_parallel_size", 1) > 1:
+            raise ValueError("of parallelism within an engine, only tensor parallelism is supported yet")
         groups = self._kv_cache_config.kv_cache_groups
         if len(groups) != 1:
             raise ValueError(f"models with {len(groups)} kinds of KV cache are not supported yet")
@@ -122,7 +129,18 @@ class LatentkvConnector(KVConnectorBase_V1):
             basis_path=self._options("basis", None),
             profile=self._options("profile", None),
             step=float(self._options("step", 0.0) or 0.0),
+            tensor_parallel=self._place(),
         )
+
+    def _place(self) -> TensorParallel | None:
+        """The worker's rank. The scheduler's half only asks what is stored, which no rank has to do with."""
+        if self._ranks == 1 or not self._is_worker:
+            return None
+        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+        folder = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        name = hashlib.sha256(str(self._kv_transfer_config.engine_id).encode()).hexdigest()[:16]
+        return TensorParallel(get_tensor_model_parallel_rank(), self._ranks, f"{folder}/latentkv-{name}")
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -214,12 +232,15 @@ class LatentkvConnector(KVConnectorBase_V1):
                 raise ValueError("layers with pages of different shapes are not supported yet")
             device, pages, page_tokens = tensors[0].device, page_count(tensors[0]), self._page_tokens
             check_device(device)
+            # Of a model with fewer heads than ranks, each has one.
+            shapes = [replace(shape, kv_heads=max(1, shape.kv_heads // self._ranks)) for shape in self._layers()]
             if device.type == "cpu":
                 check_layout(tensors[0], self._vllm_config.cache_config.cache_dtype)
+                if tensors[0].shape[1] != shapes[0].kv_heads:
+                    raise ValueError(f"pages of {tensors[0].shape[1]} heads, where {shapes[0].kv_heads} should be")
                 page_tokens = tensors[0].shape[2]
                 layers = [page_layer(tensor) for tensor in tensors]
             else:
-                shapes = self._layers()
                 layers = [device_page_layer(t, layer, page_tokens) for t, layer in zip(tensors, shapes, strict=True)]
             self._client.register_pages(layers, page_tokens, pages)
             self._layer_index = {
@@ -229,7 +250,9 @@ class LatentkvConnector(KVConnectorBase_V1):
                 if other is tensor
             }
             self._kept = tensors  # The client holds addresses into them.
-            self._worker = Worker(self._client, page_tokens, self._deadline_ms, lambda: current_stream(device))
+            self._worker = Worker(
+                self._client, page_tokens, self._deadline_ms, lambda: current_stream(device), self._ranks
+            )
             logger.info("latentkv is on: %d layers, %d pages of %d tokens", len(tensors), pages, page_tokens)
         except Exception as error:  # noqa: BLE001
             logger.error("latentkv is off, everything is computed: %s", error)

@@ -28,15 +28,23 @@ class Worker:
     the CUDA stream that the engine's thread works on, None for pages in host memory.
 
     Loads write behind what that stream had when they began; who waits for one may read on any stream. Stores take what
-    the stream will have written when the step is over, and hold up what it is given later until they have read it."""
+    the stream will have written when the step is over, and hold up what it is given later until they have read it.
+
+    With several `ranks` this is one of them: what its load failed of, the others must not store either."""
 
     def __init__(
-        self, client: Any, page_tokens: int, deadline_ms: int, stream: Callable[[], int | None] = lambda: None
+        self,
+        client: Any,
+        page_tokens: int,
+        deadline_ms: int,
+        stream: Callable[[], int | None] = lambda: None,
+        ranks: int = 1,
     ) -> None:
         self._client = client
         self._page_tokens = page_tokens
         self._deadline_ms = deadline_ms
         self._stream = stream
+        self._ranks = ranks
         self._running: dict[str, _Load] = {}  # asynchronous
         self._current: list[_Load] = []  # synchronous, of this step
         self._bad_pages: set[int] = set()  # failed, and the scheduler may not know yet
@@ -83,18 +91,20 @@ class Worker:
         for load in current:
             self._settle(load, self._wait(load, -1, self._left_ms(load)))
         for transfer in plan.stores:
-            if self._bad_pages.intersection(transfer.pages_from(0, self._page_tokens)):
+            lacks = bool(self._bad_pages.intersection(transfer.pages_from(0, self._page_tokens)))
+            if lacks and self._ranks == 1:
                 continue
             try:
                 self._client.store(
                     transfer.tokens,
                     transfer.first,
                     transfer.count,
-                    transfer.pages,
+                    [] if lacks else transfer.pages,
                     salt=transfer.salt,
                     stream=self._stream(),
                 )
-                self._count("stored_tokens", transfer.count)
+                if not lacks:
+                    self._count("stored_tokens", transfer.count)
             except Exception as error:  # noqa: BLE001 - an unstored block is a later miss
                 log_once("blocks could not be stored: %s", error)
 
