@@ -57,68 +57,19 @@ double WeightFlops(uint32_t tokens) {
 }
 double AttentionFlops(uint32_t tokens) { return 2.0 * kLayers * kHidden * tokens * tokens; }
 
-// An engine's memory with a chain in pages in no order, but for its first block, which is not there.
-struct Engine {
-  DeviceArray<uint8_t> memory;
-  std::vector<uint32_t> chain;
-  std::vector<DevicePart> parts;
-  std::vector<std::vector<TokenSlot>> slots;
-  std::vector<RestoreBlock> blocks;
-};
-
-Engine MakeEngine(const Basis& basis, uint32_t tokens) {
-  Engine engine;
-  const uint64_t raw_bytes = tokens * basis.geometry().BytesPerToken();
-  engine.memory = Value(DeviceArray<uint8_t>::Make(raw_bytes));
-  std::mt19937 random(5);
-  engine.chain.resize(tokens + kBlockTokens);
-  for (uint32_t& token : engine.chain) token = random() % 32000;
-  std::vector<uint64_t> page_ids(engine.chain.size() / kPageTokens);
-  for (size_t i = 0; i < page_ids.size(); ++i) page_ids[i] = i;
-  std::shuffle(page_ids.begin() + kBlockTokens / kPageTokens, page_ids.end(), random);
-  const int64_t row = kHeads * kDims * 2, page_bytes = row * kPageTokens;
-  for (uint32_t p = 0; p < 2 * kLayers; ++p) {
-    engine.parts.push_back(
-        {engine.memory.data() + p * (raw_bytes / kLayers / 2) - kBlockTokens / kPageTokens * page_bytes, page_bytes,
-         row, kDims * 2, 2});
-  }
-  engine.slots.resize(tokens / kBlockTokens);
-  for (uint32_t b = 0; b < engine.slots.size(); ++b) {
-    const uint32_t first = (b + 1) * kBlockTokens;
-    for (uint32_t t = 0; t < kBlockTokens; ++t) {
-      engine.slots[b].push_back(
-          {static_cast<uint32_t>(page_ids[(first + t) / kPageTokens]), (first + t) % kPageTokens});
-    }
-    engine.blocks.push_back(
-        {first, absl::MakeConstSpan(engine.chain).first(first + kBlockTokens), -1, engine.slots[b]});
-  }
-  return engine;
-}
-
-void Restore(const std::vector<std::vector<Bytes>>& drawn, float step, const Engine& engine, DeviceBasis* basis,
-             const RotaryCache* rotary, cudaStream_t stream) {
+void Restore(const std::vector<Payload>& payloads, const Engine& engine, DeviceBasis* basis, const RotaryCache* rotary,
+             cudaStream_t stream) {
   RestoreLimits limits;
   limits.blocks_max = engine.blocks.size();
   const auto restorer = Value(GroupRestorer::Create(basis, rotary, limits));
   Check(restorer->Begin(engine.blocks, engine.parts, stream));
   for (uint32_t g = 0; g < kGroups; ++g) {
-    std::vector<GroupSection> places;
-    uint64_t bytes = 0;
-    for (uint32_t b = 0; b < engine.blocks.size(); ++b) {
-      const Bytes& section = drawn[b % kDrawnBlocks][g];
-      places.push_back({bytes, static_cast<uint32_t>(section.size()), Crc32c(section), step});
-      bytes += (section.size() + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
-    }
-    const auto payload = Value(PinnedArray<uint8_t>::Make(bytes));
-    for (uint32_t b = 0; b < engine.blocks.size(); ++b) {
-      const Bytes& section = drawn[b % kDrawnBlocks][g];
-      std::copy(section.begin(), section.end(), payload.data() + places[b].offset);
-    }
-    Check(restorer->Add(g, payload.data(), bytes, places, stream));
+    const PinnedArray<uint8_t>& bytes = payloads[g].bytes;
+    Check(restorer->Add(g, bytes.data(), bytes.size(), payloads[g].places, stream));
     Check(restorer->Decode(g, g + 1, stream));
     Check(restorer->Restore(g, stream));
-    Check(cudaStreamSynchronize(stream), "restoring");
   }
+  Check(cudaStreamSynchronize(stream), "restoring");
 }
 
 void Run(const std::string& basis_path, const std::string& profile, uint32_t tokens, uint32_t at_once) {
@@ -137,7 +88,7 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
   RotaryCache rotary(&basis->geometry(), device_basis->rotary_layers());
   Check(rotary.Reach(tokens + kBlockTokens));
   const Engine engine = MakeEngine(*basis, tokens);
-  Restore(drawn, step, engine, device_basis.get(), &rotary, stream);
+  Restore(MakePayloads(drawn, step, engine.blocks.size()), engine, device_basis.get(), &rotary, stream);
 
   EncodeLimits limits;
   limits.blocks_max = at_once;

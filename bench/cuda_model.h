@@ -18,7 +18,10 @@
 #include "codec/basis.h"
 #include "codec/latent_model.h"
 #include "codec/latent_section.h"
+#include "core/checksum.h"
 #include "core/geometry.h"
+#include "kernels/cuda/device_array.h"
+#include "kernels/cuda/group_restorer.h"
 
 namespace latentkv::cuda {
 
@@ -130,6 +133,69 @@ inline std::vector<std::vector<Bytes>> DrawSections(const Basis& basis, const La
     sections[b][g] = Value(WriteLatentSection(group, tables, step, section));
   });
   return sections;
+}
+
+// An engine's memory with a chain in pages in no order, but for its first block, which is not there.
+struct Engine {
+  DeviceArray<uint8_t> memory;
+  std::vector<uint32_t> chain;
+  std::vector<DevicePart> parts;
+  std::vector<std::vector<TokenSlot>> slots;
+  std::vector<RestoreBlock> blocks;
+};
+
+inline Engine MakeEngine(const Basis& basis, uint32_t tokens) {
+  Engine engine;
+  const uint64_t raw_bytes = tokens * basis.geometry().BytesPerToken();
+  engine.memory = Value(DeviceArray<uint8_t>::Make(raw_bytes));
+  std::mt19937 random(5);
+  engine.chain.resize(tokens + kBlockTokens);
+  for (uint32_t& token : engine.chain) token = random() % 32000;
+  std::vector<uint64_t> page_ids(engine.chain.size() / kPageTokens);
+  for (size_t i = 0; i < page_ids.size(); ++i) page_ids[i] = i;
+  std::shuffle(page_ids.begin() + kBlockTokens / kPageTokens, page_ids.end(), random);
+  const int64_t row = kHeads * kDims * 2, page_bytes = row * kPageTokens;
+  for (uint32_t p = 0; p < 2 * kLayers; ++p) {
+    engine.parts.push_back(
+        {engine.memory.data() + p * (raw_bytes / kLayers / 2) - kBlockTokens / kPageTokens * page_bytes, page_bytes,
+         row, kDims * 2, 2});
+  }
+  engine.slots.resize(tokens / kBlockTokens);
+  for (uint32_t b = 0; b < engine.slots.size(); ++b) {
+    const uint32_t first = (b + 1) * kBlockTokens;
+    for (uint32_t t = 0; t < kBlockTokens; ++t) {
+      engine.slots[b].push_back(
+          {static_cast<uint32_t>(page_ids[(first + t) / kPageTokens]), (first + t) % kPageTokens});
+    }
+    engine.blocks.push_back(
+        {first, absl::MakeConstSpan(engine.chain).first(first + kBlockTokens), -1, engine.slots[b]});
+  }
+  return engine;
+}
+
+// Sections of one group of all blocks, as they arrive.
+struct Payload {
+  PinnedArray<uint8_t> bytes;
+  std::vector<GroupSection> places;  // [blocks]
+};
+
+// [groups], of blocks that repeat those that were drawn.
+inline std::vector<Payload> MakePayloads(const std::vector<std::vector<Bytes>>& drawn, float step, uint32_t blocks) {
+  std::vector<Payload> payloads(kGroups);
+  for (uint32_t g = 0; g < kGroups; ++g) {
+    uint64_t bytes = 0;
+    for (uint32_t b = 0; b < blocks; ++b) {
+      const Bytes& section = drawn[b % kDrawnBlocks][g];
+      payloads[g].places.push_back({bytes, static_cast<uint32_t>(section.size()), Crc32c(section), step});
+      bytes += (section.size() + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
+    }
+    payloads[g].bytes = Value(PinnedArray<uint8_t>::Make(bytes));
+    for (uint32_t b = 0; b < blocks; ++b) {
+      const Bytes& section = drawn[b % kDrawnBlocks][g];
+      std::copy(section.begin(), section.end(), payloads[g].bytes.data() + payloads[g].places[b].offset);
+    }
+  }
+  return payloads;
 }
 
 class Timer {

@@ -8,164 +8,23 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "codec/basis.h"
+#include "bench/cuda_model.h"
 #include "codec/basis_view.h"
 #include "codec/codec.h"
-#include "codec/latent_model.h"
-#include "codec/latent_section.h"
-#include "core/checksum.h"
 #include "core/frame.h"
 #include "kernels/cuda/group_restorer.h"
 #include "kernels/pages.h"
 
 namespace latentkv::cuda {
 namespace {
-
-constexpr uint32_t kLayers = 32, kHeads = 8, kDims = 128, kLayersPerGroup = 4, kGroups = kLayers / kLayersPerGroup;
-constexpr uint32_t kGroupChannels = kLayersPerGroup * 2 * kHeads * kDims, kPageTokens = 16;
-constexpr uint32_t kDrawnBlocks = 16;  // Different ones; the others repeat their latents.
-constexpr int kRuns = 15;
-
-void Check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-void Check(const absl::Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.ToString().c_str());
-  std::exit(1);
-}
-template <typename T>
-T Value(absl::StatusOr<T> made) {
-  Check(made.status());
-  return *std::move(made);
-}
-
-Geometry Llama() {
-  LayerGeometry layer;
-  layer.kv_heads = kHeads;
-  layer.head_dim = layer.rotary_dim = kDims;
-  layer.pairing = RotaryPairing::kHalves;
-  for (uint32_t i = 0; i < kDims / 2; ++i) layer.inverse_frequencies.push_back(std::pow(5e5, -2.0 * i / kDims));
-  Geometry geometry;
-  geometry.layers.assign(kLayers, layer);
-  return geometry;
-}
-
-template <typename Fill>
-void OnAllCores(uint32_t count, Fill fill) {
-  std::vector<std::thread> threads;
-  const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
-  for (uint32_t c = 0; c < cores; ++c) {
-    threads.emplace_back([=] {
-      for (uint32_t i = c; i < count; i += cores) fill(i);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
-
-// Latent r of R has the scale of latent r * C / C' of the real basis, whose groups are taken in turn over the depth.
-std::shared_ptr<const Basis> Stretched(const Basis& real, float step) {
-  BasisParts parts;
-  parts.geometry = Llama();
-  parts.description = "synthetic";
-  parts.profiles = {{"stretched", step, 1.0f}};
-  parts.embedding = {32000, real.embedding().dims, real.embedding().history, {}};
-  parts.embedding.rows.resize(size_t{parts.embedding.vocabulary} * parts.embedding.dims);
-  std::mt19937 random(1);
-  for (int8_t& value : parts.embedding.rows) value = static_cast<int>(random() % 81) - 40;
-  parts.inherited_rank = real.inherited_rank();
-  parts.groups.resize(kGroups);
-  OnAllCores(kGroups, [&](uint32_t g) {
-    const BasisGroup& from = real.groups()[g * real.groups().size() / kGroups];
-    BasisGroup& group = parts.groups[g];
-    std::mt19937 draw(g);
-    group.first_layer = g * kLayersPerGroup;
-    group.last_layer = group.first_layer + kLayersPerGroup;
-    group.channels = kGroupChannels;
-    const double stretch = static_cast<double>(kGroupChannels) / from.channels;
-    // What a profile never codes costs nothing but memory: left out, as a basis for this step would.
-    group.rank = static_cast<uint32_t>(LiveRank(from.latent_scale, step) * stretch);
-    for (uint32_t r = 0; r < group.rank; ++r) {
-      group.latent_scale.push_back(from.latent_scale[static_cast<size_t>(r / stretch)]);
-    }
-    const uint32_t features = parts.embedding.Features();
-    group.mean.assign(kGroupChannels, 0.1f);
-    group.feature_scale.assign(features > 0 ? kGroupChannels : 0, 0x1p-14f);
-    group.row_scale.assign(kGroupChannels, 0x1p-10f);
-    group.weight.assign(kGroupChannels, 1);
-    group.sensitivity.assign(kGroupChannels, 1);
-    group.decoder.resize(size_t{group.rank + g * parts.inherited_rank} * kGroupChannels);
-    group.feature_rows.resize(size_t{features} * kGroupChannels);
-    for (auto* matrix : {&group.decoder, &group.feature_rows}) {
-      for (int8_t& value : *matrix) value = static_cast<int>(draw() % 255) - 127;
-    }
-  });
-  return Value(Basis::Create(std::move(parts)));
-}
-
-// Sections [blocks][groups] of a chain's later blocks: no sinks.
-std::vector<std::vector<Bytes>> DrawSections(const Basis& basis, const LatentTables& tables, float step) {
-  std::vector<std::vector<Bytes>> sections(kDrawnBlocks, std::vector<Bytes>(kGroups));
-  OnAllCores(kDrawnBlocks * kGroups, [&](uint32_t i) {
-    const uint32_t b = i / kGroups, g = i % kGroups;
-    const BasisGroup& group = basis.groups()[g];
-    std::mt19937 random(i);
-    std::exponential_distribution<float> magnitude;
-    std::normal_distribution<float> activity(0, 0.5f);
-    LatentSection section;
-    section.predicted = true;
-    section.latents.resize(size_t{kBlockTokens} * group.rank);
-    for (uint32_t t = 0; t < kBlockTokens; ++t) {
-      const float active = std::exp(activity(random) - 0.125f);
-      for (uint32_t r = 0; r < group.rank; ++r) {
-        const float q = magnitude(random) * active * group.latent_scale[r] / step;
-        const int rounded = static_cast<int>(std::lrint(std::min(q, 256.0f)));
-        section.latents[size_t{t} * group.rank + r] = random() % 2 == 0 ? rounded : -rounded;
-      }
-    }
-    sections[b][g] = Value(WriteLatentSection(group, tables, step, section));
-  });
-  return sections;
-}
-
-class Timer {
- public:
-  explicit Timer(cudaStream_t stream) : stream_(stream) {
-    for (cudaEvent_t* event : {&first_, &second_}) Check(cudaEventCreate(event), "an event");
-  }
-  // Median milliseconds of kRuns.
-  template <typename Work>
-  double Median(Work work) {
-    std::vector<float> times;
-    for (int run = 0; run < kRuns + 2; ++run) {
-      Check(cudaEventRecord(first_, stream_), "timing");
-      work();
-      Check(cudaEventRecord(second_, stream_), "timing");
-      Check(cudaStreamSynchronize(stream_), "waiting");
-      float ms = 0;
-      Check(cudaEventElapsedTime(&ms, first_, second_), "timing");
-      if (run >= 2) times.push_back(ms);
-    }
-    std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
-    return times[kRuns / 2];
-  }
-
- private:
-  const cudaStream_t stream_;
-  cudaEvent_t first_, second_;
-};
 
 // bf16 in and out, sums in fp32.
 double BareProduct(const std::vector<uint32_t>& ranks, uint32_t tokens, cudaStream_t stream, double* flops) {
@@ -194,9 +53,9 @@ double BareProduct(const std::vector<uint32_t>& ranks, uint32_t tokens, cudaStre
   for (uint32_t rank : ranks) *flops += 2.0 * tokens * kGroupChannels * rank;
   const double ms = Timer(stream).Median([&] {
     for (uint32_t rank : ranks) {
-      if (cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kGroupChannels, tokens, rank, &one, b.data(), CUDA_R_16BF, rank,
-                       a.data(), CUDA_R_16BF, rank, &zero, c.data(), CUDA_R_16BF, kGroupChannels, CUBLAS_COMPUTE_32F,
-                       CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
+      if (cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kGroupChannels, tokens, rank, &one, b.data(), CUDA_R_16BF,
+                       rank, a.data(), CUDA_R_16BF, rank, &zero, c.data(), CUDA_R_16BF, kGroupChannels,
+                       CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
         std::exit(1);
       }
     }
@@ -205,109 +64,59 @@ double BareProduct(const std::vector<uint32_t>& ranks, uint32_t tokens, cudaStre
   return ms;
 }
 
-void Run(const std::string& basis_path, const std::string& profile, uint32_t tokens) {
-  const uint32_t blocks = tokens / kBlockTokens;
-  const std::shared_ptr<const Basis> real = Value(Basis::Load(basis_path));
-  const float step = Value(real->FindProfile(profile)).step;
-  const std::shared_ptr<const Basis> basis = Stretched(*real, step);
-  const LatentTables tables = MakeLatentTables();
-  const std::vector<std::vector<Bytes>> drawn = DrawSections(*basis, tables, step);
-  cudaStream_t copies, work;
+// What the machine does at best.
+struct Ceilings {
+  double copy_ms = 0;    // The raw cache from pinned memory.
+  double device_ms = 0;  // Half of it to the other half.
+};
+
+Ceilings MeasureCeilings(const DeviceArray<uint8_t>& memory, cudaStream_t stream) {
+  Timer timer(stream);
+  const uint64_t bytes = memory.bytes(), piece = std::min<uint64_t>(bytes, uint64_t{512} << 20);
+  const auto host = Value(PinnedArray<uint8_t>::Make(piece));
+  std::memset(host.data(), 1, piece);
+  Ceilings ceilings;
+  ceilings.copy_ms = timer.Median([&] {
+    for (uint64_t at = 0; at < bytes; at += piece) {
+      Check(
+          cudaMemcpyAsync(memory.data() + at, host.data(), std::min(piece, bytes - at), cudaMemcpyHostToDevice, stream),
+          "copying");
+    }
+  });
+  ceilings.device_ms = timer.Median([&] {
+    Check(cudaMemcpyAsync(memory.data(), memory.data() + bytes / 2, bytes / 2, cudaMemcpyDeviceToDevice, stream),
+          "copying");
+  });
+  return ceilings;
+}
+
+// What the stream does, one interval after the other.
+enum Stage { kBegin, kFirstDecode, kFirstProduct, kOtherPayloads, kOtherDecodes, kOtherProducts, kStages };
+
+// Milliseconds of each stage, and of the whole behind them: medians of kRuns.
+std::vector<double> MeasureStages(GroupRestorer* restorer, const Engine& engine, const std::vector<Payload>& payloads,
+                                  cudaStream_t work) {
+  cudaStream_t copies;
   Check(cudaStreamCreateWithFlags(&copies, cudaStreamNonBlocking), "a stream");
-  Check(cudaStreamCreateWithFlags(&work, cudaStreamNonBlocking), "a stream");
-  Timer timer(work);
-
-  // Ceilings.
-  const uint64_t raw_bytes = tokens * basis->geometry().BytesPerToken();
-  auto memory = Value(DeviceArray<uint8_t>::Make(raw_bytes));
-  double copy_ms = 0, device_ms = 0;
-  {
-    const uint64_t piece = std::min<uint64_t>(raw_bytes, uint64_t{512} << 20);
-    const auto host = Value(PinnedArray<uint8_t>::Make(piece));
-    std::memset(host.data(), 1, piece);
-    copy_ms = timer.Median([&] {
-      for (uint64_t at = 0; at < raw_bytes; at += piece) {
-        Check(cudaMemcpyAsync(memory.data() + at, host.data(), std::min(piece, raw_bytes - at), cudaMemcpyHostToDevice, work),
-              "copying");
-      }
-    });
-    device_ms = timer.Median([&] {
-      Check(cudaMemcpyAsync(memory.data(), memory.data() + raw_bytes / 2, raw_bytes / 2, cudaMemcpyDeviceToDevice, work),
-            "copying");
-    });
-  }
-
-  const auto device_basis = Value(DeviceBasis::Create(ViewOf(*basis, tables)));
-  RotaryCache rotary(&basis->geometry(), device_basis->rotary_layers());
-  Check(rotary.Reach(tokens + kBlockTokens));
-  RestoreLimits limits;
-  limits.blocks_max = blocks;
-  limits.rests_max = 1024;
-  const auto restorer = Value(GroupRestorer::Create(device_basis.get(), &rotary, limits));
-
-  // A chain without its first block, in pages that lie in no order.
-  std::mt19937 random(5);
-  std::vector<uint32_t> chain(tokens + kBlockTokens);
-  for (uint32_t& token : chain) token = random() % 32000;
-  std::vector<uint64_t> page_ids(chain.size() / kPageTokens);
-  for (size_t i = 0; i < page_ids.size(); ++i) page_ids[i] = i;
-  std::shuffle(page_ids.begin() + kBlockTokens / kPageTokens, page_ids.end(), random);
-  const uint64_t page_bytes = uint64_t{kPageTokens} * kHeads * kDims * 2, part_bytes = raw_bytes / kLayers / 2;
-  std::vector<DevicePart> parts;
-  const int64_t row = kHeads * kDims * 2;
-  // Page 0 to 3 are those of the first block, which is not there.
-  for (uint32_t p = 0; p < 2 * kLayers; ++p) {
-    parts.push_back({memory.data() + p * part_bytes - kBlockTokens / kPageTokens * page_bytes,
-                     static_cast<int64_t>(page_bytes), row, kDims * 2, 2});
-  }
-  std::vector<std::vector<TokenSlot>> slots(blocks);
-  std::vector<RestoreBlock> restored;
-  for (uint32_t b = 0; b < blocks; ++b) {
-    const uint32_t first = (b + 1) * kBlockTokens;
-    for (uint32_t t = 0; t < kBlockTokens; ++t) {
-      slots[b].push_back({static_cast<uint32_t>(page_ids[(first + t) / kPageTokens]), (first + t) % kPageTokens});
-    }
-    restored.push_back({first, absl::MakeConstSpan(chain).first(first + kBlockTokens), -1, slots[b]});
-  }
-  uint64_t payload_bytes = 0;
-  std::vector<PinnedArray<uint8_t>> payloads;
-  std::vector<std::vector<GroupSection>> places(kGroups);
-  for (uint32_t g = 0; g < kGroups; ++g) {
-    uint64_t bytes = 0;
-    for (uint32_t b = 0; b < blocks; ++b) {
-      const Bytes& section = drawn[b % kDrawnBlocks][g];
-      places[g].push_back({bytes, static_cast<uint32_t>(section.size()), Crc32c(section), step});
-      bytes += (section.size() + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
-      payload_bytes += section.size();
-    }
-    payloads.push_back(Value(PinnedArray<uint8_t>::Make(bytes)));
-    for (uint32_t b = 0; b < blocks; ++b) {
-      const Bytes& section = drawn[b % kDrawnBlocks][g];
-      std::copy(section.begin(), section.end(), payloads[g].data() + places[g][b].offset);
-    }
-  }
-
-  // What the stream does, one interval after the other.
-  enum Stage { kBegin, kFirstDecode, kFirstProduct, kOtherPayloads, kOtherDecodes, kOtherProducts, kStages };
-  cudaEvent_t start, marks[kStages], copied[kGroups];
+  cudaEvent_t start, marks[kStages], copied;
   Check(cudaEventCreate(&start), "an event");
   for (cudaEvent_t& event : marks) Check(cudaEventCreate(&event), "an event");
-  for (cudaEvent_t& event : copied) Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  Check(cudaEventCreateWithFlags(&copied, cudaEventDisableTiming), "an event");
+  const auto mark = [&](Stage stage) { Check(cudaEventRecord(marks[stage], work), "timing"); };
   const auto restore = [&] {
-    const auto mark = [&](Stage stage) { Check(cudaEventRecord(marks[stage], work), "timing"); };
     Check(cudaEventRecord(start, work), "timing");
     Check(cudaStreamWaitEvent(copies, start), "waiting");
-    Check(restorer->Begin(restored, parts, work));
+    Check(restorer->Begin(engine.blocks, engine.parts, work));
     mark(kBegin);
-    Check(restorer->AddAndDecode(0, payloads[0].data(), payloads[0].size(), places[0], work));
+    Check(restorer->AddAndDecode(0, payloads[0].bytes.data(), payloads[0].bytes.size(), payloads[0].places, work));
     mark(kFirstDecode);
     for (uint32_t g = 1; g < kGroups; ++g) {
-      Check(restorer->Add(g, payloads[g].data(), payloads[g].size(), places[g], copies));
-      Check(cudaEventRecord(copied[g], copies), "an event");
+      Check(restorer->Add(g, payloads[g].bytes.data(), payloads[g].bytes.size(), payloads[g].places, copies));
     }
+    Check(cudaEventRecord(copied, copies), "an event");
     Check(restorer->Restore(0, work));
     mark(kFirstProduct);
-    Check(cudaStreamWaitEvent(work, copied[kGroups - 1]), "waiting");
+    Check(cudaStreamWaitEvent(work, copied), "waiting");
     mark(kOtherPayloads);
     Check(restorer->Decode(1, kGroups, work));
     mark(kOtherDecodes);
@@ -315,7 +124,7 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
     mark(kOtherProducts);
     Check(cudaStreamSynchronize(work), "restoring");
   };
-  std::vector<float> stages[kStages + 1];  // The last is the whole.
+  std::vector<float> stages[kStages + 1];
   for (int run = 0; run < kRuns + 2; ++run) {
     restore();
     for (uint32_t stage = 0; stage <= kStages && run >= 2; ++stage) {
@@ -326,105 +135,158 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
       stages[stage].push_back(ms);
     }
   }
-  double ms[kStages + 1];
-  for (uint32_t stage = 0; stage <= kStages; ++stage) {
-    std::nth_element(stages[stage].begin(), stages[stage].begin() + kRuns / 2, stages[stage].end());
-    ms[stage] = stages[stage][kRuns / 2];
+  std::vector<double> medians;
+  for (std::vector<float>& times : stages) {
+    std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
+    medians.push_back(times[kRuns / 2]);
   }
-  const double restore_ms = ms[kStages], product_ms = ms[kFirstProduct] + ms[kOtherProducts];
-  const double first_ms = ms[kBegin] + ms[kFirstDecode] + ms[kFirstProduct];
-  const double decode_ms = ms[kFirstDecode] + ms[kOtherDecodes];
-  std::vector<uint32_t> ranks;
-  for (uint32_t g = 0; g < kGroups; ++g) {
-    // In whole tiles, as cuBLAS is fast with.
-    const auto tiles = [](uint32_t rank) { return (rank + kRankTile - 1) / kRankTile * kRankTile; };
-    ranks.push_back(tiles(basis->groups()[g].rank) + g * tiles(basis->inherited_rank()) +
-                    tiles(basis->embedding().Features()));
-  }
+  return medians;
+}
 
-  // As the client does it: each group by itself, as soon as its bytes are there, the next queued behind it; and what
-  // there is beyond that when the host waits for each before it queues the next.
-  const auto outcomes = Value(PinnedArray<GroupRestorer::Outcome>::Make(blocks));
-  Check(cudaMemsetAsync(memory.data(), 0, memory.bytes(), work), "clearing pages");
-  const auto group_by_group = [&](bool waits) {
-    return timer.Median([&] {
-      Check(restorer->Begin(restored, parts, work));
-      for (uint32_t g = 0; g < kGroups; ++g) {
-        Check(restorer->AddAndDecode(g, payloads[g].data(), payloads[g].size(), places[g], work));
-        Check(restorer->Restore(g, work));
-        Check(restorer->Report(outcomes.data(), work));
-        if (waits) Check(cudaStreamSynchronize(work), "waiting");
-      }
-    });
-  };
-  const double queued_ms = group_by_group(false), waited_ms = group_by_group(true);
-
-  // The same bits as on the CPU, after all of that.
-  Check(cudaStreamSynchronize(work), "waiting");
-  for (uint32_t b = 0; b < blocks; ++b) {
+// As the client does it: each group by itself, as soon as its bytes are there, the next queued behind it; or, if it
+// `waits`, when the host has waited for the one before. Exits where a block was not restored.
+double MeasureGroupByGroup(GroupRestorer* restorer, const Engine& engine, const std::vector<Payload>& payloads,
+                           bool waits, cudaStream_t stream) {
+  const auto outcomes = Value(PinnedArray<GroupRestorer::Outcome>::Make(engine.blocks.size()));
+  const double ms = Timer(stream).Median([&] {
+    Check(restorer->Begin(engine.blocks, engine.parts, stream));
+    for (uint32_t g = 0; g < kGroups; ++g) {
+      const PinnedArray<uint8_t>& bytes = payloads[g].bytes;
+      Check(restorer->AddAndDecode(g, bytes.data(), bytes.size(), payloads[g].places, stream));
+      Check(restorer->Restore(g, stream));
+      Check(restorer->Report(outcomes.data(), stream));
+      if (waits) Check(cudaStreamSynchronize(stream), "waiting");
+    }
+  });
+  for (uint32_t b = 0; b < engine.blocks.size(); ++b) {
     if (outcomes[b].first_fault == ~0u) continue;
     std::fprintf(stderr, "block %u: fault %u in group %u\n", b, outcomes[b].fault, outcomes[b].first_fault);
     std::exit(1);
   }
+  return ms;
+}
+
+// Bytes in which the pages of some blocks differ from what the CPU restores, and how many were compared.
+struct Comparison {
+  uint64_t different = 0, compared = 0;
+};
+
+Comparison CompareWithCpu(const std::shared_ptr<const Basis>& basis, const std::vector<std::vector<Bytes>>& drawn,
+                          float step, const Engine& engine) {
   const auto codec = Value(Codec::Create(basis->geometry(), basis));
-  uint64_t compared = 0, different = 0;
+  const uint64_t page_bytes = uint64_t{kPageTokens} * kHeads * kDims * 2;
+  const uint32_t blocks = engine.blocks.size();
+  Comparison comparison;
   for (uint32_t b : {0u, blocks / 2, blocks - 1}) {
+    const RestoreBlock& block = engine.blocks[b];
     FrameHeader header;
     header.geometry = codec->geometry_digest();
-    header.first_token = restored[b].first_token;
+    header.first_token = block.first_token;
     header.token_count = kBlockTokens;
     header.encoding = {basis->digest(), step};
     const Bytes frame = Value(WriteFrame(header, drawn[b % kDrawnBlocks]));
     header = Value(ParseFrameHeader(frame, frame.size()));
-    const auto reader = Value(codec->Open(header, {header.key, restored[b].first_token, restored[b].tokens}));
+    const auto reader = Value(codec->Open(header, {header.key, block.first_token, block.tokens}));
     Bytes host(RawBytes(basis->geometry(), kBlockTokens));
-    // The raw form is [layers][K, V][tokens][heads][dims], as the pages are.
-    const uint64_t part = uint64_t{kBlockTokens} * row;
+    const uint64_t group_bytes = host.size() / kGroups, part_bytes = host.size() / kLayers / 2;
     for (uint32_t g = 0; g < kGroups; ++g) {
-      const uint64_t group_bytes = host.size() / kGroups;
-      Check(reader->ReadSection(g, drawn[b % kDrawnBlocks][g],
-                                absl::MakeSpan(host).subspan(g * group_bytes, group_bytes)));
+      const auto raw = absl::MakeSpan(host).subspan(g * group_bytes, group_bytes);
+      Check(reader->ReadSection(g, drawn[b % kDrawnBlocks][g], raw));
     }
+    // The raw form is [layers][K, V][tokens][heads][dims], as the pages are.
     Bytes device(page_bytes);
     for (uint32_t p = 0; p < 2 * kLayers; ++p) {
       for (uint32_t page = 0; page < kBlockTokens / kPageTokens; ++page) {
-        Check(cudaMemcpy(device.data(), parts[p].base + slots[b][page * kPageTokens].page * page_bytes, page_bytes,
-                         cudaMemcpyDeviceToHost),
-              "reading pages");
-        for (uint64_t i = 0; i < page_bytes; ++i) different += device[i] != host[p * part + page * page_bytes + i];
-        compared += page_bytes;
+        const uint8_t* from = engine.parts[p].base + block.slots[page * kPageTokens].page * page_bytes;
+        Check(cudaMemcpy(device.data(), from, page_bytes, cudaMemcpyDeviceToHost), "reading pages");
+        const uint8_t* expected = host.data() + p * part_bytes + page * page_bytes;
+        for (uint64_t i = 0; i < page_bytes; ++i) comparison.different += device[i] != expected[i];
+        comparison.compared += page_bytes;
       }
     }
   }
+  return comparison;
+}
 
-  double flops = 0;
-  const double bare_ms = BareProduct(ranks, tokens, work, &flops);
-  cudaDeviceProp properties;
-  Check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
-  std::printf("%s, %s, %u tokens, %.0f bytes a token of %.0f (%.1f times smaller), ranks", properties.name,
-              profile.c_str(), tokens, static_cast<double>(payload_bytes) / tokens,
-              static_cast<double>(raw_bytes) / tokens, static_cast<double>(raw_bytes) / payload_bytes);
-  for (uint32_t rank : ranks) std::printf(" %u", rank);
-  std::printf("\n");
-  std::printf("raw copy from pinned memory   %8.3f ms  %6.1f GB/s\n", copy_ms, raw_bytes / copy_ms / 1e6);
-  std::printf("device copy                   %8.3f ms  %6.0f GB/s\n", device_ms, raw_bytes / device_ms / 1e6);
+// Of the product of each group: in whole tiles, as cuBLAS is fast with.
+std::vector<uint32_t> RanksOf(const Basis& basis) {
+  const auto tiles = [](uint32_t rank) { return (rank + kRankTile - 1) / kRankTile * kRankTile; };
+  std::vector<uint32_t> ranks;
+  for (uint32_t g = 0; g < kGroups; ++g) {
+    ranks.push_back(tiles(basis.groups()[g].rank) + g * tiles(basis.inherited_rank()) +
+                    tiles(basis.embedding().Features()));
+  }
+  return ranks;
+}
+
+void Print(const std::vector<double>& ms, const Ceilings& ceilings, double bare_ms, double flops, double raw_bytes) {
+  const double restore_ms = ms[kStages], product_ms = ms[kFirstProduct] + ms[kOtherProducts];
+  const double first_ms = ms[kBegin] + ms[kFirstDecode] + ms[kFirstProduct];
+  const double decode_ms = ms[kFirstDecode] + ms[kOtherDecodes];
+  std::printf("raw copy from pinned memory   %8.3f ms  %6.1f GB/s\n", ceilings.copy_ms,
+              raw_bytes / ceilings.copy_ms / 1e6);
+  std::printf("device copy                   %8.3f ms  %6.0f GB/s\n", ceilings.device_ms,
+              raw_bytes / ceilings.device_ms / 1e6);
   std::printf("cuBLAS bf16 product           %8.3f ms  %6.0f TFLOP/s\n", bare_ms, flops / bare_ms / 1e9);
   std::printf("restore                       %8.3f ms  %.2f times the raw copy's rate, %.3f of the product's time\n",
-              restore_ms, copy_ms / restore_ms, restore_ms / bare_ms);
+              restore_ms, ceilings.copy_ms / restore_ms, restore_ms / bare_ms);
   std::printf("  first group                 %8.3f ms  %.3f of the whole\n", first_ms, first_ms / restore_ms);
-  std::printf("  decoding                    %8.3f ms  %.3f of the products; the first group %.3f ms, the others %.3f ms\n",
-              decode_ms, decode_ms / product_ms, ms[kFirstDecode], ms[kOtherDecodes]);
+  std::printf(
+      "  decoding                    %8.3f ms  %.3f of the products; the first group %.3f ms, the others %.3f ms\n",
+      decode_ms, decode_ms / product_ms, ms[kFirstDecode], ms[kOtherDecodes]);
   std::printf("  products with epilogue      %8.3f ms  %6.0f TOP/s, %.3f of cuBLAS\n", product_ms,
               flops / product_ms / 1e9, product_ms / bare_ms);
   std::printf("  beginning, waiting for bytes%8.3f ms, %.3f ms\n", ms[kBegin], ms[kOtherPayloads]);
+}
+
+void Run(const std::string& basis_path, const std::string& profile, uint32_t tokens) {
+  const std::shared_ptr<const Basis> real = Value(Basis::Load(basis_path));
+  const float step = Value(real->FindProfile(profile)).step;
+  const std::shared_ptr<const Basis> basis = Stretched(*real, step);
+  const LatentTables tables = MakeLatentTables();
+  const std::vector<std::vector<Bytes>> drawn = DrawSections(*basis, tables, step);
+  cudaStream_t stream;
+  Check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  const Engine engine = MakeEngine(*basis, tokens);
+  const Ceilings ceilings = MeasureCeilings(engine.memory, stream);
+  const auto device_basis = Value(DeviceBasis::Create(ViewOf(*basis, tables)));
+  RotaryCache rotary(&basis->geometry(), device_basis->rotary_layers());
+  Check(rotary.Reach(tokens + kBlockTokens));
+  RestoreLimits limits;
+  limits.blocks_max = engine.blocks.size();
+  limits.rests_max = 1024;
+  const auto restorer = Value(GroupRestorer::Create(device_basis.get(), &rotary, limits));
+  const std::vector<Payload> payloads = MakePayloads(drawn, step, engine.blocks.size());
+  const std::vector<double> ms = MeasureStages(restorer.get(), engine, payloads, stream);
+  Check(cudaMemsetAsync(engine.memory.data(), 0, engine.memory.bytes(), stream), "clearing pages");
+  const double queued_ms = MeasureGroupByGroup(restorer.get(), engine, payloads, false, stream);
+  const double waited_ms = MeasureGroupByGroup(restorer.get(), engine, payloads, true, stream);
+  const Comparison comparison = CompareWithCpu(basis, drawn, step, engine);
+  double flops = 0;
+  const std::vector<uint32_t> ranks = RanksOf(*basis);
+  const double bare_ms = BareProduct(ranks, tokens, stream, &flops);
+
+  uint64_t payload_bytes = 0;
+  for (const Payload& payload : payloads) {
+    for (const GroupSection& section : payload.places) payload_bytes += section.bytes;
+  }
+  const double raw_bytes = engine.memory.bytes();
+  cudaDeviceProp properties;
+  Check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
+  std::printf("%s, %s, %u tokens, %.0f bytes a token of %.0f (%.1f times smaller), ranks", properties.name,
+              profile.c_str(), tokens, static_cast<double>(payload_bytes) / tokens, raw_bytes / tokens,
+              raw_bytes / payload_bytes);
+  for (uint32_t rank : ranks) std::printf(" %u", rank);
+  std::printf("\n");
+  Print(ms, ceilings, bare_ms, flops, raw_bytes);
   std::printf("restore, group by group       %8.3f ms queued, %.3f ms with the host waiting for each\n", queued_ms,
               waited_ms);
   std::printf("device memory: basis %.1f MB, rotary tables %.1f MB, scratch %.1f MB (%.0f bytes a token)\n",
               device_basis->bytes() / 1e6, rotary.bytes() / 1e6, restorer->bytes() / 1e6,
               static_cast<double>(restorer->bytes()) / tokens);
-  std::printf("equal to the CPU: %llu of %llu bytes differ\n", static_cast<unsigned long long>(different),
-              static_cast<unsigned long long>(compared));
-  if (different > 0) std::exit(1);
+  std::printf("equal to the CPU: %llu of %llu bytes differ\n", static_cast<unsigned long long>(comparison.different),
+              static_cast<unsigned long long>(comparison.compared));
+  if (comparison.different > 0) std::exit(1);
 }
 
 }  // namespace
