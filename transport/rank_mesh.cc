@@ -172,6 +172,8 @@ class RankMesh final : public RankExchange {
   }
 
   absl::StatusOr<RankAgreement> Exchange(const RankBatch& batch, const TakePart& take) override {
+    // Not behind the batch that said so, whose blocks would wait for it.
+    if (std::exchange(joins_, false) && batch.device.has_value() && !cancel_.cancelled()) MakeLink(batch);
     const auto round = std::make_shared<RankRound>(rank(), ranks(), batch, take);
     inbox_.Open(batch.id, round);
     v1::RankGo go;
@@ -181,7 +183,7 @@ class RankMesh final : public RankExchange {
     inbox_.Close(batch.id);
     if (!status.ok() && !cancel_.cancelled()) TellStop(batch.id, status.message());
     if (cancel_.cancelled()) return absl::CancelledError("the client was closed");
-    if (go.join()) MakeLink(batch);
+    joins_ = go.join();
     if (!status.ok()) return status;
     return RankAgreement{go.blocks(), go.loss_inherited()};
   }
@@ -314,7 +316,7 @@ class RankMesh final : public RankExchange {
     return absl::OkStatus();
   }
 
-  // All ranks come here behind the batch that rank 0 said so of.
+  // All ranks come here before the batch that follows the one that rank 0 said so of.
   void MakeLink(const RankBatch& batch) {
     link_.reset();
     const absl::Time deadline = absl::Now() + kLinkPatience;
@@ -377,6 +379,7 @@ class RankMesh final : public RankExchange {
   // Of the thread that exchanges.
   std::unique_ptr<RankLink> link_;  // Null: none.
   absl::Status link_status_;
+  bool joins_ = false;              // Before the next batch.
   std::vector<bool> away_;          // Of rank 0: by rank.
   absl::Duration link_pause_ = kLinkPauseMin;
   absl::Time next_join_ = absl::InfinitePast();

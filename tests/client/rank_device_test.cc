@@ -258,7 +258,7 @@ TEST_P(RankDeviceTest, WhatFourRanksWroteOneAndTwoRanksRestoreToTheSamePages) {
   for (uint32_t rank = 0; rank < 4; ++rank) {
     const Done done = DoneBy(rank, 1);
     EXPECT_EQ(done.tokens, kTokens);
-    EXPECT_GE(done.over_link, 6u) << "but for the first batch, behind which ranks connect";
+    EXPECT_GE(done.over_link, 6u) << "but for the first batch, after which ranks connect";
     std::cout << "rank " << rank << " stored in " << done.ms << " ms, " << done.over_link << " batches over NCCL\n";
   }
   processes_.clear();

@@ -221,7 +221,7 @@ TEST_F(RankMeshTest, PartsGoOverALinkThatAllRanksHave) {
     return std::make_unique<MemoryRankLink>(&memory, place.rank, meeting->generation, 2500);
   });
   ExpectWhole(0, Exchange(0, {9, 9, 9, 9}), 9);
-  EXPECT_EQ(meshes_[0]->batches_over_link(), 0u) << "it is made behind the first";
+  EXPECT_EQ(meshes_[0]->batches_over_link(), 0u) << "it is made before the second";
   ExpectWhole(1, Exchange(1, {21, 21, 21, 21}), 21);
   EXPECT_EQ(memory.exchanges, 3 * kRanks) << "two blocks of each rank fit";
   for (const auto& mesh : meshes_) EXPECT_EQ(mesh->batches_over_link(), 1u);
