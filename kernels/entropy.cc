@@ -88,21 +88,26 @@ std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
     sum += frequency[s];
   }
   // Flooring and the least frequency of 1 each move the sum by less than 256. One unit at a time goes where the bits
-  // change most (or least): where count / frequency is greatest (or smallest).
-  while (sum != kProbabilityOne) {
-    const bool add = sum < kProbabilityOne;
-    size_t best = symbols;
-    for (size_t s = 0; s < symbols; ++s) {
-      if (counts[s] == 0 || (!add && frequency[s] == 1)) continue;
-      if (best == symbols) {
-        best = s;
-        continue;
-      }
-      const Wide mine = Wide{counts[s]} * frequency[best], its = Wide{counts[best]} * frequency[s];
-      if (add ? mine > its : mine < its) best = s;
-    }
+  // change most (or least): where count / frequency is greatest (or smallest), the lowest symbol of equal ones.
+  const bool add = sum < kProbabilityOne;
+  const auto later = [&](uint8_t a, uint8_t b) {
+    const Wide of_a = Wide{counts[a]} * frequency[b], of_b = Wide{counts[b]} * frequency[a];
+    return of_a != of_b ? (of_a < of_b) == add : a > b;
+  };
+  const auto may_move = [&](size_t s) { return counts[s] != 0 && (add || frequency[s] > 1); };
+  std::array<uint8_t, 256> heap;
+  auto end = heap.begin();
+  for (size_t s = 0; s < symbols; ++s) {
+    if (may_move(s)) *end++ = s;
+  }
+  std::make_heap(heap.begin(), end, later);
+  for (; sum != kProbabilityOne; sum += add ? 1 : -1) {
+    std::pop_heap(heap.begin(), end, later);
+    const uint8_t best = *--end;
     frequency[best] += add ? 1 : -1;
-    sum += add ? 1 : -1;
+    if (!may_move(best)) continue;
+    ++end;
+    std::push_heap(heap.begin(), end, later);
   }
   return frequency;
 }
