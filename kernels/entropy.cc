@@ -49,7 +49,7 @@ absl::StatusOr<Bytes> EncodePortable(const EntropyShape& shape, absl::Span<const
 
 }  // namespace
 
-absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency, EntropyUse use) {
+absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency) {
   uint64_t sum = 0;
   for (uint16_t f : frequency) sum += f;
   if (frequency.size() > 256 || sum != kProbabilityOne) {
@@ -57,18 +57,20 @@ absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequen
                                                    kProbabilityOne));
   }
   EntropyTable table;
-  if (use == EntropyUse::kBoth) table.slot.resize(kProbabilityOne);
   uint32_t start = 0;
   for (uint32_t symbol = 0; symbol < 256; ++symbol) {
-    const uint32_t f = symbol < frequency.size() ? frequency[symbol] : 0;
-    table.frequency[symbol] = f;
+    table.frequency[symbol] = symbol < frequency.size() ? frequency[symbol] : 0;
     table.start[symbol] = start;
-    if (use == EntropyUse::kBoth) {
-      for (uint32_t i = 0; i < f; ++i) table.slot[start + i] = symbol | (f - 1) << 8 | i << 20;
-    }
-    start += f;
+    start += table.frequency[symbol];
   }
   return table;
+}
+
+void MakeSlots(const EntropyTable& table, uint32_t* slots) {
+  for (uint32_t symbol = 0; symbol < 256; ++symbol) {
+    const uint32_t f = table.frequency[symbol];
+    for (uint32_t i = 0; i < f; ++i) *slots++ = symbol | (f - 1) << 8 | i << 20;
+  }
 }
 
 std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
@@ -124,21 +126,23 @@ absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const 
 
 absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols, Backend backend) {
   if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
-  for (const EntropyTable* table : shape.tables) {
-    if (table->slot.empty()) return absl::InvalidArgumentError("a table to encode with alone");
-  }
   kernels::RansStates states;
   absl::StatusOr<ByteSpan> words = kernels::OpenStream(coded, &states);
   if (!words.ok()) return words.status();
-  bool exact = false;
-  switch (backend) {
 #if defined(__x86_64__)
-    case Backend::kAvx512: exact = kernels::DecodeAvx512(shape, *words, states.data(), symbols.data()); break;
-    case Backend::kAvx2: exact = kernels::DecodeAvx2(shape, *words, states.data(), symbols.data()); break;
-#endif
-    default: exact = kernels::DecodePortable(shape, *words, states.data(), symbols.data());
+  if (backend == Backend::kAvx512 && kernels::SymbolsAreFew(shape)) {
+    return kernels::CheckStreamEnd(kernels::DecodeFewAvx512(shape, *words, states.data(), symbols.data()), states);
   }
-  return kernels::CheckStreamEnd(exact, states);
+#endif
+  const auto slots = std::make_unique_for_overwrite<uint32_t[]>(shape.tables.size() * kProbabilityOne);
+  for (size_t k = 0; k < shape.tables.size(); ++k) MakeSlots(*shape.tables[k], slots.get() + k * kProbabilityOne);
+  auto* decode = &kernels::DecodePortable;
+#if defined(__x86_64__)
+  if (backend == Backend::kAvx2) decode = &kernels::DecodeAvx2;
+  if (backend == Backend::kAvx512) decode = &kernels::DecodeAvx512;
+#endif
+  (void)backend;
+  return kernels::CheckStreamEnd(decode(shape, slots.get(), *words, states.data(), symbols.data()), states);
 }
 
 }  // namespace latentkv
