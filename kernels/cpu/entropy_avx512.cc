@@ -29,10 +29,14 @@ struct Search {
     for (uint32_t k = 0; k < kRadix - 1; ++k) within[k] = _mm512_load_si512(lanes[k]);
   }
 
+  // Symbols are below kRadix * (used_steps + 1).
+  template <uint32_t used_steps>
   __m512i Find(__m512i slot) const {
     const __m512i one = _mm512_set1_epi16(1);
     __m512i group = _mm512_setzero_si512();
-    for (const __m512i& bound : step) group = _mm512_mask_add_epi16(group, _mm512_cmpge_epu16_mask(slot, bound), group, one);
+    for (uint32_t k = 0; k < used_steps; ++k) {
+      group = _mm512_mask_add_epi16(group, _mm512_cmpge_epu16_mask(slot, step[k]), group, one);
+    }
     __m512i symbol = _mm512_slli_epi16(group, 2);
     static_assert(kRadix == 4);
     for (const __m512i& bounds : within) {
@@ -54,6 +58,40 @@ struct FewRanges {
     }
   }
 };
+
+template <uint32_t used_steps>
+bool DecodeFew(const EntropyShape& shape, absl::Span<const Search> tables, ByteSpan words, uint32_t* states,
+               uint8_t* symbols) {
+  WordCursor cursor(words);
+  __m512i low = _mm512_loadu_si512(states), high = _mm512_loadu_si512(states + 16);
+  const __m512i lower = _mm512_set1_epi32(0xffff), full = _mm512_set1_epi32(kEntropyStart);
+  for (uint32_t row = 0; row < shape.rows; ++row) {
+    const Search& table = tables[shape.table_of_row[row]];
+    for (uint32_t i = 0; i < shape.row_symbols; i += kEntropyLanes, symbols += kEntropyLanes) {
+      if (!cursor.Prepare()) return false;
+      // The lane of `low` in the even places, that of `high` in the odd ones.
+      const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+      const __m512i slot = _mm512_and_si512(both, _mm512_set1_epi16(kProbabilityOne - 1));
+      const __m512i symbol = table.Find<used_steps>(slot);
+      const __m512i frequency = _mm512_permutexvar_epi16(symbol, table.frequency);
+      const __m512i offset = _mm512_sub_epi16(slot, _mm512_permutexvar_epi16(symbol, table.start));
+      low = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(low, kProbabilityBits), _mm512_and_si512(frequency, lower)),
+                             _mm512_and_si512(offset, lower));
+      high = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(high, kProbabilityBits), _mm512_srli_epi32(frequency, 16)),
+                              _mm512_srli_epi32(offset, 16));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols), _mm512_cvtepi32_epi8(symbol));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols + 16), _mm512_cvtepi32_epi8(_mm512_srli_epi32(symbol, 16)));
+      const __mmask16 low_wants = _mm512_cmplt_epu32_mask(low, full), high_wants = _mm512_cmplt_epu32_mask(high, full);
+      const uint32_t low_count = _mm_popcnt_u32(low_wants);
+      Refill(low_wants, cursor.next(), &low);
+      Refill(high_wants, cursor.next() + 2 * low_count, &high);
+      cursor.Advance(low_count + _mm_popcnt_u32(high_wants));
+    }
+  }
+  _mm512_storeu_si512(states, low);
+  _mm512_storeu_si512(states + 16, high);
+  return cursor.AtEnd();
+}
 
 }  // namespace
 
@@ -111,36 +149,15 @@ bool EncodeAvx512(const EntropyShape& shape, const uint8_t* symbols, Bytes* code
 bool DecodeFewAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols) {
   std::vector<Search> tables;
   tables.reserve(shape.tables.size());
-  for (const EntropyTable* table : shape.tables) tables.emplace_back(*table);
-  WordCursor cursor(words);
-  __m512i low = _mm512_loadu_si512(states), high = _mm512_loadu_si512(states + 16);
-  const __m512i lower = _mm512_set1_epi32(0xffff), full = _mm512_set1_epi32(kEntropyStart);
-  for (uint32_t row = 0; row < shape.rows; ++row) {
-    const Search& table = tables[shape.table_of_row[row]];
-    for (uint32_t i = 0; i < shape.row_symbols; i += kEntropyLanes, symbols += kEntropyLanes) {
-      if (!cursor.Prepare()) return false;
-      // The lane of `low` in the even places, that of `high` in the odd ones.
-      const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
-      const __m512i slot = _mm512_and_si512(both, _mm512_set1_epi16(kProbabilityOne - 1));
-      const __m512i symbol = table.Find(slot);
-      const __m512i frequency = _mm512_permutexvar_epi16(symbol, table.frequency);
-      const __m512i offset = _mm512_sub_epi16(slot, _mm512_permutexvar_epi16(symbol, table.start));
-      low = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(low, kProbabilityBits), _mm512_and_si512(frequency, lower)),
-                             _mm512_and_si512(offset, lower));
-      high = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(high, kProbabilityBits), _mm512_srli_epi32(frequency, 16)),
-                              _mm512_srli_epi32(offset, 16));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols), _mm512_cvtepi32_epi8(symbol));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols + 16), _mm512_cvtepi32_epi8(_mm512_srli_epi32(symbol, 16)));
-      const __mmask16 low_wants = _mm512_cmplt_epu32_mask(low, full), high_wants = _mm512_cmplt_epu32_mask(high, full);
-      const uint32_t low_count = _mm_popcnt_u32(low_wants);
-      Refill(low_wants, cursor.next(), &low);
-      Refill(high_wants, cursor.next() + 2 * low_count, &high);
-      cursor.Advance(low_count + _mm_popcnt_u32(high_wants));
-    }
+  // Half of them is the rule.
+  constexpr uint32_t kHalf = kFewSymbols / 2;
+  bool in_half = true;
+  for (const EntropyTable* table : shape.tables) {
+    tables.emplace_back(*table);
+    in_half = in_half && table->start[kHalf] == kProbabilityOne;
   }
-  _mm512_storeu_si512(states, low);
-  _mm512_storeu_si512(states + 16, high);
-  return cursor.AtEnd();
+  auto* decode = in_half ? &DecodeFew<kHalf / Search::kRadix - 1> : &DecodeFew<Search::kSteps>;
+  return decode(shape, tables, words, states, symbols);
 }
 
 bool DecodeAvx512(const EntropyShape& shape, const uint32_t* slots, ByteSpan words, uint32_t* states, uint8_t* symbols) {
