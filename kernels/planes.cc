@@ -44,8 +44,10 @@ void Merge(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t ch
   }
 }
 
+// Whether they are whole tiles (cpu/planes_backends.h).
 bool FitsAvx2(uint32_t tokens, uint32_t channels, Backend backend) {
-  return backend != Backend::kPortable && tokens % kernels::kPlaneTokens == 0 && channels % kernels::kPlaneChannels == 0;
+  return backend != Backend::kPortable && tokens % kernels::kPlaneTokens == 0 &&
+         channels % kernels::kPlaneChannels == 0;
 }
 
 // Two bytes are what engines use; transposed by tiles, so that the loops run over neighbours.

@@ -75,10 +75,11 @@ bool DecodeFew(const EntropyShape& shape, absl::Span<const Search> tables, ByteS
       const __m512i symbol = table.Find<used_steps>(slot);
       const __m512i frequency = _mm512_permutexvar_epi16(symbol, table.frequency);
       const __m512i offset = _mm512_sub_epi16(slot, _mm512_permutexvar_epi16(symbol, table.start));
-      low = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(low, kProbabilityBits), _mm512_and_si512(frequency, lower)),
-                             _mm512_and_si512(offset, lower));
-      high = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(high, kProbabilityBits), _mm512_srli_epi32(frequency, 16)),
-                              _mm512_srli_epi32(offset, 16));
+      const auto advance = [](__m512i x, __m512i f, __m512i rest) {
+        return _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32(x, kProbabilityBits), f), rest);
+      };
+      low = advance(low, _mm512_and_si512(frequency, lower), _mm512_and_si512(offset, lower));
+      high = advance(high, _mm512_srli_epi32(frequency, 16), _mm512_srli_epi32(offset, 16));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols), _mm512_cvtepi32_epi8(symbol));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(symbols + 16), _mm512_cvtepi32_epi8(_mm512_srli_epi32(symbol, 16)));
       const __mmask16 low_wants = _mm512_cmplt_epu32_mask(low, full), high_wants = _mm512_cmplt_epu32_mask(high, full);

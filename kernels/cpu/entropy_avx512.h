@@ -49,7 +49,8 @@ inline uint16_t* Put(__m512i range, __m512 inverse, __m512i* x, uint16_t* end) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(end - kLanes), _mm256_permutexvar_epi16(upper, words));
   *x = _mm512_mask_srli_epi32(*x, full, *x, kWordBits);
   // The quotient is below 2^20, and three roundings down take less than 3 / 8 from it: it is right or one too small.
-  const __m512i quotient = _mm512_cvttps_epi32(_mm512_mul_round_ps(_mm512_cvt_roundepu32_ps(*x, kDown), inverse, kDown));
+  const __m512 real = _mm512_mul_round_ps(_mm512_cvt_roundepu32_ps(*x, kDown), inverse, kDown);
+  const __m512i quotient = _mm512_cvttps_epi32(real);
   const __m512i rest = _mm512_sub_epi32(*x, _mm512_mullo_epi32(quotient, frequency));
   *x = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(quotient, kProbabilityBits), rest),
                         _mm512_srli_epi32(range, 16));

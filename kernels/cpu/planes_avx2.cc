@@ -53,8 +53,9 @@ void SplitPlanes16Avx2(const uint8_t* values, uint32_t tokens, uint32_t channels
         const size_t to = size_t{c + i} * tokens + t;
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(top + to),
                             _mm256_packus_epi16(_mm256_srli_epi16(early[i], 8), _mm256_srli_epi16(late[i], 8)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(rest + to),
-                            _mm256_packus_epi16(_mm256_and_si256(early[i], low_byte), _mm256_and_si256(late[i], low_byte)));
+        early[i] = _mm256_and_si256(early[i], low_byte);
+        late[i] = _mm256_and_si256(late[i], low_byte);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(rest + to), _mm256_packus_epi16(early[i], late[i]));
       }
     }
   }
@@ -77,7 +78,8 @@ void MergePlanes16Avx2(const uint8_t* top, const uint8_t* rest, uint32_t tokens,
       Transpose(late);
       uint8_t* to = values + t * token_bytes + 2 * c;
       const auto store = [&](uint8_t* at, __m256i pair) {
-        _mm256_storeu2_m128i(reinterpret_cast<__m128i*>(at + kHalf * token_bytes), reinterpret_cast<__m128i*>(at), pair);
+        uint8_t* const later = at + kHalf * token_bytes;
+        _mm256_storeu2_m128i(reinterpret_cast<__m128i*>(later), reinterpret_cast<__m128i*>(at), pair);
       };
       for (int i = 0; i < 8; ++i) store(to + i * token_bytes, early[i]);
       for (int i = 0; i < 8; ++i) store(to + (8 + i) * token_bytes, late[i]);
