@@ -44,11 +44,13 @@ void Merge(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t ch
   }
 }
 
+#if defined(__x86_64__)
 // Whether they are whole tiles (cpu/planes_backends.h).
 bool FitsAvx2(uint32_t tokens, uint32_t channels, Backend backend) {
   return backend != Backend::kPortable && tokens % kernels::kPlaneTokens == 0 &&
          channels % kernels::kPlaneChannels == 0;
 }
+#endif
 
 // Two bytes are what engines use; transposed by tiles, so that the loops run over neighbours.
 void Split16(const uint8_t* values, uint32_t tokens, uint32_t channels, uint8_t* top, uint8_t* rest) {
@@ -83,6 +85,7 @@ void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint
     return kernels::SplitPlanes16Avx2(values, tokens, channels, top, rest);
   }
 #endif
+  (void)backend;
   switch (element_bytes) {
     case 1: return Split<uint8_t>(values, tokens, channels, top, rest);
     case 2: return Split16(values, tokens, channels, top, rest);
@@ -97,6 +100,7 @@ void MergePlanes(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint3
     return kernels::MergePlanes16Avx2(top, rest, tokens, channels, values);
   }
 #endif
+  (void)backend;
   switch (element_bytes) {
     case 1: return Merge<uint8_t>(top, rest, tokens, channels, values);
     case 2: return Merge16(top, rest, tokens, channels, values);

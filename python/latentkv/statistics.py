@@ -4,6 +4,7 @@ keys and values costs. Forward passes only."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ class QueryEnergy:
     """Mean squares of the queries of every layer while it is attached, the sinks' tokens left out."""
 
     def __init__(self, model: LoadedModel) -> None:
+        self._device = model.device
         self._sums = [torch.zeros(0)] * len(model.layers)
         self._count = self._tokens = 0
         self._handles = []
@@ -43,6 +45,15 @@ class QueryEnergy:
             self._count += queries.shape[0] if index == 0 else 0
 
         return record
+
+    def state(self) -> dict[str, Any]:
+        """What was recorded so far."""
+        return {"sums": [total.cpu() for total in self._sums], "count": self._count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._sums = [total.to(self._device) for total in state["sums"]]
+        self._count = state["count"]
 
     def detach(self) -> None:
         """Stops recording."""
