@@ -1,6 +1,7 @@
 #include "kernels/entropy.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/entropy_backends.h"

@@ -22,12 +22,6 @@ bool DecodeAvx512(const EntropyShape& shape, const uint32_t* slots, ByteSpan wor
 
 // Exponents of a channel lie close together: tables without symbols from here on fit registers.
 inline constexpr uint32_t kFewSymbols = 32;
-inline bool SymbolsAreFew(const EntropyShape& shape) {
-  for (const EntropyTable* table : shape.tables) {
-    if (table->start[kFewSymbols] != kProbabilityOne) return false;
-  }
-  return true;
-}
 // If SymbolsAreFew: looks symbols up in registers.
 bool DecodeFewAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
 
@@ -36,6 +30,13 @@ bool EncodeAvx512(const EntropyShape& shape, const uint8_t* symbols, Bytes* code
 
 // Unnamed: each backend compiles this for its own instruction set, and the linker must not merge them.
 namespace {
+
+inline bool SymbolsAreFew(const EntropyShape& shape) {
+  for (const EntropyTable* table : shape.tables) {
+    if (table->start[kFewSymbols] != kProbabilityOne) return false;
+  }
+  return true;
+}
 
 // Where the next word lies, for decoders that load 32 words and use some: near the end the rest moves to a padded copy.
 class WordCursor {

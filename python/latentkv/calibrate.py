@@ -29,7 +29,7 @@ from .features import Embedding, Prediction, make_embedding
 from .geometry import bytes_per_token, model_digest
 from .progress import Progress
 from .solve import Corpus, Group, restore_cache, solve_group, solving_bytes
-from .statistics import QueryEnergy, sensitivities
+from .statistics import PROBE_BATCH, QueryEnergy, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
@@ -43,6 +43,7 @@ _LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `
 _GUARD = 1.5  # The guard's bound over the worst block of the held-out conversations.
 _SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
 _SINKS_SHARE = 0.1
+_LIBRARY_BYTES = 700 << 20  # Of Python, torch and transformers, code included, before they do anything: measured.
 _METHOD = "1"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
 
 
@@ -233,13 +234,18 @@ def _say_needs(
     widths = [2 * layer.kv_heads * layer.head_dim for layer in model.layers]
     text = tokens * (2 * sum(widths) + features)
     weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    cache = 4 * sum(widths) * max(map(len, documents))
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    # Of each probe its cache, with noise and as the model takes it; and logits, of which a divergence makes four more.
+    probing = PROBE_BATCH * (3 * cache + 5 * 4 * _PROBE_TOKENS * vocabulary)
     widest = max(sum(widths[first:last]) for first, last in ranges)
-    regressors = features + prediction.inherited * (len(ranges) - 1)
-    solving = solving_bytes(widest, regressors, sum(widths))
-    place = "on disk" if isinstance(parts, Checkpoint) else "in memory"
+    solving = solving_bytes(widest, features + prediction.inherited * (len(ranges) - 1), sum(widths))
+    # What one stage gives back is seldom where the next can use it: their sum.
+    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + solving
+    kept = f"{text >> 20} MiB on disk" if isinstance(parts, Checkpoint) else f"{text >> 20} more for the text"
     print(
-        f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache: needs "
-        f"{weights >> 20} MiB of memory for the weights, up to {solving >> 20} for solving, and {text >> 20} {place}",
+        f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache: "
+        f"needs up to {memory >> 20} MiB of memory where it computes, and {kept}",
         file=sys.stderr,
     )
 

@@ -157,11 +157,11 @@ def _int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def solving_bytes(channels_of_group: int, regressors: int, all_channels: int) -> int:
-    """The most memory that solving takes besides weights and text: sums of products in three copies and what is made
-    of them, or the sample of all channels twice over with the spectrum of a group."""
+    """The most memory that solving takes besides weights and text: sums of products in three copies and what is made of
+    them, a chunk of the text and what it becomes, and the sample of all channels, as it is and centred."""
     squares = regressors**2 + regressors * channels_of_group + channels_of_group**2
-    chunk = 4 * _CHUNK * (2 * regressors + 3 * channels_of_group)
-    return max(8 * (3 * squares + 4 * channels_of_group**2) + chunk, 8 * _SAMPLE * all_channels)
+    chunk = 4 * _CHUNK * (2 * regressors + 5 * channels_of_group)
+    return 8 * (3 * squares + 4 * channels_of_group**2) + chunk + 8 * _SAMPLE * all_channels
 
 
 def solve_group(

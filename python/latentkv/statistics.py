@@ -13,7 +13,7 @@ from .geometry import PAIRING_NONE, Layer
 from .progress import Progress
 
 _NOISE = 0.3  # Standard deviations of a channel.
-_PROBE_BATCH = 6
+PROBE_BATCH = 6  # Caches with noise at a time.
 
 
 class QueryEnergy:
@@ -109,11 +109,11 @@ def sensitivities(
     ]
     targets = [(layer, part) for layer in range(len(model.layers)) for part in (0, 1)]
     cost = dict.fromkeys(targets, 0.0)
-    progress = Progress("probing the layers", len(probes) * -(-len(targets) // _PROBE_BATCH))
+    progress = Progress("probing the layers", len(probes) * -(-len(targets) // PROBE_BATCH))
     for cache, following in probes:
         reference = model.logits_after(cache, following)
-        for start in range(0, len(targets), _PROBE_BATCH):
-            batch = targets[start : start + _PROBE_BATCH]
+        for start in range(0, len(targets), PROBE_BATCH):
+            batch = targets[start : start + PROBE_BATCH]
             noisy = [_with_noise(cache, model.layers, target, deviations, generator) for target in batch]
             loss = divergence(reference[None], model.logits_after_each(noisy, following)).mean(-1)
             for target, value in zip(batch, loss.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,7 +56,13 @@ def test_a_calibration_that_was_killed_goes_on_and_ends_in_the_same_bytes(
 ) -> None:
     whole, out = tmp_path / "whole.basis", tmp_path / "killed.basis"
     uninterrupted = start(fixture_folder, text, whole)
-    assert uninterrupted.wait() == 0, uninterrupted.stderr.read()
+    _, status, usage = os.wait4(uninterrupted.pid, 0)
+    uninterrupted.returncode = os.waitstatus_to_exitcode(status)
+    said = uninterrupted.stderr.read()
+    assert uninterrupted.returncode == 0, said
+    needs = re.search(r"needs up to (\d+) MiB of memory where it computes, and (\d+) MiB on disk", said)
+    # What is mapped from the disk counts as resident.
+    assert usage.ru_maxrss >> 10 <= int(needs[1]) + int(needs[2])
     parts = out.with_name("killed.basis.partial")
     kill_at(start(fixture_folder, text, out), parts / "document-00003.pt")
     assert not (parts / "document-00007.pt").exists()
