@@ -32,12 +32,18 @@ void EntropyDecode(benchmark::State& state) {
     tables.push_back(*MakeEntropyTable(NormalizeCounts(counts)));
   }
   std::vector<const EntropyTable*> pointers;
-  for (const EntropyTable& table : tables) pointers.push_back(&table);
+  std::vector<uint32_t> slots(tables.size() * kProbabilityOne);
+  for (const EntropyTable& table : tables) {
+    MakeSlots(table, slots.data() + pointers.size() * kProbabilityOne);
+    pointers.push_back(&table);
+  }
   std::vector<uint16_t> table_of_row;
   std::vector<uint8_t> symbols;
   for (uint32_t row = 0; row < 2048; ++row) {
     table_of_row.push_back(11 - row * 12 / 2048);  // Latents come in descending scale.
-    for (int i = 0; i < 64; ++i) symbols.push_back(tables[table_of_row.back()].slot[random() % kProbabilityOne] & 0xff);
+    for (int i = 0; i < 64; ++i) {
+      symbols.push_back(slots[table_of_row.back() * kProbabilityOne + random() % kProbabilityOne] & 0xff);
+    }
   }
   const EntropyShape shape{2048, 64, table_of_row, pointers};
   const Bytes coded = *EncodeSymbols(shape, symbols);

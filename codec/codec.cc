@@ -23,6 +23,12 @@ namespace {
 
 constexpr int kGuardHalvings = 2;  // A block over its bound is tried at half and a quarter of the step, then exact.
 
+// The same for every codec, made once; never destroyed, since threads may decode to the last.
+const LatentTables& SharedLatentTables() {
+  static const LatentTables& tables = *new LatentTables(MakeLatentTables());
+  return tables;
+}
+
 // What encoding and decoding in a basis need; null without one.
 struct BasisCodec {
   BasisCodec(std::shared_ptr<const Basis> from, const LatentTables& latent_tables, RotaryTables* rotary_tables)
@@ -268,7 +274,7 @@ class BlockCodec final : public Codec {
 
   const Geometry geometry_;
   const Digest geometry_digest_;
-  const LatentTables latent_tables_ = MakeLatentTables();
+  const LatentTables& latent_tables_ = SharedLatentTables();
   RotaryTables rotary_tables_;
   const ScalarCodec scalar_;
   const std::unique_ptr<const BasisCodec> in_basis_;

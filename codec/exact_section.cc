@@ -139,7 +139,7 @@ absl::StatusOr<Bytes> WriteExactSection(const LayerGeometry& layer, ByteSpan raw
   ByteWriter writer(&payload);
   TableSet set;
   for (const Counts& counts : CountSymbols(rows, table_of_row)) {
-    set.Add(*MakeEntropyTable(NormalizeCounts(counts), EntropyUse::kEncode));
+    set.Add(*MakeEntropyTable(NormalizeCounts(counts)));
     PutTable(set.tables.back(), &writer);
   }
   writer.PutBytes(rows.largest);

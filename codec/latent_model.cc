@@ -81,8 +81,10 @@ LatentTables MakeLatentTables() {
   LatentTables tables;
   tables.tables.reserve(kLatentClasses);
   for (uint32_t c = 0; c < kLatentClasses; ++c) MakeClass(c, &tables);
-  for (const EntropyTable& table : tables.tables) {
-    tables.slots.insert(tables.slots.end(), table.slot.begin(), table.slot.end());
+  tables.slots.resize(kLatentClasses * kProbabilityOne);
+  for (uint32_t c = 0; c < kLatentClasses; ++c) {
+    const EntropyTable& table = tables.tables[c];
+    MakeSlots(table, tables.slots.data() + c * kProbabilityOne);
     for (size_t s = 0; s < 256; ++s) tables.ranges.push_back(table.frequency[s] | uint32_t{table.start[s]} << 16);
   }
   return tables;

@@ -1,6 +1,7 @@
 #include "kernels/entropy.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/entropy_backends.h"
@@ -49,7 +50,7 @@ absl::StatusOr<Bytes> EncodePortable(const EntropyShape& shape, absl::Span<const
 
 }  // namespace
 
-absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency, EntropyUse use) {
+absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency) {
   uint64_t sum = 0;
   for (uint16_t f : frequency) sum += f;
   if (frequency.size() > 256 || sum != kProbabilityOne) {
@@ -57,18 +58,20 @@ absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequen
                                                    kProbabilityOne));
   }
   EntropyTable table;
-  if (use == EntropyUse::kBoth) table.slot.resize(kProbabilityOne);
   uint32_t start = 0;
   for (uint32_t symbol = 0; symbol < 256; ++symbol) {
-    const uint32_t f = symbol < frequency.size() ? frequency[symbol] : 0;
-    table.frequency[symbol] = f;
+    table.frequency[symbol] = symbol < frequency.size() ? frequency[symbol] : 0;
     table.start[symbol] = start;
-    if (use == EntropyUse::kBoth) {
-      for (uint32_t i = 0; i < f; ++i) table.slot[start + i] = symbol | (f - 1) << 8 | i << 20;
-    }
-    start += f;
+    start += table.frequency[symbol];
   }
   return table;
+}
+
+void MakeSlots(const EntropyTable& table, uint32_t* slots) {
+  for (uint32_t symbol = 0; symbol < 256; ++symbol) {
+    const uint32_t f = table.frequency[symbol];
+    for (uint32_t i = 0; i < f; ++i) *slots++ = symbol | (f - 1) << 8 | i << 20;
+  }
 }
 
 std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
@@ -88,21 +91,26 @@ std::array<uint16_t, 256> NormalizeCounts(absl::Span<const uint64_t> counts) {
     sum += frequency[s];
   }
   // Flooring and the least frequency of 1 each move the sum by less than 256. One unit at a time goes where the bits
-  // change most (or least): where count / frequency is greatest (or smallest).
-  while (sum != kProbabilityOne) {
-    const bool add = sum < kProbabilityOne;
-    size_t best = symbols;
-    for (size_t s = 0; s < symbols; ++s) {
-      if (counts[s] == 0 || (!add && frequency[s] == 1)) continue;
-      if (best == symbols) {
-        best = s;
-        continue;
-      }
-      const Wide mine = Wide{counts[s]} * frequency[best], its = Wide{counts[best]} * frequency[s];
-      if (add ? mine > its : mine < its) best = s;
-    }
+  // change most (or least): where count / frequency is greatest (or smallest), the lowest symbol of equal ones.
+  const bool add = sum < kProbabilityOne;
+  const auto later = [&](uint8_t a, uint8_t b) {
+    const Wide of_a = Wide{counts[a]} * frequency[b], of_b = Wide{counts[b]} * frequency[a];
+    return of_a != of_b ? (of_a < of_b) == add : a > b;
+  };
+  const auto may_move = [&](size_t s) { return counts[s] != 0 && (add || frequency[s] > 1); };
+  std::array<uint8_t, 256> heap;
+  auto end = heap.begin();
+  for (size_t s = 0; s < symbols; ++s) {
+    if (may_move(s)) *end++ = s;
+  }
+  std::make_heap(heap.begin(), end, later);
+  for (; sum != kProbabilityOne; sum += add ? 1 : -1) {
+    std::pop_heap(heap.begin(), end, later);
+    const uint8_t best = *--end;
     frequency[best] += add ? 1 : -1;
-    sum += add ? 1 : -1;
+    if (!may_move(best)) continue;
+    ++end;
+    std::push_heap(heap.begin(), end, later);
   }
   return frequency;
 }
@@ -119,21 +127,23 @@ absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const 
 
 absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols, Backend backend) {
   if (absl::Status status = CheckShape(shape, symbols.size()); !status.ok()) return status;
-  for (const EntropyTable* table : shape.tables) {
-    if (table->slot.empty()) return absl::InvalidArgumentError("a table to encode with alone");
-  }
   kernels::RansStates states;
   absl::StatusOr<ByteSpan> words = kernels::OpenStream(coded, &states);
   if (!words.ok()) return words.status();
-  bool exact = false;
-  switch (backend) {
 #if defined(__x86_64__)
-    case Backend::kAvx512: exact = kernels::DecodeAvx512(shape, *words, states.data(), symbols.data()); break;
-    case Backend::kAvx2: exact = kernels::DecodeAvx2(shape, *words, states.data(), symbols.data()); break;
-#endif
-    default: exact = kernels::DecodePortable(shape, *words, states.data(), symbols.data());
+  if (backend == Backend::kAvx512 && kernels::SymbolsAreFew(shape)) {
+    return kernels::CheckStreamEnd(kernels::DecodeFewAvx512(shape, *words, states.data(), symbols.data()), states);
   }
-  return kernels::CheckStreamEnd(exact, states);
+#endif
+  const auto slots = std::make_unique_for_overwrite<uint32_t[]>(shape.tables.size() * kProbabilityOne);
+  for (size_t k = 0; k < shape.tables.size(); ++k) MakeSlots(*shape.tables[k], slots.get() + k * kProbabilityOne);
+  auto* decode = &kernels::DecodePortable;
+#if defined(__x86_64__)
+  if (backend == Backend::kAvx2) decode = &kernels::DecodeAvx2;
+  if (backend == Backend::kAvx512) decode = &kernels::DecodeAvx512;
+#endif
+  (void)backend;
+  return kernels::CheckStreamEnd(decode(shape, slots.get(), *words, states.data(), symbols.data()), states);
 }
 
 }  // namespace latentkv

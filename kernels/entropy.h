@@ -5,8 +5,6 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -23,15 +21,14 @@ inline constexpr uint32_t kEntropyLanes = 32;
 struct EntropyTable {
   std::array<uint16_t, 256> frequency{};  // Sums to kProbabilityOne; 0: the symbol cannot be coded.
   std::array<uint16_t, 256> start{};      // Sum of the frequencies before.
-  // Decoder: symbol | frequency - 1 << 8 | (slot - start) << 20. Empty in a table to encode with alone.
-  std::vector<uint32_t> slot;  // [kProbabilityOne]
 };
 
-enum class EntropyUse { kBoth, kEncode };
-
 // InvalidArgument unless the frequencies sum to kProbabilityOne.
-absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency,
-                                              EntropyUse use = EntropyUse::kBoth);
+absl::StatusOr<EntropyTable> MakeEntropyTable(absl::Span<const uint16_t> frequency);
+
+// What a decoder looks up by the lowest bits of a state: symbol | frequency - 1 << 8 | (slot - start) << 20, into
+// `slots` [kProbabilityOne].
+void MakeSlots(const EntropyTable& table, uint32_t* slots);
 
 // Frequencies that sum to kProbabilityOne from counts of any size; every symbol with a count above 0 gets at least 1.
 // Integers alone, so that every machine makes the same table. All-zero counts give symbol 0 the whole.
@@ -52,7 +49,7 @@ absl::StatusOr<Bytes> EncodeSymbols(const EntropyShape& shape, absl::Span<const 
                                     Backend backend = BestBackend());
 
 // DataLoss unless `coded` is exactly what EncodeSymbols wrote for some symbols: every lane ends in its start state and
-// every byte is used. InvalidArgument if the shape and `symbols` do not fit, or tables are to encode with alone. `symbols` may be written on failure. Never
+// every byte is used. InvalidArgument if the shape and `symbols` do not fit. `symbols` may be written on failure. Never
 // reads outside `coded`. `backend` must be available.
 absl::Status DecodeSymbols(const EntropyShape& shape, ByteSpan coded, absl::Span<uint8_t> symbols,
                            Backend backend = BestBackend());

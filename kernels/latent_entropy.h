@@ -25,7 +25,7 @@ inline constexpr uint32_t kActivityBits = 8;     // Fractional bits of activitie
 struct LatentTables {
   std::vector<EntropyTable> tables;                     // [kLatentClasses]
   std::vector<uint32_t> ranges;                         // [kLatentClasses][256], frequency | start << 16
-  std::vector<uint32_t> slots;                          // [kLatentClasses][kProbabilityOne], EntropyTable::slot
+  std::vector<uint32_t> slots;                          // [kLatentClasses][kProbabilityOne], of MakeSlots
   std::array<uint32_t, kLatentClasses> expected{};      // Mean magnitude, times 2^kActivityBits.
   std::array<uint8_t, kLatentClasses> magnitude_max{};  // Larger magnitudes escape.
 };

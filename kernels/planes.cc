@@ -3,6 +3,7 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/cpu/planes_backends.h"
 #include "kernels/cpu/transpose.h"
 
 namespace latentkv {
@@ -43,6 +44,14 @@ void Merge(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t ch
   }
 }
 
+#if defined(__x86_64__)
+// Whether they are whole tiles (cpu/planes_backends.h).
+bool FitsAvx2(uint32_t tokens, uint32_t channels, Backend backend) {
+  return backend != Backend::kPortable && tokens % kernels::kPlaneTokens == 0 &&
+         channels % kernels::kPlaneChannels == 0;
+}
+#endif
+
 // Two bytes are what engines use; transposed by tiles, so that the loops run over neighbours.
 void Split16(const uint8_t* values, uint32_t tokens, uint32_t channels, uint8_t* top, uint8_t* rest) {
   const size_t count = size_t{tokens} * channels;
@@ -70,7 +79,13 @@ void Merge16(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t 
 }  // namespace
 
 void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint32_t element_bytes, uint8_t* top,
-                 uint8_t* rest) {
+                 uint8_t* rest, Backend backend) {
+#if defined(__x86_64__)
+  if (element_bytes == 2 && FitsAvx2(tokens, channels, backend)) {
+    return kernels::SplitPlanes16Avx2(values, tokens, channels, top, rest);
+  }
+#endif
+  (void)backend;
   switch (element_bytes) {
     case 1: return Split<uint8_t>(values, tokens, channels, top, rest);
     case 2: return Split16(values, tokens, channels, top, rest);
@@ -79,7 +94,13 @@ void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint
 }
 
 void MergePlanes(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t channels, uint32_t element_bytes,
-                 uint8_t* values) {
+                 uint8_t* values, Backend backend) {
+#if defined(__x86_64__)
+  if (element_bytes == 2 && FitsAvx2(tokens, channels, backend)) {
+    return kernels::MergePlanes16Avx2(top, rest, tokens, channels, values);
+  }
+#endif
+  (void)backend;
   switch (element_bytes) {
     case 1: return Merge<uint8_t>(top, rest, tokens, channels, values);
     case 2: return Merge16(top, rest, tokens, channels, values);

@@ -5,17 +5,19 @@
 
 #include <cstdint>
 
+#include "kernels/backend.h"
+
 namespace latentkv {
 
 // Plane p, [channel][token], is byte element_bytes - 1 - p (the most significant first) of values[token][channel]
 // rotated left by one bit: plane 0 into `top`, the planes after it into `rest`. `values` holds little-endian integers of
-// `element_bytes` bytes (1, 2 or 4); nothing need be aligned.
+// `element_bytes` bytes (1, 2 or 4); nothing need be aligned. `backend` must be available.
 void SplitPlanes(const uint8_t* values, uint32_t tokens, uint32_t channels, uint32_t element_bytes, uint8_t* top,
-                 uint8_t* rest);
+                 uint8_t* rest, Backend backend = BestBackend());
 
 // The inverse.
 void MergePlanes(const uint8_t* top, const uint8_t* rest, uint32_t tokens, uint32_t channels, uint32_t element_bytes,
-                 uint8_t* values);
+                 uint8_t* values, Backend backend = BestBackend());
 
 }  // namespace latentkv
 

@@ -29,10 +29,17 @@ inline __mmask16 Step(const uint32_t* slots, __m512i offset, __m512i* x, uint8_t
   return _mm512_cmplt_epu32_mask(*x, _mm512_set1_epi32(kEntropyStart));
 }
 
+constexpr int kDown = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+
+// 1 / frequency of ranges, rounded down.
+inline __m512 Inverse(__m512i range) {
+  const __m512i frequency = _mm512_and_si512(range, _mm512_set1_epi32(0xffff));
+  return _mm512_div_round_ps(_mm512_set1_ps(1), _mm512_cvtepi32_ps(frequency), kDown);
+}
+
 // Encodes one symbol in each of 16 lanes, whose range is frequency | start << 16, and returns where the words of those
 // that were full begin, which end at `end`; 16 words before `end` are written over.
-inline uint16_t* Put(__m512i range, __m512i* x, uint16_t* end) {
-  constexpr int kDown = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+inline uint16_t* Put(__m512i range, __m512 inverse, __m512i* x, uint16_t* end) {
   const __m512i frequency = _mm512_and_si512(range, _mm512_set1_epi32(0xffff));
   const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(*x, 32 - kProbabilityBits), frequency);
   const uint32_t count = _mm_popcnt_u32(full);
@@ -41,9 +48,9 @@ inline uint16_t* Put(__m512i range, __m512i* x, uint16_t* end) {
                                          _mm256_set1_epi16(static_cast<int16_t>(count)));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(end - kLanes), _mm256_permutexvar_epi16(upper, words));
   *x = _mm512_mask_srli_epi32(*x, full, *x, kWordBits);
-  // The quotient is below 2^20: in floats, rounded down all the way, it is right or one too small.
-  const __m512i quotient = _mm512_cvttps_epi32(
-      _mm512_div_round_ps(_mm512_cvt_roundepu32_ps(*x, kDown), _mm512_cvtepi32_ps(frequency), kDown));
+  // The quotient is below 2^20, and three roundings down take less than 3 / 8 from it: it is right or one too small.
+  const __m512 real = _mm512_mul_round_ps(_mm512_cvt_roundepu32_ps(*x, kDown), inverse, kDown);
+  const __m512i quotient = _mm512_cvttps_epi32(real);
   const __m512i rest = _mm512_sub_epi32(*x, _mm512_mullo_epi32(quotient, frequency));
   *x = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(quotient, kProbabilityBits), rest),
                         _mm512_srli_epi32(range, 16));

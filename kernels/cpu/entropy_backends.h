@@ -14,15 +14,29 @@ namespace latentkv::kernels {
 
 inline constexpr size_t kGroupBytesMax = kEntropyLanes * sizeof(uint16_t);  // One word a lane.
 
-bool DecodePortable(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
-bool DecodeAvx2(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
-bool DecodeAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
+// `slots` [tables][kProbabilityOne] are those of MakeSlots.
+bool DecodePortable(const EntropyShape& shape, const uint32_t* slots, ByteSpan words, uint32_t* states,
+                    uint8_t* symbols);
+bool DecodeAvx2(const EntropyShape& shape, const uint32_t* slots, ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodeAvx512(const EntropyShape& shape, const uint32_t* slots, ByteSpan words, uint32_t* states, uint8_t* symbols);
+
+// Exponents of a channel lie close together: tables without symbols from here on fit registers.
+inline constexpr uint32_t kFewSymbols = 32;
+// If SymbolsAreFew: looks symbols up in registers.
+bool DecodeFewAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
 
 // What RansEncoder gives; false if a symbol has frequency 0, then `coded` stays as it is.
 bool EncodeAvx512(const EntropyShape& shape, const uint8_t* symbols, Bytes* coded);
 
 // Unnamed: each backend compiles this for its own instruction set, and the linker must not merge them.
 namespace {
+
+inline bool SymbolsAreFew(const EntropyShape& shape) {
+  for (const EntropyTable* table : shape.tables) {
+    if (table->start[kFewSymbols] != kProbabilityOne) return false;
+  }
+  return true;
+}
 
 // Where the next word lies, for decoders that load 32 words and use some: near the end the rest moves to a padded copy.
 class WordCursor {

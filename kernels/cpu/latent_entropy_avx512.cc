@@ -108,8 +108,9 @@ CodedLatents EncodeLatentsAvx512(const LatentTables& tables, absl::Span<const ui
     return _mm512_i32gather_epi32(_mm512_cvtepu16_epi32(sixteen), tables.ranges.data(), sizeof(uint32_t));
   };
   for (size_t at = count; at > 0; at -= kEntropyLanes) {
-    begin = Put(range(at - kLanes), &high, begin);
-    begin = Put(range(at - kEntropyLanes), &low, begin);
+    const __m512i high_range = range(at - kLanes), low_range = range(at - kEntropyLanes);
+    begin = Put(high_range, Inverse(high_range), &high, begin);
+    begin = Put(low_range, Inverse(low_range), &low, begin);
   }
   coded.bytes = Stream(low, high, begin, end);
   return coded;

@@ -4,29 +4,32 @@
 
 Reads the text once, probes how sensitive the model is to errors in each layer, and solves the groups in order
 (latentkv/solve.py). Steps are measured on conversations that the basis has not seen, and everything is scaled so that
-step 1 is the profile `balanced`.
+step 1 is the profile `balanced`. What is done is kept in FILE.basis.partial until all is: the same command goes on
+where an interrupted one stopped, with the same result. FILE.basis.html and .json report on it (latentkv/report.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from . import native
+from . import native, report
 from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, load_model
+from .checkpoint import Checkpoint, State, Unkept
 from .features import Embedding, Prediction, make_embedding
-from .geometry import bytes_per_token
+from .geometry import bytes_per_token, model_digest
 from .progress import Progress
-from .solve import Corpus, Group, restore_cache, solve_group
-from .statistics import QueryEnergy, sensitivities
+from .solve import Corpus, Group, restore_cache, solve_group, solving_bytes
+from .statistics import PROBE_BATCH, QueryEnergy, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
@@ -40,6 +43,8 @@ _LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `
 _GUARD = 1.5  # The guard's bound over the worst block of the held-out conversations.
 _SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
 _SINKS_SHARE = 0.1
+_LIBRARY_BYTES = 700 << 20  # Of Python, torch and transformers, code included, before they do anything: measured.
+_METHOD = "1"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,14 @@ class HeldOut:
 
 
 def measure_steps(
-    model: LoadedModel, groups: Sequence[Group], embedding: Embedding, tests: Sequence[HeldOut], steps: Sequence[float]
-) -> list[Measured]:
+    model: LoadedModel, groups: Sequence[Group], embedding: Embedding, tests: Sequence[HeldOut],
+    steps: Sequence[float], parts: Unkept,
+) -> list[Measured]:  # fmt: skip
     """Measures every step."""
     measured = []
     progress = Progress("measuring the steps", len(steps) * len(tests))
-    for step in steps:
+
+    def measure(step: float) -> State:
         divergences, expected, worst = [], [], 0.0
         for test in tests:
             restored, loss = restore_cache(model, groups, embedding, test.tokens, test.cache, step)
@@ -77,7 +84,13 @@ def measure_steps(
             expected.append(sum(loss) / len(loss))
             worst = max([worst, *(sum(loss[i : i + 64]) / 64 for i in range(0, len(loss) - 63, 64))])
             progress.step()
-        measured.append(Measured(step, sum(divergences) / len(tests), sum(expected) / len(tests), worst))
+        return asdict(Measured(step, sum(divergences) / len(tests), sum(expected) / len(tests), worst))
+
+    for number, step in enumerate(steps):
+        kept = parts.has(f"step-{number}")
+        measured.append(Measured(**parts.part(f"step-{number}", lambda step=step: measure(step))))
+        for _ in tests if kept else ():
+            progress.step(kept=True)
     return measured
 
 
@@ -132,12 +145,17 @@ class Calibration:
     inherited: int
     sinks: dict[tuple[int, ...], torch.Tensor]
     profiles: dict[str, tuple[float, float]]  # name: (step, loss_own_max)
+    measured: list[Measured]
+    tokens: int  # Of text.
+    held_out: Sequence[int]  # A text that was not calibrated on.
 
 
-def normalise(groups: Sequence[Group], measured: Sequence[Measured]) -> dict[str, tuple[float, float]]:
+def normalise(
+    groups: Sequence[Group], measured: Sequence[Measured]
+) -> tuple[dict[str, tuple[float, float]], list[Measured]]:
     """Brings the groups to units of the balanced profile's step, and their expected loss to the measured divergence.
 
-    Returns the profiles.
+    Returns the profiles, and what was measured in these units.
     """
     # The probes' noise is larger than a code's error and more even over channels, so their sum of losses is off by a
     # factor; the held-out conversations know it.
@@ -151,7 +169,8 @@ def normalise(groups: Sequence[Group], measured: Sequence[Measured]) -> dict[str
         group.row_scale = group.row_scale * unit
         group.latent_scale = group.latent_scale / unit
         group.encoder = group.encoder / unit
-    return {name: (step / unit, loss) for name, (step, loss) in profiles.items()}
+    profiles = {name: (step / unit, loss) for name, (step, loss) in profiles.items()}
+    return profiles, [Measured(m.step / unit, m.divergence, m.expected, m.worst) for m in measured]
 
 
 def known_sinks(model: LoadedModel, documents: Sequence[Sequence[int]]) -> dict[tuple[int, ...], torch.Tensor]:
@@ -168,8 +187,9 @@ def calibrate(
     documents: Sequence[Sequence[int]],
     layers_per_group: int,
     prediction: Prediction = Prediction(),  # noqa: B008 (it is frozen)
+    parts: Unkept = Unkept(),  # noqa: B008 (it has no state)
 ) -> Calibration:
-    """Calibrates on token sequences; ValueError if there is too little text."""
+    """Calibrates on token sequences; ValueError if there is too little text. What is in `parts` is not made again."""
     usable = [tokens for tokens in documents if len(tokens) >= _PREFIX_TOKENS // 2]
     if len(usable) < 2 * _HELD_OUT:
         raise ValueError(
@@ -179,19 +199,18 @@ def calibrate(
     training = [tokens for tokens in usable if not any(tokens is other for other in held)]
     training = _spread(training, _TEXT_TOKENS // (_PREFIX_TOKENS // 2))
     training = [tokens[: max(_PREFIX_TOKENS, _TEXT_TOKENS // len(training))] for tokens in training]
-    embedding = make_embedding(model, training, prediction)
-    corpus, energy = _collect(model, embedding, training)
-    sample = corpus.sample()
-    probes = [_split(model, tokens, _PROBE_TOKENS) for tokens in _spread(training, _PROBES)]
-    sensitive = sensitivities(model, energy, [(p.cache, p.following) for p in probes], _deviations(model, sample))
     ranges = group_ranges([layer.window for layer in model.layers], layers_per_group)
-    by_group = [torch.cat([part.flatten() for pair in sensitive[slice(*one)] for part in pair]) for one in ranges]
-    start = starting_step(sample, by_group)
-    groups = _solve(corpus, ranges, by_group, start, prediction.inherited)
+    _say_needs(model, ranges, training, prediction, parts)
+    rows = parts.part("embedding", lambda: {"rows": make_embedding(model, training, prediction).rows})["rows"]
+    embedding = Embedding(rows.to(model.device), prediction.history)
+    corpus, energy = _collect(model, embedding, training, parts)
+    by_group = _sensitivities(model, corpus, energy, training, ranges, parts)
+    start = parts.part("start", lambda: {"step": starting_step(corpus.sample(), by_group)})["step"]
+    groups = _solve(model, corpus, ranges, by_group, start, prediction.inherited, parts)
     tests = [_split(model, tokens, _FOLLOWING_TOKENS) for tokens in held]
-    measured = measure_steps(model, groups, embedding, tests, [factor * start for factor in _LADDER])
-    sinks, profiles = known_sinks(model, documents), normalise(groups, measured)
-    return Calibration(groups, embedding, prediction.inherited, sinks, profiles)
+    measured = measure_steps(model, groups, embedding, tests, [factor * start for factor in _LADDER], parts)
+    sinks, (profiles, measured) = known_sinks(model, documents), normalise(groups, measured)
+    return Calibration(groups, embedding, prediction.inherited, sinks, profiles, measured, len(corpus), held[0])
 
 
 def group_ranges(windows: Sequence[int], layers_per_group: int) -> list[tuple[int, int]]:
@@ -207,42 +226,82 @@ def group_ranges(windows: Sequence[int], layers_per_group: int) -> list[tuple[in
     return ranges
 
 
+def _say_needs(
+    model: LoadedModel, ranges: Sequence[tuple[int, int]], documents: Sequence[Sequence[int]], prediction: Prediction,
+    parts: Unkept,
+) -> None:  # fmt: skip
+    tokens, features = sum(map(len, documents)), prediction.history * prediction.dims
+    widths = [2 * layer.kv_heads * layer.head_dim for layer in model.layers]
+    text = tokens * (2 * sum(widths) + features)
+    weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    cache = 4 * sum(widths) * max(map(len, documents))
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    # Of each probe its cache, with noise and as the model takes it; and logits, of which a divergence makes four more.
+    probing = PROBE_BATCH * (3 * cache + 5 * 4 * _PROBE_TOKENS * vocabulary)
+    widest = max(sum(widths[first:last]) for first, last in ranges)
+    solving = solving_bytes(widest, features + prediction.inherited * (len(ranges) - 1), sum(widths))
+    # What one stage gives back is seldom where the next can use it: their sum.
+    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + solving
+    kept = f"{text >> 20} MiB on disk" if isinstance(parts, Checkpoint) else f"{text >> 20} more for the text"
+    print(
+        f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache: "
+        f"needs up to {memory >> 20} MiB of memory where it computes, and {kept}",
+        file=sys.stderr,
+    )
+
+
 def _collect(
-    model: LoadedModel, embedding: Embedding, documents: Sequence[Sequence[int]]
+    model: LoadedModel, embedding: Embedding, documents: Sequence[Sequence[int]], parts: Unkept
 ) -> tuple[Corpus, QueryEnergy]:
-    tokens = sum(map(len, documents))
-    held = tokens * bytes_per_token(model.layers) >> 20
-    print(f"calibrating on {tokens} tokens, {held} MiB of cache", file=sys.stderr)
     corpus, energy = Corpus(model, embedding), QueryEnergy(model)
     progress = Progress("reading the calibration text", len(documents))
-    for document in documents:
-        corpus.add(document, model.prefill(document))
-        progress.step()
+    for number, tokens in enumerate(documents):
+        name = f"document-{number:05}"
+        kept = parts.has(name)
+        document = parts.part(name, lambda tokens=tokens: corpus.read(tokens) | {"energy": energy.state()})
+        corpus.add(document)
+        energy.restore(document["energy"])
+        progress.step(kept)
     energy.detach()
-    corpus.join()
     return corpus, energy
 
 
+def _sensitivities(
+    model: LoadedModel, corpus: Corpus, energy: QueryEnergy, training: Sequence[Sequence[int]],
+    ranges: Sequence[tuple[int, int]], parts: Unkept,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Of each group's channels, on the model's device."""
+
+    def probe() -> State:
+        probes = [_split(model, tokens, _PROBE_TOKENS) for tokens in _spread(training, _PROBES)]
+        deviations = _deviations(model, corpus.sample())
+        sensitive = sensitivities(model, energy, [(p.cache, p.following) for p in probes], deviations)
+        by_group = [torch.cat([part.flatten() for pair in sensitive[slice(*one)] for part in pair]) for one in ranges]
+        return {"groups": by_group}
+
+    return [one.to(model.device) for one in parts.part("sensitivities", probe)["groups"]]
+
+
 def _solve(
-    corpus: Corpus,
-    ranges: Sequence[tuple[int, int]],
-    sensitivity: Sequence[torch.Tensor],
-    start: float,
-    leading_count: int,
-) -> list[Group]:
+    model: LoadedModel, corpus: Corpus, ranges: Sequence[tuple[int, int]], sensitivity: Sequence[torch.Tensor],
+    start: float, leading_count: int, parts: Unkept,
+) -> list[Group]:  # fmt: skip
     progress = Progress("solving the groups", len(ranges))
     groups: list[Group] = []
-    column = 0
     inherited = torch.zeros(len(corpus), 0, dtype=torch.int16)
-    for layers, sensitive in zip(ranges, sensitivity, strict=True):
-        columns = slice(column, column + len(sensitive))
+
+    def solve(layers: tuple[int, int], sensitive: torch.Tensor) -> State:
         group, leading = solve_group(
-            corpus, layers, columns, sensitive, inherited, start * _LADDER[1], start * _LADDER[0], leading_count
+            corpus, layers, sensitive, inherited, start * _LADDER[1], start * _LADDER[0], leading_count
         )
-        groups.append(group)
-        inherited = torch.cat([inherited, leading], dim=1)
-        column += len(sensitive)
-        progress.step()
+        return {"group": group.state(), "leading": leading}
+
+    for number, (layers, sensitive) in enumerate(zip(ranges, sensitivity, strict=True)):
+        kept = parts.has(f"group-{number:03}")
+        part = parts.part(f"group-{number:03}", lambda layers=layers, sensitive=sensitive: solve(layers, sensitive))
+        groups.append(Group.restored(part["group"], model.device))
+        inherited = torch.cat([inherited, part["leading"]], dim=1)
+        progress.step(kept)
     return groups
 
 
@@ -310,11 +369,14 @@ def main(arguments: list[str] | None = None) -> int:
         native.library()  # Missing, it is missed now and not after minutes.
         encoder = load_encoder(options.model)
         texts = read_conversations(options.text)
-        model = load_model(options.model, options.device)
-        documents = [encoder.prefix(text.prefix) for text in texts]
-        calibration = calibrate(model, documents, options.layers_per_group)
-        description = f"{options.model.resolve().name}, calibrated on {options.text.name}"
-        digest = write(calibration, model, options.out, description)
+        with _opened(options) as parts:
+            model = load_model(options.model, options.device)
+            documents = [encoder.prefix(text.prefix) for text in texts]
+            calibration = calibrate(model, documents, options.layers_per_group, parts=parts)
+            description = f"{options.model.resolve().name}, calibrated on {options.text.name}"
+            digest = write(calibration, model, options.out, description)
+            report.write(report.data_of(calibration, model, options.out, description), options.out)
+            parts.remove()
     except (OSError, ValueError, native.NativeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -324,6 +386,23 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (step, loss) in calibration.profiles.items():
         print(f"  {name}: step {step:.3f}, guard {loss:.4f}")
     return 0
+
+
+def _opened(options: argparse.Namespace) -> Checkpoint:
+    """What an interrupted run of the same command has left, if there was one."""
+    with options.text.open("rb") as file:
+        text = hashlib.file_digest(file, "sha256").hexdigest()
+    key = {
+        "model": model_digest(options.model).hex(),
+        "text": text,
+        "layers per group": str(options.layers_per_group),
+        "prediction": str(Prediction()),
+        "method": _METHOD,
+    }
+    parts = Checkpoint(options.out.with_name(options.out.name + ".partial"), key)
+    if len(parts) > 0:
+        print(f"going on where an interrupted calibration stopped: {len(parts)} parts are there", file=sys.stderr)
+    return parts
 
 
 if __name__ == "__main__":

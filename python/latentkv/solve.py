@@ -8,7 +8,8 @@ residual. docs/formats/basis.md has the formula that a reader computes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -41,6 +42,17 @@ class Group:
     def rank(self) -> int:
         return self.latent_scale.shape[0]
 
+    def state(self) -> dict[str, Any]:
+        """What `restored` takes, in main memory."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        # Clones: a part of a tensor would be written with the whole.
+        return {name: one.cpu().clone() if torch.is_tensor(one) else one for name, one in values.items()}
+
+    @staticmethod
+    def restored(state: dict[str, Any], device: torch.device) -> Group:
+        """The group of a state, on a device."""
+        return Group(**{name: one.to(device) if torch.is_tensor(one) else one for name, one in state.items()})
+
     def predict(self, features: torch.Tensor, inherited: torch.Tensor, step: float) -> torch.Tensor:
         """What is expected of the channels, from features and inherited latents."""
         base = self.mean + self.feature_scale * (features @ self.feature_rows)
@@ -55,41 +67,65 @@ class Group:
 
 
 class Corpus:
-    """The calibration text's channels, un-rotated, in bfloat16 in main memory, and its tokens' features."""
+    """The calibration text's channels, un-rotated, in bfloat16 in main memory or mapped from files, and its tokens'
+    features: each document as it was read, each layer by itself, so that a group touches no more than its own."""
 
     def __init__(self, model: LoadedModel, embedding: Embedding) -> None:
         self._model, self._embedding = model, embedding
-        self._rows: list[torch.Tensor] = []
+        self._layers: list[list[torch.Tensor]] = []
         self._features: list[torch.Tensor] = []
+        self._begins = [0]  # Of the documents, and the end.
 
-    def add(self, tokens: Sequence[int], cache: LayerCache) -> None:
-        """Takes one document in, without its sinks."""
-        rows = channels(cache, self._model.layers, 0, len(self._model.layers))[SINK_TOKENS:]
-        self._rows.append(rows.to(torch.bfloat16).cpu())
-        self._features.append(self._embedding.features(tokens)[SINK_TOKENS:].to(torch.int8).cpu())
+    def read(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """One document without its sinks, as `add` takes it."""
+        cache, layers = self._model.prefill(tokens), self._model.layers
+        rows = [channels(cache, layers, i, i + 1)[SINK_TOKENS:].to(torch.bfloat16).cpu() for i in range(len(layers))]
+        features = self._embedding.features(tokens)[SINK_TOKENS:].to(torch.int8).cpu().contiguous()
+        return {"layers": [one.contiguous() for one in rows], "features": features}
 
-    def join(self) -> None:
-        """Call once, behind the last document."""
-        self._rows, self._features = [torch.cat(self._rows)], [torch.cat(self._features)]
+    def add(self, document: dict[str, Any]) -> None:
+        """Takes the next document in."""
+        self._layers.append(document["layers"])
+        self._features.append(document["features"])
+        self._begins.append(len(self) + len(document["features"]))
 
     def __len__(self) -> int:
-        return self._rows[0].shape[0]
+        return self._begins[-1]
 
-    def rows(self, start: int, columns: slice) -> torch.Tensor:
-        """float [chunk, columns] on the model's device."""
-        return self._rows[0][start : start + _CHUNK, columns].to(self._model.device).float()
+    def rows(self, start: int, layers: tuple[int, int]) -> torch.Tensor:
+        """float [chunk, channels of these layers] on the model's device."""
+        rows = [
+            torch.cat([one[piece] for one in self._layers[document][slice(*layers)]], dim=1)
+            for document, piece in self._pieces(start, start + _CHUNK, 1)
+        ]
+        return torch.cat(rows).to(self._model.device).float()
 
     def sample(self) -> torch.Tensor:
         """float [some thousand tokens spread over the text, channels]."""
-        return self._rows[0][:: max(1, len(self) // _SAMPLE)].to(self._model.device).float()
+        stride = max(1, len(self) // _SAMPLE)
+        rows = [
+            torch.cat([one[piece] for one in self._layers[document]], dim=1)
+            for document, piece in self._pieces(0, len(self), stride)
+        ]
+        return torch.cat(rows).to(self._model.device).float()
 
     def features(self, start: int) -> torch.Tensor:
         """float [chunk, features] on the model's device."""
-        return self._features[0][start : start + _CHUNK].to(self._model.device).float()
+        pieces = [self._features[document][piece] for document, piece in self._pieces(start, start + _CHUNK, 1)]
+        return torch.cat(pieces).to(self._model.device).float()
 
     def starts(self) -> Iterator[int]:
         """Where chunks begin."""
         return iter(range(0, len(self), _CHUNK))
+
+    def _pieces(self, start: int, end: int, stride: int) -> Iterator[tuple[int, slice]]:
+        """Where every stride-th token of [start, end) lies: documents and slices of them."""
+        for document, (begin, after) in enumerate(zip(self._begins, self._begins[1:], strict=False)):
+            first = max(start, begin) - begin
+            first += -(begin + first - start) % stride
+            last = min(end, after) - begin
+            if first < last:
+                yield document, slice(first, last, stride)
 
 
 @dataclass
@@ -101,10 +137,12 @@ class _Moments:
     yy: torch.Tensor
 
 
-def _moments(corpus: Corpus, columns: slice, mean: torch.Tensor, root: torch.Tensor, regressors) -> _Moments:
+def _moments(
+    corpus: Corpus, layers: tuple[int, int], mean: torch.Tensor, root: torch.Tensor, regressors
+) -> _Moments:
     sums = None
     for start in corpus.starts():
-        x, y = regressors(start), (corpus.rows(start, columns) - mean) * root
+        x, y = regressors(start), (corpus.rows(start, layers) - mean) * root
         parts = [part.double() for part in (x.T @ x, x.T @ y, y.T @ y)]
         sums = parts if sums is None else [total + part for total, part in zip(sums, parts, strict=True)]
     return _Moments(*sums)
@@ -118,10 +156,17 @@ def _int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (matrix / scale).round(), scale
 
 
+def solving_bytes(channels_of_group: int, regressors: int, all_channels: int) -> int:
+    """The most memory that solving takes besides weights and text: sums of products in three copies and what is made of
+    them, a chunk of the text and what it becomes, and the sample of all channels, as it is and centred."""
+    squares = regressors**2 + regressors * channels_of_group + channels_of_group**2
+    chunk = 4 * _CHUNK * (2 * regressors + 5 * channels_of_group)
+    return 8 * (3 * squares + 4 * channels_of_group**2) + chunk + 8 * _SAMPLE * all_channels
+
+
 def solve_group(
     corpus: Corpus,
     layers: tuple[int, int],
-    columns: slice,
     sensitivity: torch.Tensor,
     inherited: torch.Tensor,
     step: float,
@@ -135,12 +180,12 @@ def solve_group(
     device = sensitivity.device
     weight = sensitivity.double().clamp_min(1e-12).float()
     root = weight.sqrt()
-    mean = sum(corpus.rows(s, columns).double().sum(0) for s in corpus.starts()).float() / len(corpus)
+    mean = sum(corpus.rows(s, layers).double().sum(0) for s in corpus.starts()).float() / len(corpus)
 
     def regressors(start: int) -> torch.Tensor:
         return torch.cat([corpus.features(start), inherited[start : start + _CHUNK].to(device).float() * step], dim=1)
 
-    moments = _moments(corpus, columns, mean, root, regressors)
+    moments = _moments(corpus, layers, mean, root, regressors)
     features = corpus.features(0).shape[1]
     # In units of each regressor's variance; a latent that is hardly ever there gets that of one step in a thousand.
     spread = (moments.xx.diagonal() / len(corpus)).clamp_min(step * step / 1000)
@@ -169,7 +214,7 @@ def solve_group(
     sums = torch.zeros(rank, dtype=torch.float64, device=device)
     leading = []
     for start in corpus.starts():
-        rows, earlier = corpus.rows(start, columns), inherited[start : start + _CHUNK].to(device).float()
+        rows, earlier = corpus.rows(start, layers), inherited[start : start + _CHUNK].to(device).float()
         latents = (rows - group.predict(corpus.features(start), earlier, step)) @ encoder
         sums += latents.abs().sum(0, dtype=torch.float64)
         leading.append(torch.round(latents / step).to(torch.int16).cpu())

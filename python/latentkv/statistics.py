@@ -4,6 +4,7 @@ keys and values costs. Forward passes only."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,13 +13,14 @@ from .geometry import PAIRING_NONE, Layer
 from .progress import Progress
 
 _NOISE = 0.3  # Standard deviations of a channel.
-_PROBE_BATCH = 6
+PROBE_BATCH = 6  # Caches with noise at a time.
 
 
 class QueryEnergy:
     """Mean squares of the queries of every layer while it is attached, the sinks' tokens left out."""
 
     def __init__(self, model: LoadedModel) -> None:
+        self._device = model.device
         self._sums = [torch.zeros(0)] * len(model.layers)
         self._count = self._tokens = 0
         self._handles = []
@@ -43,6 +45,15 @@ class QueryEnergy:
             self._count += queries.shape[0] if index == 0 else 0
 
         return record
+
+    def state(self) -> dict[str, Any]:
+        """What was recorded so far."""
+        return {"sums": [total.cpu() for total in self._sums], "count": self._count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._sums = [total.to(self._device) for total in state["sums"]]
+        self._count = state["count"]
 
     def detach(self) -> None:
         """Stops recording."""
@@ -98,11 +109,11 @@ def sensitivities(
     ]
     targets = [(layer, part) for layer in range(len(model.layers)) for part in (0, 1)]
     cost = dict.fromkeys(targets, 0.0)
-    progress = Progress("probing the layers", len(probes) * -(-len(targets) // _PROBE_BATCH))
+    progress = Progress("probing the layers", len(probes) * -(-len(targets) // PROBE_BATCH))
     for cache, following in probes:
         reference = model.logits_after(cache, following)
-        for start in range(0, len(targets), _PROBE_BATCH):
-            batch = targets[start : start + _PROBE_BATCH]
+        for start in range(0, len(targets), PROBE_BATCH):
+            batch = targets[start : start + PROBE_BATCH]
             noisy = [_with_noise(cache, model.layers, target, deviations, generator) for target in batch]
             loss = divergence(reference[None], model.logits_after_each(noisy, following)).mean(-1)
             for target, value in zip(batch, loss.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <iterator>
 
 #include "codec/block_state.h"
@@ -196,7 +197,10 @@ bool BlockPages::Untouched(uint32_t first, uint32_t last) const {
   const auto begin_of = [&](uint32_t layer) {
     return layer < cache_.layers.size() ? cache_.layers[layer].key : memory_.data() + memory_.size();
   };
-  return std::all_of<const uint8_t*>(begin_of(first), begin_of(last), [](uint8_t byte) { return byte == kPoison; });
+  const uint8_t* const begin = begin_of(first);
+  const size_t bytes = begin_of(last) - begin;
+  // Each byte equal to the one after it: as fast as memory, which fuzzing needs.
+  return bytes == 0 || (begin[0] == kPoison && std::memcmp(begin, begin + 1, bytes - 1) == 0);
 }
 
 std::vector<Bytes> SectionsOf(const Bytes& frame) {

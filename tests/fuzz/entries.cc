@@ -169,7 +169,7 @@ void FuzzExactSection(ByteSpan input) {
   constexpr DType kDTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3};
   LayerGeometry layer;
   layer.kv_heads = 1 + (input[0] >> 2 & 1);
-  layer.head_dim = 16;
+  layer.head_dim = input[0] & 8 ? 5 : 16;  // Of 5 no tile is whole.
   layer.dtype = kDTypes[input[0] & 3];
   const Bytes payload(input.begin() + 1, input.end());
   Bytes raw(2 * size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) * kBlockTokens);

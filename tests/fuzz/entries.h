@@ -26,8 +26,12 @@ struct FuzzEntry {
   const char* name;
   void (*run)(ByteSpan input);
   std::vector<Bytes> seeds;  // From tests/data/golden/.
+  std::vector<Bytes> corpus;  // What reached other code than the seeds do, from tests/fuzz/corpus/.
 };
 const std::vector<FuzzEntry>& FuzzEntries();
+
+// A corpus as one file: of each input its length, u32, and its bytes.
+Bytes PackCorpus(const std::vector<Bytes>& inputs);
 
 }  // namespace latentkv
 

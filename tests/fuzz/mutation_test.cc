@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 #include "tests/codec/synthetic.h"
 #include "tests/fuzz/entries.h"
@@ -29,14 +30,20 @@ void Mutate(Random* random, Bytes* bytes) {
   }
 }
 
-class Mutations : public testing::TestWithParam<size_t> {};
+class Entries : public testing::TestWithParam<size_t> {};
 
-TEST_P(Mutations, OfSeedsBreakNoPromise) {
+TEST_P(Entries, KeepTheirPromisesOnTheCorpus) {
+  const FuzzEntry& entry = FuzzEntries()[GetParam()];
+  ASSERT_FALSE(entry.corpus.empty());
+  for (const Bytes& input : entry.corpus) entry.run(input);
+}
+
+TEST_P(Entries, KeepTheirPromisesOnMutatedSeeds) {
   const FuzzEntry& entry = FuzzEntries()[GetParam()];
   Random random(GetParam());
   for (const Bytes& seed : entry.seeds) {
     entry.run(seed);
-    for (int round = 0; round < 2500; ++round) {
+    for (int round = 0; round < 10000; ++round) {
       Bytes input = seed;
       for (uint32_t changes = 1 + random.Below(4); changes > 0; --changes) Mutate(&random, &input);
       entry.run(input);
@@ -44,7 +51,7 @@ TEST_P(Mutations, OfSeedsBreakNoPromise) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Entries, Mutations, testing::Range<size_t>(0, FuzzEntries().size()),
+INSTANTIATE_TEST_SUITE_P(Fuzz, Entries, testing::Range<size_t>(0, FuzzEntries().size()),
                          [](const auto& test) { return FuzzEntries()[test.param].name; });
 
 // Not a test: with LATENTKV_WRITE_SEEDS=DIR, what libFuzzer starts from.
@@ -54,9 +61,29 @@ TEST(Seeds, AreWrittenWhereTheyAreAskedFor) {
   for (const FuzzEntry& entry : FuzzEntries()) {
     const std::filesystem::path path = std::filesystem::path(folder) / entry.name;
     std::filesystem::create_directories(path);
-    for (size_t i = 0; i < entry.seeds.size(); ++i) {
-      std::ofstream(path / std::to_string(i), std::ios::binary) << AsText(entry.seeds[i]);
+    std::vector<Bytes> inputs = entry.seeds;
+    inputs.insert(inputs.end(), entry.corpus.begin(), entry.corpus.end());
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      std::ofstream(path / std::to_string(i), std::ios::binary) << AsText(inputs[i]);
     }
+  }
+}
+
+// Nor this: with LATENTKV_PACK_CORPUS=DIR, what libFuzzer merged into DIR/<entry> becomes DIR/<entry>.packed.
+TEST(Seeds, ArePackedWhereTheyAreAskedFor) {
+  const char* folder = std::getenv("LATENTKV_PACK_CORPUS");
+  if (folder == nullptr) GTEST_SKIP() << "LATENTKV_PACK_CORPUS is not set";
+  for (const FuzzEntry& entry : FuzzEntries()) {
+    std::vector<std::filesystem::path> paths;
+    const std::filesystem::path from = std::filesystem::path(folder) / entry.name;
+    for (const auto& file : std::filesystem::directory_iterator(from)) paths.push_back(file.path());
+    std::sort(paths.begin(), paths.end());
+    std::vector<Bytes> inputs;
+    for (const auto& path : paths) {
+      std::ifstream file(path, std::ios::binary);
+      inputs.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    }
+    std::ofstream(from.string() + ".packed", std::ios::binary) << AsText(PackCorpus(inputs));
   }
 }
 

@@ -8,9 +8,22 @@
 namespace latentkv {
 namespace {
 
-Bytes Golden(const std::string& name) {
-  std::ifstream file(GOLDEN_PATH "/" + name, std::ios::binary);
+Bytes File(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
   return Bytes((std::istreambuf_iterator<char>(file)), {});
+}
+
+Bytes Golden(const std::string& name) { return File(GOLDEN_PATH "/" + name); }
+
+std::vector<Bytes> Corpus(const std::string& name) {
+  const Bytes packed = File(CORPUS_PATH "/" + name);
+  std::vector<Bytes> inputs;
+  ByteReader reader(packed);
+  while (reader.ok() && reader.remaining() > 0) {
+    const ByteSpan input = reader.GetBytes(reader.Get<uint32_t>());
+    inputs.emplace_back(input.begin(), input.end());
+  }
+  return reader.ok() ? inputs : std::vector<Bytes>();
 }
 
 // The golden basis with 2 layers of 1 head of 2 dimensions: few enough bytes for chance to meet each.
@@ -54,12 +67,16 @@ const std::vector<FuzzEntry>& FuzzEntries() {
   static const std::vector<FuzzEntry> entries = [] {
     const Bytes exact = Golden("synthetic-exact.frame"), first = Golden("synthetic-first.frame");
     const Bytes next = Golden("synthetic-next.frame");
-    std::vector<FuzzEntry> made = {{"frame", FuzzFrame, {Golden("envelope.frame"), exact, first, next}},
-                                   {"latent_section", FuzzLatentSection, {}},
-                                   {"latents", FuzzLatents, {{2, 9, 40, 7, 0, 3, 0}, {1, 17, 9, 60, 200, 1, 44, 1}}},
-                                   {"exact_section", FuzzExactSection, {}},
-                                   {"scalar_section", FuzzScalarSection, {}},
-                                   {"basis", FuzzBasis, {Golden("synthetic.basis"), SmallBasis()}}};
+    const std::vector<Bytes> frames = {Golden("envelope.frame"), exact, first, next};
+    const std::vector<Bytes> latents = {{2, 9, 40, 7, 0, 3, 0}, {1, 17, 9, 60, 200, 1, 44, 1}};
+    const std::vector<Bytes> bases = {Golden("synthetic.basis"), SmallBasis()};
+    std::vector<FuzzEntry> made = {{"frame", FuzzFrame, frames, {}},
+                                   {"latent_section", FuzzLatentSection, {}, {}},
+                                   {"latents", FuzzLatents, latents, {}},
+                                   {"exact_section", FuzzExactSection, {}, {}},
+                                   {"scalar_section", FuzzScalarSection, {}, {}},
+                                   {"basis", FuzzBasis, bases, {}}};
+    for (FuzzEntry& entry : made) entry.corpus = Corpus(entry.name);
     // At step 0.75, as the golden frames are.
     for (uint8_t group : {0, 1}) {
       made[1].seeds.push_back(Chosen(group, SectionsOf(first)[group]));
@@ -73,6 +90,16 @@ const std::vector<FuzzEntry>& FuzzEntries() {
     return made;
   }();
   return entries;
+}
+
+Bytes PackCorpus(const std::vector<Bytes>& inputs) {
+  Bytes packed;
+  ByteWriter writer(&packed);
+  for (const Bytes& input : inputs) {
+    writer.Put<uint32_t>(input.size());
+    writer.PutBytes(input);
+  }
+  return packed;
 }
 
 }  // namespace latentkv

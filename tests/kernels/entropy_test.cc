@@ -18,20 +18,25 @@ struct Sample {
   EntropyShape shape;
 };
 
-void Draw(uint32_t rows, uint32_t row_symbols, uint32_t seed, Sample* sample) {
+// Symbols are below `symbols_end`.
+void Draw(uint32_t rows, uint32_t row_symbols, uint32_t seed, Sample* sample, int symbols_end = 256) {
   std::mt19937 random(seed);
   for (int k = 0; k < 6; ++k) {
-    std::vector<uint64_t> counts(256);
-    for (int s = 0; s < 256; ++s) counts[s] = static_cast<uint64_t>(1e9 * std::exp(-s / std::pow(3.0, k - 1)));
+    std::vector<uint64_t> counts(symbols_end);
+    for (int s = 0; s < symbols_end; ++s) counts[s] = static_cast<uint64_t>(1e9 * std::exp(-s / std::pow(3.0, k - 1)));
     sample->tables.push_back(*MakeEntropyTable(NormalizeCounts(counts)));
   }
   sample->tables.push_back(*MakeEntropyTable(NormalizeCounts(std::vector<uint64_t>(256))));  // One certain symbol.
-  for (const EntropyTable& table : sample->tables) sample->pointers.push_back(&table);
+  std::vector<uint32_t> slots(sample->tables.size() * kProbabilityOne);
+  for (size_t k = 0; k < sample->tables.size(); ++k) {
+    MakeSlots(sample->tables[k], slots.data() + k * kProbabilityOne);
+    sample->pointers.push_back(&sample->tables[k]);
+  }
   for (uint32_t row = 0; row < rows; ++row) {
     sample->table_of_row.push_back(random() % sample->tables.size());
-    const EntropyTable& table = sample->tables[sample->table_of_row.back()];
+    const uint32_t* table = slots.data() + sample->table_of_row.back() * kProbabilityOne;
     for (uint32_t i = 0; i < row_symbols; ++i) {
-      sample->symbols.push_back(table.slot[random() % kProbabilityOne] & 0xff);
+      sample->symbols.push_back(table[random() % kProbabilityOne] & 0xff);
     }
   }
   sample->shape = {rows, row_symbols, sample->table_of_row, sample->pointers};
@@ -62,9 +67,11 @@ TEST(MakeEntropyTable, RefusesFrequenciesThatDoNotSumToOne) {
 TEST(Entropy, EveryBackendWritesTheSameAndReturnsTheSymbols) {
   uint32_t seed = 0;
   for (uint32_t rows : {0, 1, 2, 7, 300}) {
-    for (uint32_t row_symbols : {32, 64, 96}) {
+    // Symbols below 32 are looked up in other ways than more are.
+    for (int symbols_end : {1, 2, 5, 31, 32, 33, 256}) {
+      const uint32_t row_symbols = 32 * (1 + seed % 3);
       Sample sample;
-      Draw(rows, row_symbols, ++seed, &sample);
+      Draw(rows, row_symbols, ++seed, &sample, symbols_end);
       const Bytes coded = *EncodeSymbols(sample.shape, sample.symbols);
       for (Backend backend : AvailableBackends()) {
         EXPECT_EQ(*EncodeSymbols(sample.shape, sample.symbols, backend), coded) << BackendName(backend);
@@ -89,9 +96,12 @@ TEST(Entropy, SizeIsCloseToTheInformation) {
   EXPECT_GT(coded.size(), bits / 8);
 }
 
-TEST(Entropy, DamageIsFoundAndNoByteOutsideIsRead) {
+class EntropyOf : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Symbols, EntropyOf, testing::Values(16, 32, 256));
+
+TEST_P(EntropyOf, DamageIsFoundAndNoByteOutsideIsRead) {
   Sample sample;
-  Draw(60, 64, 9, &sample);
+  Draw(60, 64, 9, &sample, GetParam());
   const Bytes coded = *EncodeSymbols(sample.shape, sample.symbols);
   std::mt19937 random(4);
   for (Backend backend : AvailableBackends()) {
@@ -126,9 +136,9 @@ TEST(Entropy, DamageIsFoundAndNoByteOutsideIsRead) {
   }
 }
 
-TEST(Entropy, ArbitraryBytesNeverCrashAndBackendsAgreeOnThem) {
+TEST_P(EntropyOf, ArbitraryBytesNeverCrashAndBackendsAgreeOnThem) {
   Sample sample;
-  Draw(40, 64, 11, &sample);
+  Draw(40, 64, 11, &sample, GetParam());
   std::mt19937 random(12);
   for (int round = 0; round < 500; ++round) {
     Bytes noise(128 + 2 * (random() % 2000));
@@ -136,6 +146,24 @@ TEST(Entropy, ArbitraryBytesNeverCrashAndBackendsAgreeOnThem) {
     for (Backend backend : AvailableBackends()) {
       std::vector<uint8_t> decoded(sample.symbols.size());
       EXPECT_FALSE(DecodeSymbols(sample.shape, noise, absl::MakeSpan(decoded), backend).ok()) << BackendName(backend);
+    }
+  }
+}
+
+TEST_P(EntropyOf, SymbolsWithoutAFrequencyAreRefused) {
+  Sample sample;
+  Draw(4, 64, 3, &sample, GetParam());
+  const std::vector<uint16_t> certain(4, 6);
+  sample.shape.table_of_row = certain;
+  for (Backend backend : AvailableBackends()) {
+    for (int symbol : {1, 31, 32, 64, 255}) {  // Symbol 0 is the one that can be.
+      std::vector<uint8_t> symbols(4 * 64);
+      for (size_t place : {0, 31, 100, 255}) {
+        symbols[place] = symbol;
+        EXPECT_EQ(EncodeSymbols(sample.shape, symbols, backend).status().code(), absl::StatusCode::kInvalidArgument);
+        symbols[place] = 0;
+      }
+      EXPECT_TRUE(EncodeSymbols(sample.shape, symbols, backend).ok());
     }
   }
 }

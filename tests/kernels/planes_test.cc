@@ -11,15 +11,19 @@
 namespace latentkv {
 namespace {
 
-Bytes Planes(const Bytes& values, uint32_t tokens, uint32_t channels, uint32_t element) {
+Bytes Planes(const Bytes& values, uint32_t tokens, uint32_t channels, uint32_t element,
+             Backend backend = BestBackend()) {
   Bytes planes(values.size());
-  SplitPlanes(values.data(), tokens, channels, element, planes.data(), planes.data() + size_t{tokens} * channels);
+  SplitPlanes(values.data(), tokens, channels, element, planes.data(), planes.data() + size_t{tokens} * channels,
+              backend);
   return planes;
 }
 
-Bytes Merged(const Bytes& planes, uint32_t tokens, uint32_t channels, uint32_t element) {
+Bytes Merged(const Bytes& planes, uint32_t tokens, uint32_t channels, uint32_t element,
+             Backend backend = BestBackend()) {
   Bytes values(planes.size());
-  MergePlanes(planes.data(), planes.data() + size_t{tokens} * channels, tokens, channels, element, values.data());
+  MergePlanes(planes.data(), planes.data() + size_t{tokens} * channels, tokens, channels, element, values.data(),
+              backend);
   return values;
 }
 
@@ -47,14 +51,16 @@ TEST_P(PlanesOfShape, AreTheDefinitionsAndMergeBack) {
   std::mt19937 random(tokens * 1000 + channels);
   Bytes values(size_t{tokens} * channels * element);
   for (uint8_t& byte : values) byte = random();
-  const Bytes planes = Planes(values, tokens, channels, element);
-  EXPECT_EQ(planes, Definition(values, tokens, channels, element));
-  EXPECT_EQ(Merged(planes, tokens, channels, element), values);
+  for (Backend backend : AvailableBackends()) {
+    const Bytes planes = Planes(values, tokens, channels, element, backend);
+    EXPECT_EQ(planes, Definition(values, tokens, channels, element)) << BackendName(backend);
+    EXPECT_EQ(Merged(planes, tokens, channels, element, backend), values) << BackendName(backend);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, PlanesOfShape,
-                         testing::Combine(testing::Values(1, 2, 4), testing::Values(1, 7, 8, 64, 65),
-                                          testing::Values(1, 2, 9, 64, 131)));
+                         testing::Combine(testing::Values(1, 2, 4), testing::Values(1, 7, 8, 32, 64, 65),
+                                          testing::Values(1, 2, 8, 9, 64, 131)));
 
 TEST(Planes, EveryPatternOfTwoBytesComesBack) {
   constexpr uint32_t kTokens = 64, kChannels = 1024;

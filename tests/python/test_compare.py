@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from latentkv import drawing
 from latentkv.compare import __main__ as compare
 from latentkv.compare import plot, table
 from latentkv.compare.run import OURS, UNCOMPRESSED, ZEROED, Label
@@ -72,11 +73,11 @@ def test_rows_have_an_interval_in_two_columns_of_the_csv(results: dict) -> None:
 def test_plots_show_every_setting_and_load_nothing(results: dict, tmp_path: Path) -> None:
     plots = plot.plots_of(table.rows_of(results, RAW))
     assert set(plots) == {"chat-kl", "chat-recall"}
-    svg = plot.svg_of(plots["chat-kl"])
+    svg = drawing.svg_of(plots["chat-kl"])
     assert svg.count("<title>") == 4
     assert not re.search(r"(href|src|url)\s*[=(]", svg)
     pytest.importorskip("PIL")
-    plot.write_png(plots["chat-kl"], tmp_path / "plot.png")
+    drawing.write_png(plots["chat-kl"], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -20,12 +20,13 @@ from pathlib import Path
 
 from .. import calibrate, native
 from ..cache import LoadedModel, load_model
+from ..drawing import write_png
 from ..geometry import bytes_per_token
 from ..opponents import OPPONENTS
 from ..opponents.base import Calibration, NotApplicable, Opponent
 from ..text import Conversation, TextEncoder, load_encoder, read_conversations, spread
 from .page import page_of
-from .plot import plots_of, write_png
+from .plot import plots_of
 from .run import Basis, Bench
 from .table import at_equal_quality, control_failures, csv_of, rows_of, text_of
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from .plot import Shape, svg_of
+from ..drawing import Shape, svg_of
+from ..page import document, table
 from .table import AGAINST, AtQuality
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1a1a1a }
-table { border-collapse: collapse; margin: .5rem 0 2rem; font-variant-numeric: tabular-nums }
-td, th { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left }
-.ours { background: #eaf4fb } svg { max-width: 100%; height: auto; font: 13px system-ui, sans-serif }
-"""
 _LEAD = (
     "Every method on the same conversations; everything that it stores is counted. Ratio is raw bytes over stored "
     "bytes; KL the mean divergence of the next-token distribution from the uncompressed cache's, in nats; recall the "
@@ -24,25 +18,13 @@ _LEAD = (
 
 def page_of(title: str, rows: Sequence[dict], equal: Sequence[AtQuality], plots: dict[str, list[Shape]]) -> str:
     """The page as HTML."""
-    parts = [
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">', f"<title>{html.escape(title)}</title>",
-        f"<style>{_STYLE}</style></head><body>", f"<h1>{html.escape(title)}</h1><p>{_LEAD}</p>",
-    ]  # fmt: skip
-    parts += [f"<figure>{svg_of(plot)}</figure>" for plot in plots.values()]
+    parts = [f"<figure>{svg_of(plot)}</figure>" for plot in plots.values()]
     for text in dict.fromkeys(row["text"] for row in rows):
         parts.append(f"<h2>{html.escape(text)}: ratio at equal quality (factor over {AGAINST})</h2>")
         parts.append(_equal_table([one for one in equal if one.text == text]))
         parts.append(f"<h2>{html.escape(text)}: every setting</h2>")
         parts.append(_row_table([row for row in rows if row["text"] == text]))
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def _table(head: Sequence[str], body: Sequence[tuple[bool, Sequence[str]]]) -> str:
-    lines = ["<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    for ours, cells in body:
-        mark = ' class="ours"' if ours else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+    return document(title, _LEAD, parts)
 
 
 def _equal_table(equal: Sequence[AtQuality]) -> str:
@@ -51,7 +33,7 @@ def _equal_table(equal: Sequence[AtQuality]) -> str:
     for method, layers in dict.fromkeys((one.method, one.layers_per_group) for one in equal):
         own = {(one.measure, one.value): one for one in equal if (one.method, one.layers_per_group) == (method, layers)}
         body.append((method.startswith("latentkv"), [method, str(layers), *(_at(own[one]) for one in qualities)]))
-    return _table(["method", "layers", *(f"{measure} {value:g}" for measure, value in qualities)], body)
+    return table(["method", "layers", *(f"{measure} {value:g}" for measure, value in qualities)], body)
 
 
 def _at(one: AtQuality) -> str:
@@ -75,7 +57,7 @@ def _row_table(rows: Sequence[dict]) -> str:
         ]  # fmt: skip
         body.append((row["method"].startswith("latentkv"), cells))
     head = ["method", "setting", "layers", "ratio", "KL", "top 1", "recall", "questions", "bytes a token", "basis, MB"]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _interval(bounds: Sequence[float] | None, digits: int) -> str:
