@@ -20,6 +20,11 @@ class Backlog {
     bytes_ += bytes;
     ++items_;
   }
+  // One more, of no bytes; never waits.
+  void AddItem() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ++items_;
+  }
   void Remove(uint64_t bytes) {
     // Notified under the lock: whoever waits may destroy this as soon as it is empty.
     std::lock_guard<std::mutex> lock(mutex_);

@@ -170,8 +170,8 @@ bool LoadTask::QueueCompleted() {
       continue;
     }
     next.over = *std::move(over);
-    backlog_.Add(0);
     queued_.push_back(std::move(next));
+    backlog_.AddItem();
     if (queued_.size() == 1) parts_.pool->Add([this] { ConcludeQueued(); });
   }
   return any;

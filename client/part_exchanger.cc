@@ -27,7 +27,10 @@ PartExchanger::~PartExchanger() {
 }
 
 void PartExchanger::Work() {
-  while (std::optional<StagedParts> parts = queue_.Pop(absl::InfiniteFuture())) Exchange(&*parts);
+  while (std::optional<StagedParts> parts = queue_.Pop(absl::InfiniteFuture())) {
+    Exchange(&*parts);
+    --waiting_;
+  }
 }
 
 void PartExchanger::Exchange(StagedParts* parts) {
@@ -77,13 +80,17 @@ absl::StatusOr<RankAgreement> PartExchanger::MakeWhole(StagedParts* parts) {
     status = absl::ResourceExhaustedError(error.what());
   }
   if (!status.ok()) parts->batch.parts.clear();
-  absl::StatusOr<RankAgreement> agreed =
-      ranks_->Exchange(parts->batch, [&](uint32_t block, uint32_t from, ByteSpan part) {
-        PutHeads(share_.model(), share_.heads_of(from), 0, share_.model().layers.size(), kBlockTokens, part,
-                 {owner[block]->raw.get(), raw_bytes_});
-      });
-  if (!status.ok()) return status;
-  return agreed;
+  try {
+    absl::StatusOr<RankAgreement> agreed =
+        ranks_->Exchange(parts->batch, [&](uint32_t block, uint32_t from, ByteSpan part) {
+          PutHeads(share_.model(), share_.heads_of(from), 0, share_.model().layers.size(), kBlockTokens, part,
+                   {owner[block]->raw.get(), raw_bytes_});
+        });
+    if (!status.ok()) return status;
+    return agreed;
+  } catch (const std::exception& error) {
+    return absl::ResourceExhaustedError(error.what());
+  }
 }
 
 void PartExchanger::SayHowPartsGo() {

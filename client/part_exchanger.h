@@ -40,9 +40,16 @@ class PartExchanger {
   // Closes the exchange and gives up what is under way.
   ~PartExchanger();
 
-  void Push(StagedParts parts) { queue_.Push(std::move(parts)); }
+  void Push(StagedParts parts) {
+    ++waiting_;
+    queue_.Push(std::move(parts));
+  }
+  // Whether so much waits for the other ranks that a store without a part is not worth telling them: it holds no share of
+  // a budget. An engine that stores every 100 ms is six seconds ahead of them then.
+  bool full() const { return waiting_ >= kWaitingMax; }
 
  private:
+  static constexpr uint32_t kWaitingMax = 64;
   void Work();
   void Exchange(StagedParts* parts);
   absl::StatusOr<RankAgreement> MakeWhole(StagedParts* parts);
@@ -56,6 +63,7 @@ class PartExchanger {
   const std::shared_ptr<RawBuffers> buffers_;  // Of whole blocks.
   const uint64_t raw_bytes_;
   absl::Status link_status_;  // As it was said last.
+  std::atomic<uint32_t> waiting_{0};
   BlockingQueue<StagedParts> queue_;
   std::thread thread_;
 };

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "core/limits.h"
 
 namespace latentkv {
@@ -109,13 +110,27 @@ void StorePipeline::StoreWhole(StoreRequest* request, std::vector<Room> rooms, D
 
 void StorePipeline::StoreParts(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
                                const std::shared_ptr<StoreProgress>& progress) {
+  if (rooms.empty() && exchanger_->full()) {
+    for (size_t i = 0; i < request->slots.size(); ++i) {
+      const Digest& key = request->keys[request->first_block + i];
+      if (Owns(request->first_block + i)) {
+        Drop(key, progress.get(), i);
+      } else {
+        ledger_.LostElsewhere(key);
+        progress->Lost(i);
+      }
+    }
+    return;
+  }
   StagedParts staged;
   staged.sequence = ledger_.Begin();
   staged.complete = std::move(complete);
   staged.progress = progress;
   const absl::Span<const Digest> keys = absl::MakeConstSpan(request->keys).subspan(request->first_block);
   staged.keys.assign(keys.begin(), keys.end());
-  staged.batch.id = BatchId(keys);
+  // The same on all ranks, whatever each of them has been through: what came of an earlier attempt is of the same tokens.
+  staged.batch.id = Sha256({AsBytes("latentkv batch of ranks"), keys.front().span(), keys.back().span()});
+  staged.batch.stored = absl::Now();
   staged.batch.first_owner = request->first_block % parts_.share->ranks();
   staged.batch.part_bytes = part_bytes_;
   staged.batch.device = request->pages->device();
@@ -139,15 +154,6 @@ void StorePipeline::StoreParts(StoreRequest* request, std::vector<Room> rooms, D
     }
   }
   exchanger_->Push(std::move(staged));
-}
-
-Digest StorePipeline::BatchId(absl::Span<const Digest> keys) {
-  const Digest range = Sha256({keys.front().span(), keys.back().span()});
-  std::lock_guard<std::mutex> lock(attempts_mutex_);
-  const uint32_t* before = attempts_.Find(range);
-  const uint32_t attempt = before == nullptr ? 0 : *before + 1;
-  attempts_.Set(range, attempt);
-  return Sha256({AsBytes("latentkv batch of ranks"), range.span(), AsBytes(absl::StrCat(attempt))});
 }
 
 void StorePipeline::Drop(const Digest& key, StoreProgress* progress, uint32_t index) {

@@ -80,8 +80,6 @@ class StorePipeline {
                   const std::shared_ptr<StoreProgress>& progress);
   void StoreParts(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
                   const std::shared_ptr<StoreProgress>& progress);
-  // The same on every rank, and another each time that these blocks are stored.
-  Digest BatchId(absl::Span<const Digest> keys);
   void Drop(const Digest& key, StoreProgress* progress, uint32_t index);
 
   const Parts parts_;
@@ -90,8 +88,6 @@ class StorePipeline {
   StoreLedger ledger_;
   FrameSender sender_;
   EncodeWorkers encoders_;  // Before the sender, which it hands its frames to, is destroyed.
-  std::mutex attempts_mutex_;
-  RecentKeys<uint32_t> attempts_{StoreLedger::kLostBlocksMax};  // By range of blocks; under attempts_mutex_.
   std::unique_ptr<PartExchanger> exchanger_;  // Null: blocks are whole. Before the encoders.
 };
 

@@ -25,7 +25,8 @@ struct RankPart {
 
 // Blocks that every rank stores at once. Block i belongs to rank (first_owner + i) % ranks.
 struct RankBatch {
-  Digest id;  // The same on every rank, and of no batch before.
+  Digest id;  // The same on every rank, of these blocks alone; again if they are exchanged again.
+  absl::Time stored;  // When the engine stored them, which ranks do at about the same time.
   uint32_t first_owner = 0;
   std::vector<RankPart> parts;  // What this rank has of them, from the first on: fewer if it had no room.
   uint64_t part_bytes = 0;      // Of each, on every rank.
@@ -50,7 +51,7 @@ class RankExchange {
 
   // Returns when the agreed blocks of this rank are complete; `take` had their parts, its own among them, and maybe
   // some of blocks that are not, and is not called any more. All ranks call it with the same batches in the same order.
-  // An error, soon after a rank died and in bounded time if it only hangs, says which and means that none is complete:
+  // An error, in bounded time whatever became of a rank, says which and means that none is complete:
   // Unavailable, DeadlineExceeded, Cancelled (Close); the next batch may do.
   virtual absl::StatusOr<RankAgreement> Exchange(const RankBatch& batch, const TakePart& take) = 0;
 
@@ -59,7 +60,7 @@ class RankExchange {
   // Why they do not; OK if they do, or there was no reason to try. Of the thread that exchanges.
   virtual absl::Status link_status() const = 0;
 
-  // Ends the call that runs, and all later ones.
+  // Ends the call that runs, at once or, while a link is made or used, by its deadline; and all later ones.
   virtual void Close() = 0;
 };
 

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -26,13 +27,16 @@ namespace {
 
 // Parts move no slower than this, over whatever: a tenth of what gRPC moves between two busy processes.
 constexpr double kBytesPerSecondMin = 64 << 20;
-// How long a rank is waited for that did not come to the batch before: ranks that are well come within a part of it.
-constexpr absl::Duration kAwayPatience = absl::Milliseconds(100);
+// How long a rank is waited for that did not come to the batch before, and longer once something came of it again: ranks
+// that are well come within a part of it.
+constexpr absl::Duration kAwayPatience = absl::Milliseconds(100), kBackPatience = absl::Milliseconds(500);
 // Telling the others that a batch is given up is worth no more: they find out themselves.
 constexpr absl::Duration kStopDuration = absl::Milliseconds(200);
 // Batches that were given up, or that some rank is ready for, before this rank came to them: an engine that runs ahead
 // of one rank by so many stores has lost that rank.
 constexpr size_t kEarlyMax = 1024;
+// Ranks store in step. What was stored so much earlier than a batch, and is the same blocks, is an earlier attempt.
+constexpr int64_t kAttemptMs = 1000;
 // Between attempts to make a link; twice as long after each that failed.
 constexpr absl::Duration kLinkPauseMin = absl::Seconds(30), kLinkPauseMax = absl::Minutes(10);
 constexpr char kGroup[] = "ranks";  // Of the meeting at rank 0.
@@ -74,7 +78,10 @@ class Inbox final : public RankSink {
       heard_[message.from()] = true;
       auto found = rounds_.find(*id);
       if (found != rounds_.end()) {
-        round = found->second;
+        // A part is as good whatever attempt it is of: the same heads of the same tokens.
+        const bool earlier = message.stored_ms() < found->second.stored_ms - kAttemptMs && message.part().empty();
+        if (earlier) return absl::FailedPreconditionError("this rank is at a later attempt");
+        round = found->second.round;
       } else if (message.has_ready() || !message.stop().empty()) {
         Keep(*id, message);
         return absl::OkStatus();
@@ -84,12 +91,14 @@ class Inbox final : public RankSink {
     return Give(message, round.get());
   }
 
-  void Open(const Digest& id, const std::shared_ptr<RankRound>& round) {
+  void Open(const Digest& id, int64_t stored_ms, const std::shared_ptr<RankRound>& round) {
     std::lock_guard lock(mutex_);
-    rounds_[id] = round;
+    rounds_[id] = {stored_ms, round};
     auto early = early_.find(id);
     if (early == early_.end()) return;
-    for (const v1::RankMessage& message : early->second) Give(message, round.get()).IgnoreError();
+    for (const v1::RankMessage& message : early->second) {
+      if (message.stored_ms() >= stored_ms - kAttemptMs) Give(message, round.get()).IgnoreError();
+    }
     early_.erase(early);
   }
   void Close(const Digest& id) {
@@ -98,7 +107,7 @@ class Inbox final : public RankSink {
   }
   void StopAll(absl::string_view why) {
     std::lock_guard lock(mutex_);
-    for (auto& [id, round] : rounds_) round->Stop(why);
+    for (auto& [id, open] : rounds_) open.round->Stop(why);
   }
 
   // Whether anything came of the rank since it was taken to be away.
@@ -112,6 +121,10 @@ class Inbox final : public RankSink {
   }
 
  private:
+  struct OpenRound {
+    int64_t stored_ms;
+    std::shared_ptr<RankRound> round;
+  };
   static absl::Status Give(const v1::RankMessage& message, RankRound* round) {
     if (message.has_ready()) {
       round->Ready(message.from(), message.ready());
@@ -126,7 +139,9 @@ class Inbox final : public RankSink {
   }
   void Keep(const Digest& id, const v1::RankMessage& message) {
     auto [found, fresh] = early_.try_emplace(id);
-    if (found->second.size() < 2 * ranks_) found->second.push_back(message);
+    std::vector<v1::RankMessage>& kept = found->second;
+    std::erase_if(kept, [&](const v1::RankMessage& one) { return one.stored_ms() < message.stored_ms() - kAttemptMs; });
+    if (kept.size() < 2 * ranks_) kept.push_back(message);
     if (fresh) early_order_.push_back(id);
     if (early_order_.size() > kEarlyMax) {
       early_.erase(early_order_.front());
@@ -136,7 +151,7 @@ class Inbox final : public RankSink {
 
   const uint32_t ranks_;
   mutable std::mutex mutex_;
-  absl::flat_hash_map<Digest, std::shared_ptr<RankRound>> rounds_;
+  absl::flat_hash_map<Digest, OpenRound> rounds_;
   absl::flat_hash_map<Digest, std::vector<v1::RankMessage>> early_;
   std::deque<Digest> early_order_;
   std::vector<bool> heard_;
@@ -174,14 +189,19 @@ class RankMesh final : public RankExchange {
   absl::StatusOr<RankAgreement> Exchange(const RankBatch& batch, const TakePart& take) override {
     // Not behind the batch that said so, whose blocks would wait for it.
     if (std::exchange(joins_, false) && batch.device.has_value() && !cancel_.cancelled()) MakeLink(batch);
-    const auto round = std::make_shared<RankRound>(rank(), ranks(), batch, take);
-    inbox_.Open(batch.id, round);
     v1::RankGo go;
-    absl::Status status = cancel_.cancelled() ? absl::CancelledError("the client was closed")
-                                              : Run(batch, round.get(), &go);
-    round->Close();
-    inbox_.Close(batch.id);
-    if (!status.ok() && !cancel_.cancelled()) TellStop(batch.id, status.message());
+    absl::Status status;
+    {
+      const auto round = std::make_shared<RankRound>(rank(), ranks(), batch, take);
+      // Also when something throws: nobody may give a part to a batch that is gone.
+      const absl::Cleanup close = [&] {
+        round->Close();
+        inbox_.Close(batch.id);
+      };
+      inbox_.Open(batch.id, absl::ToUnixMillis(batch.stored), round);
+      status = cancel_.cancelled() ? absl::CancelledError("the client was closed") : Run(batch, round.get(), &go);
+    }
+    if (!status.ok() && !cancel_.cancelled()) TellStop(batch, status.message());
     if (cancel_.cancelled()) return absl::CancelledError("the client was closed");
     joins_ = go.join();
     if (!status.ok()) return status;
@@ -194,10 +214,10 @@ class RankMesh final : public RankExchange {
     v1::RankReady ready;
     ready.set_blocks(batch.parts.size());
     ready.set_loss_inherited(batch.loss_inherited);
-    ready.set_joins(options_.make_link != nullptr && batch.device.has_value());
+    ready.set_joins(options_.make_link != nullptr && batch.device.has_value() && !absl::IsFailedPrecondition(link_status_));
     if (link_ != nullptr && batch.part_bytes <= link_->bytes_max()) ready.set_generation(link_->generation());
     absl::StatusOr<v1::RankGo> agreed =
-        rank() == 0 ? Lead(batch.id, ready, round, deadline) : Follow(batch.id, ready, round, deadline);
+        rank() == 0 ? Lead(batch, ready, round, deadline) : Follow(batch, ready, round, deadline);
     if (!agreed.ok()) return agreed.status();
     *go = *std::move(agreed);
     const double bytes = static_cast<double>(batch.part_bytes) * batch.parts.size();
@@ -213,15 +233,15 @@ class RankMesh final : public RankExchange {
   }
 
   // Rank 0. One that did not come to a batch is not waited for as long again before something came of it.
-  absl::StatusOr<v1::RankGo> Lead(const Digest& id, const v1::RankReady& own, RankRound* round, absl::Time deadline) {
+  absl::StatusOr<v1::RankGo> Lead(const RankBatch& batch, const v1::RankReady& own, RankRound* round, absl::Time deadline) {
     std::vector<bool> came;
-    bool all_there = true;
+    absl::Duration patience = absl::InfiniteDuration();
     for (uint32_t other = 1; other < ranks(); ++other) {
-      if (away_[other] && inbox_.heard(other)) away_[other] = false;
-      all_there &= !away_[other];
+      if (away_[other]) patience = std::min(patience, inbox_.heard(other) ? kBackPatience : kAwayPatience);
     }
     absl::StatusOr<std::vector<v1::RankReady>> ready =
-        round->AwaitReady(own, all_there ? deadline : std::min(deadline, absl::Now() + kAwayPatience), &came);
+        round->AwaitReady(own, std::min(deadline, absl::Now() + patience), &came);
+    if (ready.ok()) away_.assign(ranks(), false);
     if (absl::IsDeadlineExceeded(ready.status())) {
       for (uint32_t other = 1; other < ranks(); ++other) SetAway(other, !came[other]);
     }
@@ -237,7 +257,7 @@ class RankMesh final : public RankExchange {
       join &= one.joins();
     }
     go.set_join(join && go.generation() == 0 && absl::Now() >= next_join_);
-    v1::RankMessage message = Message(id);
+    v1::RankMessage message = Message(batch);
     *message.mutable_go() = go;
     for (uint32_t other = 1; other < ranks(); ++other) {
       absl::Status status = Deliver(other, message, deadline);
@@ -248,9 +268,9 @@ class RankMesh final : public RankExchange {
     return go;
   }
 
-  absl::StatusOr<v1::RankGo> Follow(const Digest& id, const v1::RankReady& own, RankRound* round,
+  absl::StatusOr<v1::RankGo> Follow(const RankBatch& batch, const v1::RankReady& own, RankRound* round,
                                     absl::Time deadline) {
-    v1::RankMessage message = Message(id);
+    v1::RankMessage message = Message(batch);
     *message.mutable_ready() = own;
     absl::Status status = Deliver(0, message, deadline);
     if (!status.ok()) return status;
@@ -260,7 +280,7 @@ class RankMesh final : public RankExchange {
 
   absl::Status SendParts(const RankBatch& batch, const v1::RankGo& go, RankRound* round, absl::Time deadline) {
     std::vector<std::unique_ptr<Delivery>> deliveries(ranks());
-    v1::RankMessage message = Message(batch.id);
+    v1::RankMessage message = Message(batch);
     for (uint32_t block = 0; block < go.blocks(); ++block) {
       const uint32_t owner = round->OwnerOf(block);
       if (owner == rank()) continue;
@@ -338,9 +358,10 @@ class RankMesh final : public RankExchange {
     next_join_ = absl::Now() + link_pause_;
   }
 
-  v1::RankMessage Message(const Digest& id) const {
+  v1::RankMessage Message(const RankBatch& batch) const {
     v1::RankMessage message;
-    message.set_batch(id.bytes.data(), id.bytes.size());
+    message.set_batch(batch.id.bytes.data(), batch.id.bytes.size());
+    message.set_stored_ms(absl::ToUnixMillis(batch.stored));
     message.set_from(rank());
     return message;
   }
@@ -356,8 +377,8 @@ class RankMesh final : public RankExchange {
     }
     return absl::Status(status.code(), absl::StrCat("rank ", rank, ": ", status.message()));
   }
-  void TellStop(const Digest& id, absl::string_view why) {
-    v1::RankMessage message = Message(id);
+  void TellStop(const RankBatch& batch, absl::string_view why) {
+    v1::RankMessage message = Message(batch);
     message.set_stop(why.data(), why.size());
     for (uint32_t other = 0; other < ranks(); ++other) {
       if (other != rank()) Deliver(other, message, absl::Now() + kStopDuration).IgnoreError();

@@ -105,6 +105,7 @@ class RankMeshTest : public ::testing::Test {
       threads.emplace_back([&, rank] {
         RankBatch batch;
         batch.id = IdOf(number);
+        batch.stored = stored_;
         batch.first_owner = number;
         batch.part_bytes = part_bytes;
         batch.loss_inherited = 0.25f * rank;
@@ -122,6 +123,7 @@ class RankMeshTest : public ::testing::Test {
     for (std::thread& thread : threads) thread.join();
     return outcomes;
   }
+  absl::Time stored_ = absl::Now();  // By the engine.
   // All ranks agreed on `blocks`, and have all parts of theirs.
   void ExpectWhole(int number, const std::vector<Outcome>& outcomes, uint32_t blocks, uint64_t part_bytes = 1000) {
     for (uint32_t rank = 0; rank < kRanks; ++rank) {
@@ -147,6 +149,24 @@ class RankMeshTest : public ::testing::Test {
   RankLinkFactory make_link_;
   std::vector<std::unique_ptr<RankExchange>> meshes_;
 };
+
+TEST_F(RankMeshTest, WhatFailedIsExchangedByALaterAttemptWhateverCameOfTheFirst) {
+  const std::vector<uint32_t> counts(kRanks, 6);
+  for (uint32_t absent : {2u, 0u}) {
+    std::vector<bool> present(kRanks, true);
+    present[absent] = false;
+    const std::vector<Outcome> failed = Exchange(7 + absent, counts, 1000, present);
+    for (uint32_t rank = 0; rank < kRanks; ++rank) EXPECT_FALSE(failed[rank].agreed.ok()) << rank;
+    // The absent rank was told that the batch was given up; and knows nothing of it, started again.
+    stored_ += absl::Seconds(2);
+    ExpectWhole(7 + absent, Exchange(7 + absent, counts), 6);
+    EXPECT_FALSE(Exchange(20 + absent, counts, 1000, present)[1].agreed.ok());
+    meshes_[absent].reset();
+    Start(absent);
+    stored_ += absl::Seconds(2);
+    ExpectWhole(20 + absent, Exchange(20 + absent, counts), 6);
+  }
+}
 
 TEST_F(RankMeshTest, EveryRankGetsAllPartsOfItsBlocks) {
   ExpectWhole(0, Exchange(0, {9, 9, 9, 9}), 9);
@@ -188,7 +208,7 @@ TEST_F(RankMeshTest, ARankWithOtherPartsIsRefused) {
   for (uint32_t rank = 0; rank < kRanks; ++rank) {
     threads.emplace_back([&, rank] {
       const uint64_t bytes = rank == 3 ? 500 : 1000;
-      RankBatch batch = {IdOf(0), 0, {}, bytes, 0, {}};
+      RankBatch batch = {IdOf(0), stored_, 0, {}, bytes, 0, {}};
       for (uint32_t block = 0; block < 4; ++block) batch.parts.push_back(PartOf(0, block, rank, bytes));
       statuses[rank] = meshes_[rank]->Exchange(batch, [](uint32_t, uint32_t, ByteSpan) {}).status();
     });
@@ -201,7 +221,7 @@ TEST_F(RankMeshTest, ARankWithOtherPartsIsRefused) {
 TEST_F(RankMeshTest, CloseEndsAnExchangeAtOnce) {
   absl::Status status;
   std::thread thread([&] {
-    status = meshes_[0]->Exchange({IdOf(0), 0, {}, 1000, 0, {}}, [](uint32_t, uint32_t, ByteSpan) {}).status();
+    status = meshes_[0]->Exchange({IdOf(0), stored_, 0, {}, 1000, 0, {}}, [](uint32_t, uint32_t, ByteSpan) {}).status();
   });
   absl::SleepFor(absl::Milliseconds(50));
   const absl::Time began = absl::Now();

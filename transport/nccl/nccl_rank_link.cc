@@ -24,9 +24,11 @@ class NcclRankLink final : public RankLink {
         // Whole lines of memory for each.
         bytes_max_(kRankStagingBytes / communicator_->ranks() / 256 * 256) {}
   ~NcclRankLink() override {
-    const bool held = communicator_->holds_buffers();
+    const bool held = failed_ || communicator_->holds_buffers();
     communicator_.reset();
-    if (held) return;  // Freeing waits for the device, which may never let go of them.
+    // Freeing waits for all of the device. Behind a failure that may be for ever: the engine's own kernels wait for the
+    // rank that died. A link of so few is worth less than the engine.
+    if (held) return;
     DeviceGuard guard(device_);
     cudaFree(sent_);
     cudaFree(received_);
@@ -56,6 +58,7 @@ class NcclRankLink final : public RankLink {
     DeviceGuard guard(device_);
     absl::Status status = Move(to, from_bytes, deadline);
     if (!status.ok()) {
+      failed_ = true;
       // A copy of them may still be under way, and then will be as long as the process.
       if (communicator_->holds_buffers()) new std::vector<std::vector<RankPart>>(to.begin(), to.end());
       return status;
@@ -102,6 +105,7 @@ class NcclRankLink final : public RankLink {
   }
 
   std::unique_ptr<Communicator> communicator_;
+  bool failed_ = false;
   const int device_;
   const uint64_t bytes_max_;
   cudaStream_t stream_ = nullptr;
