@@ -27,8 +27,8 @@ namespace {
 
 // Parts move no slower than this, over whatever: a tenth of what gRPC moves between two busy processes.
 constexpr double kBytesPerSecondMin = 64 << 20;
-// How long a rank is waited for that did not come to the batch before, and longer once something came of it again: ranks
-// that are well come within a part of it.
+// How long a rank is waited for that did not come to the batch before, and longer once something came of it again:
+// ranks that are well come within a part of it.
 constexpr absl::Duration kAwayPatience = absl::Milliseconds(100), kBackPatience = absl::Milliseconds(500);
 // Telling the others that a batch is given up is worth no more: they find out themselves.
 constexpr absl::Duration kStopDuration = absl::Milliseconds(200);
@@ -214,7 +214,8 @@ class RankMesh final : public RankExchange {
     v1::RankReady ready;
     ready.set_blocks(batch.parts.size());
     ready.set_loss_inherited(batch.loss_inherited);
-    ready.set_joins(options_.make_link != nullptr && batch.device.has_value() && !absl::IsFailedPrecondition(link_status_));
+    ready.set_joins(options_.make_link != nullptr && batch.device.has_value() &&
+                    !absl::IsFailedPrecondition(link_status_));
     if (link_ != nullptr && batch.part_bytes <= link_->bytes_max()) ready.set_generation(link_->generation());
     absl::StatusOr<v1::RankGo> agreed =
         rank() == 0 ? Lead(batch, ready, round, deadline) : Follow(batch, ready, round, deadline);
@@ -233,7 +234,8 @@ class RankMesh final : public RankExchange {
   }
 
   // Rank 0. One that did not come to a batch is not waited for as long again before something came of it.
-  absl::StatusOr<v1::RankGo> Lead(const RankBatch& batch, const v1::RankReady& own, RankRound* round, absl::Time deadline) {
+  absl::StatusOr<v1::RankGo> Lead(const RankBatch& batch, const v1::RankReady& own, RankRound* round,
+                                  absl::Time deadline) {
     std::vector<bool> came;
     absl::Duration patience = absl::InfiniteDuration();
     for (uint32_t other = 1; other < ranks(); ++other) {
@@ -400,8 +402,8 @@ class RankMesh final : public RankExchange {
   // Of the thread that exchanges.
   std::unique_ptr<RankLink> link_;  // Null: none.
   absl::Status link_status_;
-  bool joins_ = false;              // Before the next batch.
-  std::vector<bool> away_;          // Of rank 0: by rank.
+  bool joins_ = false;      // Before the next batch.
+  std::vector<bool> away_;  // Of rank 0: by rank.
   absl::Duration link_pause_ = kLinkPauseMin;
   absl::Time next_join_ = absl::InfinitePast();
 };
@@ -410,9 +412,9 @@ class RankMesh final : public RankExchange {
 
 absl::StatusOr<std::unique_ptr<RankExchange>> OpenRankMesh(const RankMeshOptions& options) {
   if (options.ranks < 2 || options.ranks > kRanksMax || options.rank >= options.ranks || options.meeting.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", options.rank, " of ", options.ranks, " at \"", options.meeting, "\": an engine has 2 to ",
-                     kRanksMax, " ranks that exchange, and a path at which they meet"));
+    return absl::InvalidArgumentError(absl::StrCat("rank ", options.rank, " of ", options.ranks, " at \"",
+                                                   options.meeting, "\": an engine has 2 to ", kRanksMax,
+                                                   " ranks that exchange, and a path at which they meet"));
   }
   auto mesh = std::make_unique<RankMesh>(options);
   absl::Status status = mesh->Open();
