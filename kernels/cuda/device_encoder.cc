@@ -90,12 +90,13 @@ HostGroup MakeHostGroup(const BasisView& view, const DeviceBasis& basis, uint32_
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const BasisView& view, const DeviceBasis& basis) {
+absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const BasisView& view, const DeviceBasis& basis,
+                                                                     const std::function<bool()>& cancelled) {
   const uint32_t count = view.groups.size();
   std::vector<HostGroup> hosts(count);
   std::atomic<uint32_t> next = 0;
   const auto work = [&] {
-    for (uint32_t g = next++; g < count; g = next++) hosts[g] = MakeHostGroup(view, basis, g);
+    for (uint32_t g = next++; g < count && !cancelled(); g = next++) hosts[g] = MakeHostGroup(view, basis, g);
   };
   std::vector<std::thread> threads;
   for (uint32_t i = 1; i < std::min(count, std::max(1u, std::thread::hardware_concurrency())); ++i) {
@@ -103,6 +104,7 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const Basis
   }
   work();
   for (std::thread& thread : threads) thread.join();
+  if (cancelled()) return absl::CancelledError("encoders are not wanted any more");
 
   std::unique_ptr<DeviceEncoder> encoder(new DeviceEncoder());
   encoder->live_rank_ = view.live_rank;
