@@ -338,10 +338,12 @@ absl::Status RocksDatabase::Reclaim(const std::function<bool()>& enough) {
     // The first round touches keys alone: it drops the files whose payloads are all removed.
     options.blob_garbage_collection_policy =
         round == 0 ? rocksdb::BlobGarbageCollectionPolicy::kDisable : rocksdb::BlobGarbageCollectionPolicy::kForce;
-    // At least one file; a store of few files is small.
+    // At least one file. A store of few files is small: all of them at once, and once.
     uint64_t files = 0;
     db_->GetIntProperty(Handle(Family::kPayload), rocksdb::DB::Properties::kNumBlobFiles, &files);
-    options.blob_garbage_collection_age_cutoff = files * kReclaimShare < 1 ? 1 : kReclaimShare;
+    const bool few = files * kReclaimShare < 1;
+    if (few && round > 1) break;
+    options.blob_garbage_collection_age_cutoff = few ? 1 : kReclaimShare;
     status = db_->CompactRange(options, Handle(Family::kPayload), nullptr, nullptr);
     if (!status.ok()) return from(status);
   }
