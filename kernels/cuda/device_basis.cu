@@ -4,7 +4,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/product_tiles.h"
-#include "kernels/cuda/restore_product.h"
 
 namespace latentkv::cuda {
 namespace {
@@ -198,6 +197,25 @@ absl::Status DeviceBasis::MakeSmall(const BasisView& view) {
   keeper.Copy<uint8_t>(sinks, &known_sinks_);
   keeper.Copy<int8_t>(view.embedding, &embedding_);
   return keeper.status();
+}
+
+ProductParams DeviceBasis::Product(uint32_t group) const {
+  const DeviceGroup& from = groups_[group];
+  ProductParams params = {};
+  params.tiles = from.tiles.data();
+  params.mean = from.mean.data();
+  params.feature_scale = from.feature_scale.data();
+  params.row_scale = from.row_scale.data();
+  params.tile_count = from.tile_count;
+  params.tile_step = 1;
+  params.feature_tiles = feature_tiles();
+  params.own_tiles = from.own_tiles;
+  params.inherited_tiles = inherited_tiles();
+  params.columns = columns_.data();
+  params.group = group;
+  params.first_part = 2 * from.first_layer;
+  params.part_count = 2 * (from.last_layer - from.first_layer);
+  return params;
 }
 
 void DeviceBasis::MakeRoomForModels() {

@@ -19,6 +19,7 @@
 #include "kernels/basis_view.h"
 #include "kernels/cuda/device_array.h"
 #include "kernels/cuda/latent_decode.h"
+#include "kernels/cuda/restore_product.h"
 #include "kernels/cuda/restore_steps.h"
 #include "kernels/cuda/restore_types.h"
 #include "kernels/heads.h"
@@ -63,6 +64,8 @@ class DeviceBasis {
   uint32_t history() const { return history_; }
   const int8_t* embedding() const { return embedding_.data(); }
   const uint8_t* known_sinks() const { return known_sinks_.data(); }
+  // What a product with `group` takes from the basis; the rest is the batch's.
+  ProductParams Product(uint32_t group) const;
   // Where the sinks of `group` begin among known sinks number `index`.
   uint32_t SinkOffset(uint32_t index, uint32_t group) const { return index * sink_bytes_ + sink_offsets_[group]; }
   const DecodeGroup* decode_groups() const { return decode_groups_.data(); }

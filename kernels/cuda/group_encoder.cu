@@ -205,27 +205,13 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
 }
 
 ProductParams GroupEncoder::Product(uint32_t group) const {
-  const DeviceGroup& from = basis_.groups()[group];
-  ProductParams params = {};
-  params.tiles = from.tiles.data();
-  params.mean = from.mean.data();
-  params.feature_scale = from.feature_scale.data();
-  params.row_scale = from.row_scale.data();
+  ProductParams params = basis_.Product(group);
   params.factor = encoder_.groups()[group].root_weight.data();
-  params.tile_count = from.tile_count;
-  params.tile_step = 1;
-  params.feature_tiles = basis_.feature_tiles();
-  params.own_tiles = from.own_tiles;
-  params.inherited_tiles = basis_.inherited_tiles();
-  params.columns = basis_.columns();
-  params.group = group;
   params.blocks = blocks_;
   params.plans = plans_.data();
   params.rest_tiles = rest_tiles_.data();
   params.slots = slots_.data();
   params.parts = parts_.data();
-  params.first_part = 2 * from.first_layer;
-  params.part_count = 2 * (from.last_layer - from.first_layer);
   params.rotaries = rotaries_.data();
   return params;
 }

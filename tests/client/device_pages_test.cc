@@ -25,6 +25,22 @@ class DevicePagesTest : public ClientTest {
     config.logger = std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
     return config;
   }
+  // A job is not gone before what waits in `gate` is over, and then writes no page any more; returns what they have.
+  static std::vector<Bytes> ExpectGoneAfter(Gate* gate, const TestPages& pages, std::unique_ptr<Job> job) {
+    std::atomic<bool> gone{false};
+    std::thread free([&] {
+      job.reset();
+      gone = true;
+    });
+    absl::SleepFor(absl::Milliseconds(30));
+    EXPECT_FALSE(gone) << "something was still under way";
+    gate->Open();
+    free.join();
+    const std::vector<Bytes> after = pages.memory();
+    absl::SleepFor(absl::Milliseconds(30));
+    EXPECT_TRUE(pages.memory() == after);
+    return after;
+  }
   std::string log() const { return log_.str(); }
   // A client of `basis` for `pages`, which lie on the device that restores its groups; tokens [0, 256) of sequence 5
   // are stored, and the pages poisoned. arrived_ counts the sections that come afterwards.
@@ -241,18 +257,7 @@ TEST_F(DevicePagesTest, AJobIsGoneOnceTheGroupsThatWereQueuedAreOver) {
   std::unique_ptr<Client> client = OpenWithStoredGroups(basis, &pages);
   auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
   gate.AwaitVisitor();
-  std::atomic<bool> gone{false};
-  std::thread free([&] {
-    job->reset();
-    gone = true;
-  });
-  absl::SleepFor(absl::Milliseconds(30));
-  EXPECT_FALSE(gone) << "a group was still under way";
-  gate.Open();
-  free.join();
-  const std::vector<Bytes> after = pages.memory();
-  absl::SleepFor(absl::Milliseconds(30));
-  EXPECT_TRUE(pages.memory() == after);
+  ExpectGoneAfter(&gate, pages, *std::move(job));
 }
 
 TEST_F(DevicePagesTest, ALoadOfManyBlocksIsRestoredInSeveralRuns) {
@@ -301,18 +306,7 @@ TEST_F(DevicePagesTest, NoPageIsWrittenOnceAJobIsGone) {
   std::unique_ptr<Client> client = ClientTest::Open(Config(), &pages);
   auto job = client->Load({TestTokens(7, 256)}, 0, 256, pages.PageIds(256, 7), Soon());
   gate.AwaitVisitor();
-  std::atomic<bool> gone{false};
-  std::thread free([&] {
-    job->reset();
-    gone = true;
-  });
-  absl::SleepFor(absl::Milliseconds(30));
-  EXPECT_FALSE(gone) << "a copy was still under way";
-  gate.Open();
-  free.join();
-  const std::vector<Bytes> after = pages.memory();
-  absl::SleepFor(absl::Milliseconds(30));
-  EXPECT_TRUE(pages.memory() == after);
+  const std::vector<Bytes> after = ExpectGoneAfter(&gate, pages, *std::move(job));
   EXPECT_FALSE(after == Expected(Layout::kTokensFirst, 64, 4, 7, 0, 256).memory()) << "what was not begun is not done";
 }
 
