@@ -79,6 +79,7 @@ struct ClientStats {
   uint64_t stored_blocks = 0, stored_bytes = 0, stored_raw_bytes = 0;  // Acknowledged.
   uint64_t dropped_blocks = 0;  // Not sent: the queue was full, the daemon away, or a block before was not stored.
   uint64_t store_failures = 0;  // Could not be encoded, or were not acknowledged.
+  uint64_t device_encoded_blocks = 0;  // Of the stored ones: by the device that their pages lay on.
   bool breaker_open = false;    // The daemon counts as away.
 };
 

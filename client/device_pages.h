@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "client/blocking_queue.h"
+#include "client/device_encoder.h"
 #include "client/engine_pages.h"
 #include "client/head_share.h"
 #include "kernels/basis_view.h"
@@ -33,6 +34,10 @@ class DeviceStaging {
   static constexpr uint64_t kGroupPayloadBytes = uint64_t{64} << 20;
   // Has the device restore sections of `basis`, which outlives this. Its error: then they are restored on the CPU.
   absl::Status OpenGroups(const BasisView& basis);
+  // Has the device encode blocks in the basis of `codec`, as soon as it can; both outlive this.
+  void OpenEncoder(const Codec* codec, const EncodeOptions& options, FailureLog* log) {
+    encoder_ = std::make_shared<DeviceEncoder>(device_, codec, options, log);
+  }
 
  private:
   friend class DevicePages;
@@ -61,13 +66,14 @@ class DeviceStaging {
 
   const HeadShare share_;
   const uint32_t number_;
-  const std::unique_ptr<Device> device_;
+  const std::shared_ptr<Device> device_;
   std::shared_ptr<RawBuffers> buffers_;
   std::mutex store_mutex_;
   std::unique_ptr<DeviceLane> store_lane_;  // Under store_mutex_. Its order lets a buffer be used again at once.
   PinnedMemory group_payload_;
   std::unique_ptr<GroupLane> group_lane_;  // Null: none.
   std::atomic<bool> group_lane_taken_{false};
+  std::shared_ptr<DeviceEncoder> encoder_;  // Null: none.
   std::vector<LoadLane> load_lanes_;
   BlockingQueue<LoadLane*> free_lanes_;
 };
@@ -81,6 +87,7 @@ class DevicePages final : public EnginePages {
   std::optional<uint32_t> device() const override { return staging_->number_; }
   RawBuffers::Buffer TakeBuffer() override { return staging_->buffers_->Take(); }
   absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) override;
+  std::shared_ptr<DeviceEncoder> encoder() const override { return staging_->encoder_; }
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) override { return staging_->device_->Record(stream); }
   absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot, const DeviceEvent* used,
                     absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) override;

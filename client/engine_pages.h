@@ -9,6 +9,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "client/device_encoder.h"
 #include "client/raw_buffers.h"
 #include "kernels/device.h"
 #include "kernels/pages.h"
@@ -39,6 +40,9 @@ class EnginePages {
   // not, the pages are not read any more, or not before what is queued in `stream` later. The blocks are complete at
   // the event; null: they are.
   virtual absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) = 0;
+
+  // What encodes their blocks; null: the CPU.
+  virtual std::shared_ptr<DeviceEncoder> encoder() const = 0;
 
   // For loads. The point up to which what is queued in `stream` may use the pages; null: they are free.
   virtual absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) = 0;

@@ -20,6 +20,7 @@ class HostPages final : public EnginePages {
   std::optional<uint32_t> device() const override { return std::nullopt; }
   RawBuffers::Buffer TakeBuffer() override { return buffers_->Take(); }
   absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks, EngineStream stream) override;
+  std::shared_ptr<DeviceEncoder> encoder() const override { return nullptr; }
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream) override { return nullptr; }
   absl::Status Fill(uint32_t first_layer, uint32_t last_layer, absl::Span<const TokenRun> slot, const DeviceEvent* used,
                     absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) override;

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "client/device_pages.h"
+#include "codec/codec.h"
 #include "client/engine_pages.h"
 #include "client/failure_log.h"
 #include "client/head_share.h"
@@ -21,9 +22,10 @@ namespace latentkv {
 class PageRegistry {
  public:
   // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and of threads that fill pages.
-  // Pages on a device have it restore sections of `basis`, which may be null.
+  // Pages on a device have it restore sections of the basis of `codec`, and, if `write` is not exact, encode in it; null
+  // for neither.
   PageRegistry(const HeadShare& share, const Devices& devices, uint64_t staging_bytes_max, uint32_t thread_count,
-               const BasisView* basis, FailureLog* log);
+               const Codec* codec, const EncodeOptions& write, FailureLog* log);
 
   // In the place of those before, which live on with the jobs that have them. InvalidArgument if they do not fit the
   // geometry or lie in several memories; errors of the device, whose staging memory is allocated with its first pages.
@@ -41,7 +43,8 @@ class PageRegistry {
   const Devices& devices_;
   const uint64_t staging_bytes_max_;
   const uint32_t thread_count_;
-  const BasisView* const basis_;
+  const Codec* const codec_;
+  const EncodeOptions write_;
   FailureLog* const log_;
   const std::shared_ptr<RawBuffers> host_buffers_;
   mutable std::mutex mutex_;

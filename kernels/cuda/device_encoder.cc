@@ -7,7 +7,6 @@
 
 #include "kernels/cuda/product_tiles.h"
 #include "kernels/cuda/restore_product.h"
-#include "kernels/rotary.h"
 
 namespace latentkv::cuda {
 namespace {
@@ -24,7 +23,7 @@ std::vector<float> Ordered(absl::Span<const float> values, const std::vector<int
 struct HostGroup {
   absl::Status status;
   std::vector<float> root_weight, unweigh, sensitivity, column_scale;
-  std::vector<uint16_t> encoder;
+  std::vector<int8_t> encoder;
   uint32_t rows = 0, columns = 0;
 };
 
@@ -70,32 +69,31 @@ HostGroup MakeHostGroup(const BasisView& view, const DeviceBasis& basis, uint32_
   const auto value = [&](uint32_t r, int32_t c) { return (*encoder)[size_t(c) * from.rank + r] * unweigh[c]; };
   for (uint32_t c = 0; c < from.channels; ++c) {
     for (uint32_t r = 0; r < from.rank; ++r) {
-      group.column_scale[r] = std::max(group.column_scale[r], std::fabs(value(r, c)));
+      group.column_scale[r] = std::max(group.column_scale[r], std::fabs(value(r, c)) / 127);
     }
   }
   group.encoder.resize(size_t{group.rows} * group.columns);
-  std::vector<float> row(group.columns);
   for (uint32_t n = 0; n < group.rows; ++n) {
     // What ProjectMaps says of the order of rows.
     const uint32_t r = n / kRankTile * kRankTile + n % 8 / 2 * 32 + n % kRankTile / 8 * 2 + n % 2;
     if (r >= from.rank || group.column_scale[r] == 0) continue;
     for (uint32_t at = 0; at < group.columns; ++at) {
-      row[at] = channels[at] < 0 ? 0 : value(r, channels[at]) / group.column_scale[r];
+      const float whole = channels[at] < 0 ? 0 : std::nearbyint(value(r, channels[at]) / group.column_scale[r]);
+      group.encoder[size_t{n} * group.columns + at] = static_cast<int8_t>(whole);
     }
-    FromFloat(DType::kFp16, row.data(), row.size(),
-              reinterpret_cast<uint8_t*>(group.encoder.data() + size_t{n} * group.columns));
   }
   return group;
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const BasisView& view, const DeviceBasis& basis) {
+absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const BasisView& view, const DeviceBasis& basis,
+                                                                     const std::function<bool()>& cancelled) {
   const uint32_t count = view.groups.size();
   std::vector<HostGroup> hosts(count);
   std::atomic<uint32_t> next = 0;
   const auto work = [&] {
-    for (uint32_t g = next++; g < count; g = next++) hosts[g] = MakeHostGroup(view, basis, g);
+    for (uint32_t g = next++; g < count && !cancelled(); g = next++) hosts[g] = MakeHostGroup(view, basis, g);
   };
   std::vector<std::thread> threads;
   for (uint32_t i = 1; i < std::min(count, std::max(1u, std::thread::hardware_concurrency())); ++i) {
@@ -103,6 +101,7 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const Basis
   }
   work();
   for (std::thread& thread : threads) thread.join();
+  if (cancelled()) return absl::CancelledError("encoders are not wanted any more");
 
   std::unique_ptr<DeviceEncoder> encoder(new DeviceEncoder());
   encoder->live_rank_ = view.live_rank;
@@ -126,8 +125,7 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(const Basis
     copy(host.column_scale, &group.column_scale);
     copy(host.encoder, &group.encoder);
     if (!status.ok()) return status;
-    absl::StatusOr<CUtensorMap> map = MakeProductMap(reinterpret_cast<const int8_t*>(group.encoder.data()), host.rows,
-                                                     uint64_t{host.columns} * sizeof(uint16_t), kDecoderRows);
+    absl::StatusOr<CUtensorMap> map = MakeProductMap(group.encoder.data(), host.rows, host.columns, kDecoderRows);
     if (!map.ok()) return map.status();
     group.map = *map;
     encoder->groups_.push_back(std::move(group));

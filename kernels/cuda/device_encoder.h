@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -19,7 +20,7 @@ struct EncoderGroup {
   // In the order of a product's factors (restore_product.h).
   DeviceArray<float> root_weight, unweigh, sensitivity;
   DeviceArray<float> column_scale;  // [rank in whole tiles]
-  DeviceArray<uint16_t> encoder;    // As ProjectMaps has it, fp16, over column_scale.
+  DeviceArray<int8_t> encoder;      // As ProjectMaps has it, over column_scale.
   CUtensorMap map;
 };
 
@@ -29,8 +30,9 @@ class DeviceEncoder {
   // Asks for the encoders of all groups, which takes seconds for a large basis, on as many threads as there are cores
   // or groups. `view` and `basis` are used until it returns, but for view.live_rank, which is kept. FailedPrecondition
   // for a basis without an encoder, Unimplemented for one whose weights do not say what its sensitivities need,
-  // ResourceExhausted.
-  static absl::StatusOr<std::unique_ptr<DeviceEncoder>> Create(const BasisView& view, const DeviceBasis& basis);
+  // ResourceExhausted; Cancelled, within the time that one group takes, if `cancelled` says so.
+  static absl::StatusOr<std::unique_ptr<DeviceEncoder>> Create(
+      const BasisView& view, const DeviceBasis& basis, const std::function<bool()>& cancelled = [] { return false; });
 
   const std::vector<EncoderGroup>& groups() const { return groups_; }
   // Latents of `group` that are coded at `step`.

@@ -5,8 +5,9 @@
 namespace latentkv::cuda {
 namespace {
 
-// What fp16 holds.
-constexpr float kResidualMax = 65504;
+constexpr float kResidualMax = 127;
+// Added to a whole number, its last byte is that number's.
+constexpr float kWholeBytes = 0x1.8p23f;
 
 __device__ __forceinline__ bool IsFinite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
@@ -95,131 +96,126 @@ class Residual {
     }
   }
 
+  // A token at a time, so that what is loaded for one fits the registers beside all values.
   __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
     const Source source = SourceOf(tile.data, tile.block_in_tile);
-    Raw raw[2][4] = {};
-    if (source.Together<Raw::kBytes, Raw::kAlignment>()) {
-#pragma unroll
-      for (uint32_t r = 0; r < 2; ++r) {
-#pragma unroll
-        for (uint32_t s = 0; s < 4; ++s) {
-          if (source.chunks[s] >= 0) raw[r][s] = Raw::Load(source.tokens[r] + source.chunks[s]);
-        }
-      }
-    } else {
-#pragma unroll
-      for (uint32_t r = 0; r < 2; ++r) {
-#pragma unroll
-        for (uint32_t s = 0; s < 4; ++s) {
-          if (source.chunks[s] >= 0) raw[r][s] = Raw::Load(source.tokens[r] + source.chunks[s], source.dim);
-        }
-      }
-    }
+    const bool together = source.Together<Raw::kBytes, Raw::kAlignment>();
     DeviceRotary rotary = {};
     if (tile.data.tile.turn != kTurnNone) rotary = params_.rotaries[tile.data.tile.rotary];
-    // Two chunks at a time, which hold all that turns with one another.
-    float2 energy[2] = {};
-    uint4 packed[2][4];
 #pragma unroll
-    for (uint32_t s = 0; s < 2; ++s) {
-      ChunkFactors weights[2] = {{tile.data.factor, s}, {tile.data.factor, s + 2}};
-      const ChunkFactors means[2] = {{tile.data.mean, s}, {tile.data.mean, s + 2}};
-      weights[0].Scale(own_.inverse_step);
-      weights[1].Scale(own_.inverse_step);
+    for (uint32_t r = 0; r < 2; ++r) {
+      Raw raw[4] = {};
 #pragma unroll
-      for (uint32_t r = 0; r < 2; ++r) {
+      for (uint32_t s = 0; s < 4; ++s) {
+        if (source.chunks[s] < 0) continue;
+        const uint8_t* from = source.tokens[r] + source.chunks[s];
+        raw[s] = together ? Raw::Load(from) : Raw::Load(from, source.dim);
+      }
+      Leftover left;
+      // Two chunks at a time, which hold all that turns with one another.
+#pragma unroll
+      for (uint32_t s = 0; s < 2; ++s) {
         float loaded[2][kChunkChannels];
 #pragma unroll
         for (uint32_t c = 0; c < 2; ++c) {
 #pragma unroll
-          for (uint32_t k = 0; k < kChunkChannels; ++k) loaded[c][k] = raw[r][s + 2 * c].At(k);
+          for (uint32_t k = 0; k < kChunkChannels; ++k) loaded[c][k] = raw[s + 2 * c].At(k);
         }
         if (tile.data.tile.turn != kTurnNone) Unturn(tile, rotary, r, s, loaded);
 #pragma unroll
-        for (uint32_t c = 0; c < 2; ++c) {
-          packed[r][s + 2 * c] = Left(tile.values, s + 2 * c, r, loaded[c], means[c], weights[c], &energy[r]);
-        }
+        for (uint32_t c = 0; c < 2; ++c) Subtract(tile, s + 2 * c, r, loaded[c], &left);
       }
+      Finish(tile, r, left);
     }
-#pragma unroll
-    for (uint32_t r = 0; r < 2; ++r) Finish(tile, r, energy[r], packed[r]);
   }
 
  private:
+  // Of a token's channels of a thread.
+  struct Leftover {
+    float with = 0, without = 0;  // Energies.
+    float largest = 0;
+    __device__ __forceinline__ void Gather() {
+#pragma unroll
+      for (uint32_t apart = 1; apart < 4; apart *= 2) {
+        with += __shfl_xor_sync(~0u, with, apart);
+        without += __shfl_xor_sync(~0u, without, apart);
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
+      }
+    }
+  };
+
   __device__ __forceinline__ Source SourceOf(const product::TileData& data, uint32_t block_in_tile) const {
     // A tile's first chunk is always there.
     const DevicePart& part = parts_[data.tile.chunks[0].part - params_.first_part];
     return Source(part, data.tile, data.slots + block_in_tile * kBlockTokens + RowOfThread());
   }
 
-  // Residuals of a chunk, and their energy.
-  __device__ __forceinline__ static uint4 Left(const float (&values)[64], uint32_t s, uint32_t r,
-                                               const float (&loaded)[kChunkChannels], const ChunkFactors& means,
-                                               const ChunkFactors& weights, float2* energy) {
-    uint32_t words[kChunkChannels / 2];
+  // Puts a chunk's residuals in the place of its predicted values.
+  __device__ __forceinline__ void Subtract(const product::TileValues& tile, uint32_t s, uint32_t r,
+                                           const float (&loaded)[kChunkChannels], Leftover* leftover) const {
+    ChunkFactors weights(tile.data.factor, s);
+    const ChunkFactors means(tile.data.mean, s);
+    weights.Scale(own_.inverse_step);
 #pragma unroll
-    for (uint32_t w = 0; w < kChunkChannels / 2; ++w) {
-      float left[2];
-#pragma unroll
-      for (uint32_t e = 0; e < 2; ++e) {
-        const uint32_t k = 2 * w + e;
-        left[e] = (loaded[k] - values[4 * (4 * s + w) + 2 * r + e]) * weights.values[k];
-        const float plain = (loaded[k] - means.values[k]) * weights.values[k];
-        energy->x = fmaf(left[e], left[e], energy->x);
-        energy->y = fmaf(plain, plain, energy->y);
-      }
-      const __half2 two = __floats2half2_rn(left[0], left[1]);
-      words[w] = reinterpret_cast<const uint32_t&>(two);
+    for (uint32_t k = 0; k < kChunkChannels; ++k) {
+      float& value = tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
+      value = (loaded[k] - value) * weights.values[k];
+      const float plain = (loaded[k] - means.values[k]) * weights.values[k];
+      leftover->with = fmaf(value, value, leftover->with);
+      leftover->without = fmaf(plain, plain, leftover->without);
+      leftover->largest = fmaxf(leftover->largest, fabsf(value));
     }
-    return {words[0], words[1], words[2], words[3]};
   }
 
   // Writes a token's share of a tile.
-  __device__ __forceinline__ void Finish(const product::TileValues& tile, uint32_t r, float2 energy,
-                                         uint4 (&packed)[4]) const {
+  __device__ __forceinline__ void Finish(const product::TileValues& tile, uint32_t r, Leftover left) const {
     const uint32_t token = RowOfThread() + 8 * r;
     const size_t at = size_t{tile.block} * kBlockTokens + token;
     const bool sink = tile.data.plans[tile.block_in_tile].first_token == 0 && token < kSinkTokens;
-    // Sums that are numbers, and small, are of numbers that are.
-    if (sink || !(energy.x < kResidualMax * kResidualMax) || !IsFinite(energy.y)) {
-      Rare(SourceOf(tile.data, tile.block_in_tile), r, own_, tile.block, token, sink, packed);
-      if (sink) energy = {0, 0};
-    }
-    uint16_t* to = own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
-#pragma unroll
-    for (uint32_t s = 0; s < 4; ++s) *reinterpret_cast<uint4*>(to + 4 * s * kChunkChannels) = packed[s];
-#pragma unroll
-    for (uint32_t apart = 1; apart < 4; apart *= 2) {
-      energy.x += __shfl_xor_sync(~0u, energy.x, apart);
-      energy.y += __shfl_xor_sync(~0u, energy.y, apart);
-    }
-    if (lane_ % 4 == 0) own_.energies[size_t{tile.channels} * params_.blocks * kBlockTokens + at] = energy;
-  }
-
-  // Zeros for what is no number of fp16, and for sinks; says what cannot be encoded so.
-  __device__ __noinline__ static void Rare(const Source source, uint32_t r, const Params& own, uint32_t block,
-                                           uint32_t token, bool sink, uint4 (&packed)[4]) {
-    bool beyond = false, finite = true;
+    left.Gather();
+    // Sums that are numbers are of numbers.
+    const bool numbers = IsFinite(left.with) && IsFinite(left.without);
+    if (!numbers) Rare(params_, parts_, own_, tile.data, tile.block_in_tile, tile.block, r, sink);
+    const float largest = sink || !numbers ? 0 : left.largest;
+    const float inverse = largest > 0 ? kResidualMax / largest : 0;
+    uint8_t* to = own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
-      uint32_t words[4] = {packed[s].x, packed[s].y, packed[s].z, packed[s].w};
+      uint32_t words[2];
 #pragma unroll
-      for (uint32_t w = 0; w < 4; ++w) {
+      for (uint32_t w = 0; w < 2; ++w) {
+        uint32_t bits[4];
 #pragma unroll
-        for (uint32_t half = 0; half < 2; ++half) {
-          const bool number = (words[w] >> 16 * half & 0x7c00) != 0x7c00;
-          beyond |= !number;
-          if (!number || sink) words[w] &= ~(0xffffu << 16 * half);
+        for (uint32_t k = 0; k < 4; ++k) {
+          const float value = tile.values[4 * (4 * s + 2 * w + k / 2) + 2 * r + k % 2];
+          bits[k] = __float_as_uint(fmaf(value, inverse, kWholeBytes));
         }
+        words[w] = __byte_perm(__byte_perm(bits[0], bits[1], 0x40), __byte_perm(bits[2], bits[3], 0x40), 0x5410);
       }
-      packed[s] = {words[0], words[1], words[2], words[3]};
+      *reinterpret_cast<uint2*>(to + 4 * s * kChunkChannels) = {words[0], words[1]};
+    }
+    if (lane_ % 4 != 0) return;
+    own_.units[size_t{tile.channels} * own_.unit_stride + at] = largest / kResidualMax;
+    own_.energies[size_t{tile.channels} * params_.blocks * kBlockTokens + at] =
+        sink ? float2{0, 0} : float2{left.with, left.without};
+  }
+
+  // Says what cannot be encoded so: numbers that are none, or whose residuals are none.
+  __device__ __noinline__ static void Rare(const ProductParams& params, const DevicePart* parts, const Params& own,
+                                           const product::TileData& data, uint32_t block_in_tile, uint32_t block,
+                                           uint32_t r, bool sink) {
+    const uint32_t token = RowOfThread() + 8 * r;
+    const Source source(parts[data.tile.chunks[0].part - params.first_part], data.tile,
+                        data.slots + block_in_tile * kBlockTokens + RowOfThread());
+    bool finite = true;
+    for (uint32_t s = 0; s < 4; ++s) {
       if (source.chunks[s] < 0) continue;
       const Raw raw = Raw::Load((r == 0 ? source.tokens[0] : source.tokens[1]) + source.chunks[s], source.dim);
 #pragma unroll
       for (uint32_t k = 0; k < kChunkChannels; ++k) finite &= IsFinite(raw.At(k));
     }
     if (!finite) atomicOr(own.faults + block, kEncodeNotFinite);
-    if (finite && beyond && !sink) atomicOr(own.exact + block, 1ull << token);
+    if (finite && !sink) atomicOr(own.exact + block, 1ull << token);
   }
 
   // Undoes Scatter's Turn (restore_product.cu), up to rounding, in the chunks 4 s + lane % 4 and 8 on.
@@ -282,18 +278,18 @@ class Loss {
       const uint32_t token = RowOfThread() + 8 * r;
       const bool sink = data.plans[tile.block_in_tile].first_token == 0 && token < kSinkTokens;
       if (sink || (exact >> token & 1)) continue;
-      const uint16_t* from = own_.residuals + (size_t{tile.block} * kBlockTokens + token) * own_.stride +
-                             tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
+      const size_t at = size_t{tile.block} * kBlockTokens + token;
+      const uint8_t* from =
+          own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
+      const float unit = own_.step * __ldg(own_.units + size_t{tile.channels} * own_.unit_stride + at);
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
-        const uint4 words = __ldg(reinterpret_cast<const uint4*>(from + 4 * s * kChunkChannels));
-        const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
+        const uint2 words = __ldg(reinterpret_cast<const uint2*>(from + 4 * s * kChunkChannels));
         const ChunkFactors unweigh(data.feature_scale, s), sensitivity(data.factor, s);
 #pragma unroll
         for (uint32_t k = 0; k < kChunkChannels; ++k) {
-          const float residual = __half2float(__ushort_as_half(static_cast<uint16_t>(halves[k / 2] >> 16 * (k % 2))));
-          const float left =
-              residual * (own_.step * unweigh.values[k]) - tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
+          const float residual = static_cast<int8_t>((k < 4 ? words.x : words.y) >> 8 * (k % 4));
+          const float left = residual * (unit * unweigh.values[k]) - tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
           loss += sensitivity.values[k] * (left * left);
         }
       }

@@ -20,14 +20,16 @@ enum EncodeFault : uint32_t {
   kEncodeRoom = 4,       // Sections larger than the scratch or the frames' memory has room for.
 };
 
-// Residuals are fp16, in units of the step, times the root of the channel's weight:
-// [blocks * kBlockTokens][tile_count * kTileChannels], chunk i of a tile at its channels 8 i and on.
+// Residuals are int8, [blocks * kBlockTokens][stride], chunk i of a tile at its channels 8 i and on. A token's of a tile
+// are in units of their own, so that the largest is 127; a unit is in steps, times the root of the channel's weight.
 struct ResidualParams {
-  uint16_t* residuals;
-  uint64_t stride;  // Elements.
+  uint8_t* residuals;
+  uint64_t stride;  // Channels of the group's tiles.
+  float* units;     // [tile_count][unit_stride]
+  uint32_t unit_stride;
   float inverse_step;
   float2* energies;           // [tile_count][blocks * kBlockTokens]: of a token's residuals, and of what means leave
-  unsigned long long* exact;  // [blocks], bit t set: token t is beyond what residuals hold
+  unsigned long long* exact;  // [blocks], bit t set: token t is beyond what floats hold
   uint32_t* faults;           // [blocks]
 };
 // Writes those of blocks whose plan is valid; params.factor is the root of the weights. Sinks leave nothing.
@@ -35,8 +37,10 @@ absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params,
                            DType dtype, uint32_t multiprocessors, cudaStream_t stream);
 
 struct LossParams {
-  const uint16_t* residuals;
+  const uint8_t* residuals;
   uint64_t stride;
+  const float* units;
+  uint32_t unit_stride;
   float step;
   const unsigned long long* exact;  // [blocks]: these tokens lose nothing
   float* losses;                    // [blocks][tiles worked on][4]

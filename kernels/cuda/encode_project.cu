@@ -18,12 +18,14 @@ using product::kTileBlocks;
 using product::kWarpgroup;
 using product::Stage;
 
-// Channels of fp16 in a stage's rows.
-constexpr uint32_t kStageChannels = kRankTile / sizeof(uint16_t);
 constexpr uint32_t kThreadLatents = 32;   // Of a tile's, for each of a thread's two tokens.
 constexpr int32_t kMagnitudeBound = 256;  // kLatentMagnitudeMax of codec/latent_section.h
 constexpr float kClamp = 300;             // Any above the bound will do, as long as a byte and a rest hold it.
 constexpr uint16_t kRestInTheMaking = 0xfffe;
+// Sums of products that begin at the bits of this float are those of the float that is as much larger: quicker than to
+// convert them.
+constexpr float kWhole = 0x1.8p23f;
+static_assert(kTileChannels * 127 * 127 < 1 << 22);
 
 struct Shared {
   Stage stages[kStages];
@@ -45,15 +47,15 @@ __device__ void Produce(const ProjectMaps& maps, const ProjectParams& params, ui
   for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
     const Place place = PlaceOf(i, tiles);
     const uint32_t row = encoder ? place.tile * kRankTile : place.blocks * kTileBlocks * kBlockTokens;
-    for (uint32_t k = 0; k < params.channels / kStageChannels; ++k) {
+    for (uint32_t k = 0; k < params.tiles; ++k) {
       Stage* stage = &shared->stages[cursor.stage];
       uint64_t* full = &shared->full[cursor.stage];
       Wait(&shared->empty[cursor.stage], cursor.parity ^ 1);
       if (encoder) {
         ArriveExpecting(full, sizeof(Stage));
-        CopyBox(&maps.encoder, k * kRankTile, row, full, stage->decoder);
+        CopyBox(&maps.encoder, k * kTileChannels, row, full, stage->decoder);
       } else {
-        CopyBox(&maps.residuals, k * kRankTile, row, full, stage->latents);
+        CopyBox(&maps.residuals, k * kTileChannels, row, full, stage->latents);
       }
       cursor.Next();
     }
@@ -87,37 +89,45 @@ class Consumer {
       : params_(params), shared_(shared), block_(block), lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void Tile(const Place& place) {
-    float sums[64];
-#pragma unroll
-    for (uint32_t i = 0; i < 64; ++i) sums[i] = 0;
-    const uint32_t steps = params_.channels / kStageChannels;
-    uint32_t running = cursor_.stage;
-    Start(sums);
-#pragma unroll 1
-    for (uint32_t i = 1; i < steps; ++i) {
-      const uint32_t next = cursor_.stage;
-      Start(sums);
-      AwaitProducts<1>();
-      Release(running);
-      running = next;
-    }
-    AwaitProducts<0>();
-    Release(running);
     const uint32_t block = place.blocks * kTileBlocks + block_;
+    const float* units = params_.units + block * kBlockTokens + Row();
+    float sums[64] = {};
+    float2 next = {__ldg(units), __ldg(units + 8)};
+#pragma unroll 1
+    for (uint32_t i = 1; i <= params_.tiles; ++i) {
+      const float2 now = next;
+      if (i < params_.tiles) units += params_.unit_stride;
+      next = {__ldg(units), __ldg(units + 8)};
+      AddStage(now, sums);
+    }
     if (block < params_.blocks) Quantize(block, place.tile, sums);
   }
 
  private:
-  __device__ __forceinline__ void Start(float (&sums)[64]) {
+  // Adds the products of the next stage, in the units of the thread's two rows. The other warpgroups keep the tensor cores
+  // busy while these are taken from them.
+  __device__ __forceinline__ void AddStage(float2 units, float (&sums)[64]) {
+    int32_t products[64];
+#pragma unroll
+    for (uint32_t i = 0; i < 64; ++i) products[i] = __float_as_int(kWhole);
     Wait(&shared_->full[cursor_.stage], cursor_.parity);
     const Stage& stage = shared_->stages[cursor_.stage];
     const uint64_t a = Operand(SharedAddress(stage.latents[block_])), b = Operand(SharedAddress(stage.decoder));
+    FenceSums(products);
     FenceProducts();
 #pragma unroll
-    for (uint32_t k = 0; k < kRankTile / 32; ++k) MultiplyAdd(sums, a + 2 * k, b + 2 * k);
+    for (uint32_t k = 0; k < kRankTile / 32; ++k) MultiplyAdd(products, a + 2 * k, b + 2 * k);
     CommitProducts();
+    AwaitProducts<0>();
+    FenceSums(products);
+    Release(cursor_.stage);
     cursor_.Next();
+#pragma unroll
+    for (uint32_t i = 0; i < 64; ++i) {
+      sums[i] = fmaf(i / 2 % 2 == 0 ? units.x : units.y, __int_as_float(products[i]) - kWhole, sums[i]);
+    }
   }
+  __device__ __forceinline__ uint32_t Row() const { return threadIdx.x % kWarpgroup / 32 * 16 + lane_ / 4; }
   __device__ __forceinline__ void Release(uint32_t stage) {
     __syncwarp();
     if (lane_ == 0) Arrive(&shared_->empty[stage]);
@@ -126,11 +136,10 @@ class Consumer {
   // A thread has latents 32 (lane % 4) + j of the tile, j below 32, of two tokens: sums[4 (j / 2) + 2 r + j % 2].
   __device__ __forceinline__ void Quantize(uint32_t block, uint32_t tile, const float (&sums)[64]) {
     const uint32_t first = tile * kRankTile + lane_ % 4 * kThreadLatents;
-    const uint32_t row = threadIdx.x % kWarpgroup / 32 * 16 + lane_ / 4;
     const bool first_block = params_.first_tokens[block] == 0;
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
-      const uint32_t token = row + 8 * r;
+      const uint32_t token = Row() + 8 * r;
       const bool sink = first_block && token < kSinkTokens;
       uint32_t bytes[kThreadLatents / 4] = {}, highs[kThreadLatents / 4] = {};
       uint32_t own = 0, inherited = 0;

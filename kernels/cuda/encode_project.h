@@ -1,6 +1,6 @@
-// Residuals to quantized latents on the device: the product with a group's encoder in fp16 on the tensor cores,
-// rounding as its epilogue. The latents are as the CPU's but where those lie within rounding of a half: sums of floats
-// are not exact, and a frame says what it was written with.
+// Residuals to quantized latents on the device: the product with a group's encoder in int8 on the tensor cores, rounding as
+// its epilogue. The latents are as the CPU's but where those lie near a half: each rounds what it projects in its own
+// way (docs/decisions/0021-encoding-on-the-gpu.md), and a frame says what it was written with.
 #ifndef LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 #define LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 
@@ -14,18 +14,19 @@
 
 namespace latentkv::cuda {
 
-// fp16 matrices as bytes (MakeProductMap of restore_product.h).
 struct ProjectMaps {
-  CUtensorMap residuals;  // [tokens][channels], boxes of kTokenRows
-  CUtensorMap encoder;    // [rank in whole tiles][channels], boxes of kDecoderRows; row 8 i + 2 k + e of a tile is of
+  CUtensorMap residuals;  // [tokens][tiles * kTileChannels], boxes of kTokenRows
+  CUtensorMap encoder;    // [rank in whole tiles][tiles * kTileChannels], boxes of kDecoderRows; row 8 i + 2 k + e of a tile is of
                           // latent 32 k + 2 i + e
 };
 
 struct ProjectParams {
   uint32_t blocks;
-  uint32_t channels;             // In whole tiles.
+  uint32_t tiles;                // Of channels.
   uint32_t live;                 // Latents of the group that are coded; the others are 0.
-  const float* column_scale;     // [rank in whole tiles] by latent
+  const float* units;            // [tiles][unit_stride] what a token's residuals of a tile are in
+  uint32_t unit_stride;          // A multiple of kTokenRows.
+  const float* column_scale;     // [rank in whole tiles] by latent: what the encoder is in
   const uint32_t* first_tokens;  // [blocks]
   int8_t* latents;  // [blocks * kBlockTokens][latent_stride], from column `column` on: q less twice its rest
   uint64_t latent_stride;

@@ -175,8 +175,11 @@ __global__ void CopyKernel(const CopyParams p) {
   for (uint32_t g = 0; g < group; ++g) at += BytesOf(p.placed, g, block);
   uint8_t* to = p.room + at;
   const uint8_t* from = p.sections + p.section_offsets[size_t{group} * p.placed.blocks + block];
-  // Whole words of 16 bytes of the frame, and what is left at both ends.
-  const uint64_t head = min(bytes, (16 - at % 16) % 16), words = (bytes - head) / 16;
+  // Whole words of 16 bytes of the frame, and what is left at both ends. Words of the section are read that begin up to
+  // three bytes before.
+  uint64_t head = (16 - at % 16) % 16;
+  head = min(bytes, head < 3 ? head + 16 : head);
+  const uint64_t words = (bytes - head) / 16;
   for (uint64_t i = threadIdx.x; i < head; i += kThreads) to[i] = from[i];
   for (uint64_t i = head + words * 16 + threadIdx.x; i < bytes; i += kThreads) to[i] = from[i];
   const uint32_t shift = reinterpret_cast<uintptr_t>(from + head) % 4 * 8;

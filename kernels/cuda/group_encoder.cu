@@ -76,6 +76,8 @@ absl::Status GroupEncoder::Allocate() {
   make(&latents_, tokens * basis_.latent_stride());
   make(&rests_, size_t{limits_.rests_max} * kBlockTokens * kRankTile);
   make(&residuals_, tokens * tiles_max * kTileChannels);
+  unit_stride_ = (tokens + kTokenRows - 1) / kTokenRows * kTokenRows;
+  make(&units_, size_t{tiles_max} * unit_stride_);
   make(&energies_, tokens * tiles_max);
   make(&partial_losses_, blocks * tiles_max * 4);
   make(&zeros_, size_t{tiles_max} * kTileChannels);
@@ -100,9 +102,13 @@ absl::Status GroupEncoder::Allocate() {
   mirror(&losses_, groups * blocks);
   mirror(&frames_, blocks);
   if (!status.ok()) return status;
-  status = OnOwnStream([&](cudaStream_t stream) { return cudaMemsetAsync(zeros_.data(), 0, zeros_.bytes(), stream); });
-  const auto map = [&](const void* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows, CUtensorMap* result) {
-    absl::StatusOr<CUtensorMap> made = MakeProductMap(static_cast<const int8_t*>(matrix), rows, columns, box_rows);
+  status = OnOwnStream([&](cudaStream_t stream) {
+    // Units of whole boxes are read, of which the last may have fewer tokens.
+    const cudaError_t error = cudaMemsetAsync(units_.data(), 0, units_.bytes(), stream);
+    return error != cudaSuccess ? error : cudaMemsetAsync(zeros_.data(), 0, zeros_.bytes(), stream);
+  });
+  const auto map = [&](const auto* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows, CUtensorMap* result) {
+    absl::StatusOr<CUtensorMap> made = MakeProductMap(reinterpret_cast<const int8_t*>(matrix), rows, columns, box_rows);
     if (made.ok()) *result = *made;
     status.Update(made.status());
   };
@@ -111,8 +117,8 @@ absl::Status GroupEncoder::Allocate() {
   if (feature_columns > 0) map(features_.data(), tokens, feature_columns, kTokenRows, &feature_map_);
   residual_maps_.resize(groups);
   for (size_t g = 0; g < groups; ++g) {
-    const uint64_t row_bytes = uint64_t{basis_.groups()[g].tile_count} * kTileChannels * sizeof(uint16_t);
-    map(residuals_.data(), tokens, row_bytes, kTokenRows, &residual_maps_[g]);
+    map(residuals_.data(), tokens, uint64_t{basis_.groups()[g].tile_count} * kTileChannels, kTokenRows,
+        &residual_maps_[g]);
   }
   return status;
 }
@@ -224,7 +230,8 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   const ProductMaps maps = {feature_map_, latent_map_, rest_map_, from.map};
   ProductParams product = Product(group);
   unsigned long long* exact = exact_.data() + Section(group);
-  const ResidualParams residuals = {residuals_.data(), stride, 1 / step_, energies_.data(), exact, faults_.data()};
+  const ResidualParams residuals = {residuals_.data(), stride,           units_.data(), unit_stride_,
+                                    1 / step_,         energies_.data(), exact,         faults_.data()};
   // What prediction leaves, and again without it where it does not help.
   absl::Status status = FormResiduals(maps, product, residuals, basis_.dtype(), multiprocessors_, stream);
   status.Update(JudgePredictions({blocks_, from.tile_count, energies_.data(), exact, predicted_.data() + Section(group),
@@ -243,7 +250,9 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   if (!status.ok()) return status;
   ProjectParams project = {};
   project.blocks = blocks_;
-  project.channels = stride;
+  project.tiles = from.tile_count;
+  project.units = units_.data();
+  project.unit_stride = unit_stride_;
   project.live = live;
   project.column_scale = encoder.column_scale.data();
   project.first_tokens = first_tokens_.data();
@@ -273,8 +282,10 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   product.feature_scale = encoder.unweigh.data();
   product.factor = encoder.sensitivity.data();
   product.tile_step = (from.tile_count + kLossTiles - 1) / kLossTiles;
+  // A chain that comes in small batches is measured everywhere, too.
+  product.tile_offset = first_tokens_.host[0] / kTokenRows;
   const uint32_t loss_tiles = LossTiles(product);
-  status = MeasureLosses(maps, product, {residuals_.data(), stride, step_, exact, partial_losses_.data()},
+  status = MeasureLosses(maps, product, {residuals_.data(), stride, units_.data(), unit_stride_, step_, exact, partial_losses_.data()},
                          multiprocessors_, stream);
   const float scale = static_cast<float>(from.tile_count) / loss_tiles / kBlockTokens;
   status.Update(

@@ -73,6 +73,7 @@ class GroupEncoder {
   const EncodeLimits limits_;
   uint32_t multiprocessors_ = 0;
   uint64_t bytes_ = 0;
+  uint32_t unit_stride_ = 0;  // Tokens in whole boxes.
 
   // Of the batch.
   MirroredArray<uint32_t> first_tokens_, tokens_;
@@ -83,7 +84,8 @@ class GroupEncoder {
   MirroredArray<int32_t> known_sinks_;    // [groups][blocks]
   MirroredArray<uint32_t> first_layers_;  // [groups + 1]
   DeviceArray<int8_t> features_, latents_, rests_;
-  DeviceArray<uint16_t> residuals_;  // Of one group.
+  DeviceArray<uint8_t> residuals_;   // Of one group.
+  DeviceArray<float> units_;         // The same.
   DeviceArray<float2> energies_;     // The same.
   DeviceArray<float> partial_losses_, zeros_;
   DeviceArray<BlockPlan> plans_, again_, loss_plans_;

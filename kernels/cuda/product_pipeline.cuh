@@ -135,6 +135,7 @@ class TileOrder {
   __host__ __device__ explicit TileOrder(const ProductParams& params)
       : blocks_((params.blocks + kTileBlocks - 1) / kTileBlocks),
         step_(params.tile_step),
+        offset_(params.tile_offset),
         tiles_(params.tile_count),
         channels_((params.tile_count + params.tile_step - 1) / params.tile_step) {}
   __host__ __device__ uint32_t count() const { return blocks_ * channels_; }
@@ -143,11 +144,11 @@ class TileOrder {
     const uint32_t rest = index - band * blocks_ * kBandTiles;
     const uint32_t width = min(kBandTiles, channels_ - band * kBandTiles);
     const uint32_t blocks = rest / width, channels = band * kBandTiles + rest % width;
-    return {blocks, min(channels * step_ + blocks % step_, tiles_ - 1)};
+    return {blocks, min(channels * step_ + (blocks + offset_) % step_, tiles_ - 1)};
   }
 
  private:
-  const uint32_t blocks_, step_, tiles_, channels_;
+  const uint32_t blocks_, step_, offset_, tiles_, channels_;
 };
 
 // A lane of each of two warps of the fourth warpgroup: one copies latents, the other the decoder; a single one could

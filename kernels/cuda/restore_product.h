@@ -40,7 +40,8 @@ struct ProductParams {
   const float* row_scale;      // the same
   const float* factor;         // the same, of an epilogue that wants one; null otherwise
   uint32_t tile_count;
-  uint32_t tile_step;          // 1: all tiles of channels; n: one of n, others for other blocks.
+  uint32_t tile_step;          // 1: all tiles of channels; n: one of n, others for other blocks,
+  uint32_t tile_offset;        // from this on.
   uint32_t feature_tiles;
   uint32_t own_tiles;          // Of the decoder.
   uint32_t inherited_tiles;    // Of each group before.

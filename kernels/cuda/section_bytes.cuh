@@ -29,7 +29,13 @@ class SectionBytes {
   // Until bytes [0, count) are there; each lane may ask for as many as the section has.
   __device__ __forceinline__ void Await(uint32_t count) {
     while (__any_sync(~0u, count > there_)) {
-      asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(there_) : "r"(team_) : "memory");
+      // Atomic, as it is told: what checks for races knows no other.
+      uint32_t there = 0;
+      if (threadIdx.x % 32 == 0) {
+        asm volatile("atom.acquire.cta.shared::cta.or.b32 %0, [%1], 0;" : "=r"(there) : "r"(team_) : "memory");
+      }
+      __syncwarp();
+      there_ = __shfl_sync(~0u, there, 0);
     }
   }
   __device__ __forceinline__ const uint8_t* data() const { return bytes_; }
@@ -70,7 +76,7 @@ __device__ inline void FetchSection(const uint8_t* pinned, uint32_t bytes, uint8
     __syncwarp();
     const uint32_t there = min(bytes, (first + kOnTheWay * kWarp) * 16);
     if (lane == 0) {
-      asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(SharedAddress(&team->there)), "r"(there)
+      asm volatile("red.release.cta.shared::cta.max.u32 [%0], %1;" ::"r"(SharedAddress(&team->there)), "r"(there)
                    : "memory");
     }
   }

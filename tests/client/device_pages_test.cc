@@ -121,8 +121,10 @@ TEST_F(DevicePagesTest, GroupsOfABasisAreRestoredByTheDeviceAndWhatIsExactBeside
   TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
   MoveToDevice(on_device);
   devices_.basis = basis.get();
-  std::unique_ptr<Client> client = ClientTest::Open(Config(basis), &on_device);
-  std::unique_ptr<Client> other = ClientTest::Open(Config(basis), &on_host);
+  const ClientConfig config = Config(basis);
+  devices_.encoder = config.codec.get();
+  std::unique_ptr<Client> client = ClientTest::Open(config, &on_device);
+  std::unique_ptr<Client> other = ClientTest::Open(config, &on_host);
   const std::vector<uint64_t> ids = on_device.PageIds(256, 5);
   on_device.Compute(5, ids, 0, 256);
   // The second block is there exactly too, and taken so.
@@ -189,8 +191,10 @@ TEST_F(DevicePagesTest, ABlockThatTheDeviceLeavesToTheCpuIsRestoredThere) {
   devices_.on_restore_block = [](uint32_t group, size_t block) {
     return group == 1 && block == 2 ? absl::ResourceExhaustedError("too many large latents") : absl::OkStatus();
   };
-  std::unique_ptr<Client> client = ClientTest::Open(Config(basis), &on_device);
-  std::unique_ptr<Client> other = ClientTest::Open(Config(basis), &on_host);
+  const ClientConfig config = Config(basis);
+  devices_.encoder = config.codec.get();
+  std::unique_ptr<Client> client = ClientTest::Open(config, &on_device);
+  std::unique_ptr<Client> other = ClientTest::Open(config, &on_host);
   const std::vector<uint64_t> ids = on_device.PageIds(256, 5);
   on_device.Compute(5, ids, 0, 256);
   ASSERT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);

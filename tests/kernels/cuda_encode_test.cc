@@ -222,23 +222,24 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
       "%zu bytes, CPU %zu; loss %g, CPU %g\n",
       sections_alike, sections_compared, predicted, without_room, latents, different, far, rests, exact_tokens,
       device_bytes, cpu_bytes, device_loss, cpu_loss);
-  // Where residuals are large, or pages of bytes make them so, the CPU rounds what it projects more coarsely.
+  // Where residuals are large, or pages of bytes make them so, both round what they project more coarsely.
   const bool coarse = shape_.scale > 20 || shape_.dtype == DType::kFp8E4M3;
   EXPECT_GE(sections_alike, sections_compared * 0.9);
   EXPECT_LE(without_room, shape_.scale > 50 ? shape_.blocks - 1 : shape_.blocks / 20);
   EXPECT_EQ(not_finite > 0, shape_.damage > 0 || shape_.dtype == DType::kFp16);
   EXPECT_GT(latents, 1000u);
-  // Elsewhere to a sixteenth of the step, which moves one latent in forty over a half.
+  // Elsewhere to a sixteenth of the step, and the device to a 127th of the largest of 128 channels: one latent in forty is
+  // moved over a half.
   EXPECT_LT(different, latents * (coarse ? 0.25 : 0.05));
   EXPECT_LE(far, latents * 1e-3);
   EXPECT_GT(predicted, sections_compared / 4);
   EXPECT_EQ(exact_tokens > 0, shape_.dtype != DType::kFp8E4M3);
   EXPECT_GE(rests, shape_.scale > 20 ? 100u : 0u);
-  EXPECT_LE(device_bytes, cpu_bytes * 1.005);
+  EXPECT_LE(device_bytes, cpu_bytes * 1.01);
   EXPECT_GE(device_bytes, cpu_bytes * 0.95);
   // Of a fraction of the channels, where there are more than six tiles of them.
-  EXPECT_LE(device_loss, cpu_loss * 1.1);
-  EXPECT_GE(device_loss, cpu_loss * (coarse ? 0.5 : 0.9));
+  EXPECT_LE(device_loss, cpu_loss * (coarse ? 1.4 : 1.1));
+  EXPECT_GE(device_loss, cpu_loss * 0.9);
   cudaStreamDestroy(stream);
 }
 
