@@ -41,8 +41,10 @@ std::vector<absl::StatusOr<Bytes>> DeviceEncoder::Turn::Encode(absl::Span<const 
   if (encoder_.lane_ != nullptr) encoded = encoder_.lane_->Encode(raw, encoder_.options_.step);
   if (!encoded.ok()) {
     if (encoder_.lane_ != nullptr) {
-      encoder_.log_->Warn(Failure::kStore, absl::StrCat("blocks are encoded on the CPU from now on, since the device does "
-                                                        "not: ", encoded.status().message()));
+      encoder_.log_->Warn(Failure::kStore,
+                          absl::StrCat("blocks are encoded on the CPU from now on, since the device does "
+                                       "not: ",
+                                       encoded.status().message()));
     }
     encoder_.ready_ = false;
     encoder_.lane_.reset();

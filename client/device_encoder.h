@@ -54,8 +54,8 @@ class DeviceEncoder::Turn {
  public:
   explicit Turn(DeviceEncoder* encoder) : encoder_(*encoder), lock_(encoder->mutex_) {}
   uint32_t blocks_max() const { return encoder_.lane_ == nullptr ? 0 : encoder_.lane_->blocks_max(); }
-  // The frame of each of at most blocks_max blocks; ResourceExhausted for one that has to be encoded on the CPU. After an
-  // error of the device all are, from then on.
+  // The frame of each of at most blocks_max blocks; ResourceExhausted for one that has to be encoded on the CPU. After
+  // an error of the device all are, from then on.
   std::vector<absl::StatusOr<Bytes>> Encode(absl::Span<const Block> blocks);
 
  private:

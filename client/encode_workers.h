@@ -23,8 +23,8 @@ class EncodeWorkers {
  public:
   // Encodes with `options`, but for the loss inherited, and hands frames to `next` in the order of Push, one at a time.
   // All outlive the workers.
-  EncodeWorkers(const Codec* codec, const EncodeOptions& options, StoreLedger* ledger,
-                uint32_t thread_count, std::function<void(StagedBlock)> next);
+  EncodeWorkers(const Codec* codec, const EncodeOptions& options, StoreLedger* ledger, uint32_t thread_count,
+                std::function<void(StagedBlock)> next);
   // Gives up what is not encoded yet.
   ~EncodeWorkers();
 

@@ -9,10 +9,10 @@
 
 #include "absl/status/statusor.h"
 #include "client/device_pages.h"
-#include "codec/codec.h"
 #include "client/engine_pages.h"
 #include "client/failure_log.h"
 #include "client/head_share.h"
+#include "codec/codec.h"
 #include "kernels/basis_view.h"
 #include "kernels/device.h"
 
@@ -22,8 +22,8 @@ namespace latentkv {
 class PageRegistry {
  public:
   // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and of threads that fill pages.
-  // Pages on a device have it restore sections of the basis of `codec`, and, if `write` is not exact, encode in it; null
-  // for neither.
+  // Pages on a device have it restore sections of the basis of `codec`, and, if `write` is not exact, encode in it;
+  // null for neither.
   PageRegistry(const HeadShare& share, const Devices& devices, uint64_t staging_bytes_max, uint32_t thread_count,
                const Codec* codec, const EncodeOptions& write, FailureLog* log);
 

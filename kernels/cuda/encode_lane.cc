@@ -48,7 +48,8 @@ class CudaEncodeLane final : public EncodeLane {
     absl::StatusOr<std::unique_ptr<cuda::DeviceBasis>> basis = cuda::DeviceBasis::Create(view);
     if (!basis.ok()) return basis.status();
     basis_ = *std::move(basis);
-    absl::StatusOr<std::unique_ptr<cuda::DeviceEncoder>> encoder = cuda::DeviceEncoder::Create(view, *basis_, cancelled);
+    absl::StatusOr<std::unique_ptr<cuda::DeviceEncoder>> encoder =
+        cuda::DeviceEncoder::Create(view, *basis_, cancelled);
     if (!encoder.ok()) return encoder.status();
     encoder_ = *std::move(encoder);
     rotary_ = std::make_unique<cuda::RotaryCache>(view.geometry, basis_->rotary_layers());
@@ -106,12 +107,13 @@ class CudaEncodeLane final : public EncodeLane {
       const int32_t sinks = block.first_token == 0 ? known_sinks_of_(block.tokens) : -1;
       encoded.push_back({block.first_token, block.tokens, sinks, slots[b]});
       positions = std::max(positions, block.first_token + kBlockTokens);
-      absl::Status status = CudaStatus(cudaMemcpyAsync(room_.data() + b * block_bytes_, block.raw, block_bytes_,
-                                                     cudaMemcpyHostToDevice, stream_),
-                                     "copying to the device");
+      absl::Status status = CudaStatus(
+          cudaMemcpyAsync(room_.data() + b * block_bytes_, block.raw, block_bytes_, cudaMemcpyHostToDevice, stream_),
+          "copying to the device");
       if (!status.ok()) return status;
     }
-    if (positions > kPositionsMax) return absl::InvalidArgumentError("positions beyond those that the device has turns of");
+    if (positions > kPositionsMax)
+      return absl::InvalidArgumentError("positions beyond those that the device has turns of");
     absl::Status status = rotary_->Reach(positions);
     if (!status.ok()) return status;
     return encode_->Encode(encoded, Parts(), step, frames_.data(), frames_.size(), stream_);
@@ -139,7 +141,7 @@ class CudaEncodeLane final : public EncodeLane {
   absl::Status CheckDevice(const BasisView& view) const {
     int major = 0;
     absl::Status status = CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
-                                   "asking for the compute capability");
+                                     "asking for the compute capability");
     if (!status.ok()) return status;
     if (major != 9) return absl::UnimplementedError("blocks are encoded by devices of compute capability 9.0");
     uint64_t needed = kBlocksMax * block_bytes_;
@@ -163,13 +165,14 @@ class CudaEncodeLane final : public EncodeLane {
   std::unique_ptr<cuda::DeviceEncoder> encoder_;
   std::unique_ptr<cuda::RotaryCache> rotary_;
   std::unique_ptr<cuda::GroupEncoder> encode_;
-  cuda::DeviceArray<uint8_t> room_;     // Raw blocks.
+  cuda::DeviceArray<uint8_t> room_;  // Raw blocks.
   cuda::PinnedArray<uint8_t> frames_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<EncodeLane>> OpenCudaEncodeLane(int device, const BasisView& basis, uint64_t header_bytes,
+absl::StatusOr<std::unique_ptr<EncodeLane>> OpenCudaEncodeLane(int device, const BasisView& basis,
+                                                               uint64_t header_bytes,
                                                                const std::function<bool()>& cancelled) {
   auto lane = std::make_unique<CudaEncodeLane>(device);
   absl::Status status = lane->Open(basis, header_bytes, cancelled);

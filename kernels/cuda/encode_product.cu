@@ -9,6 +9,17 @@ constexpr float kResidualMax = 127;
 // Added to a whole number, its last byte is that number's.
 constexpr float kWholeBytes = 0x1.8p23f;
 
+// Signed bytes to floats, and those within [-127, 127] rounded to bytes: quicker than conversions are.
+__device__ __forceinline__ float FloatOfByte(uint32_t word, uint32_t k) {
+  return __uint_as_float(__byte_perm(word ^ 0x80808080u, __float_as_uint(0x1p23f), 0x7540 | k)) - (0x1p23f + 128);
+}
+__device__ __forceinline__ uint32_t BytesOf(const float (&values)[4], float by) {
+  uint32_t bits[4];
+#pragma unroll
+  for (uint32_t k = 0; k < 4; ++k) bits[k] = __float_as_uint(fmaf(values[k], by, kWholeBytes));
+  return __byte_perm(__byte_perm(bits[0], bits[1], 0x40), __byte_perm(bits[2], bits[3], 0x40), 0x5410);
+}
+
 __device__ __forceinline__ bool IsFinite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
 // Four floats of an address in shared memory, which has 32 bits.
@@ -81,6 +92,7 @@ class Residual {
  public:
   using Params = ResidualParams;
   using Raw = RawChunk<kDType>;
+  static constexpr uint32_t kRunTiles = kResidualTiles;
   __device__ __forceinline__ Residual(const ProductParams& params, const Params& own, const product::Shared& shared)
       : params_(params), own_(own), parts_(shared.parts), lane_(threadIdx.x % 32) {}
 
@@ -97,7 +109,7 @@ class Residual {
   }
 
   // A token at a time, so that what is loaded for one fits the registers beside all values.
-  __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
+  __device__ __forceinline__ void operator()(const product::TileValues& tile) {
     const Source source = SourceOf(tile.data, tile.block_in_tile);
     const bool together = source.Together<Raw::kBytes, Raw::kAlignment>();
     DeviceRotary rotary = {};
@@ -167,8 +179,9 @@ class Residual {
     }
   }
 
-  // Writes a token's share of a tile.
-  __device__ __forceinline__ void Finish(const product::TileValues& tile, uint32_t r, Leftover left) const {
+  // Writes a token's share of a tile. If its largest is larger than that of the tiles before in the run, those are
+  // written anew in its units.
+  __device__ __forceinline__ void Finish(const product::TileValues& tile, uint32_t r, Leftover left) {
     const uint32_t token = RowOfThread() + 8 * r;
     const size_t at = size_t{tile.block} * kBlockTokens + token;
     const bool sink = tile.data.plans[tile.block_in_tile].first_token == 0 && token < kSinkTokens;
@@ -176,28 +189,46 @@ class Residual {
     // Sums that are numbers are of numbers.
     const bool numbers = IsFinite(left.with) && IsFinite(left.without);
     if (!numbers) Rare(params_, parts_, own_, tile.data, tile.block_in_tile, tile.block, r, sink);
-    const float largest = sink || !numbers ? 0 : left.largest;
-    const float inverse = largest > 0 ? kResidualMax / largest : 0;
     uint8_t* to = own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
+    float largest = sink || !numbers ? 0 : left.largest;
+    if (const uint32_t before = tile.channels % kRunTiles; before > 0) {
+      if (largest > largest_[r]) {
+        for (uint32_t t = 1; t <= before; ++t) Rescale(to - t * kTileChannels, largest_[r] / largest);
+      } else {
+        largest = largest_[r];
+      }
+    }
+    largest_[r] = largest;
+    const float inverse = largest > 0 ? kResidualMax / largest : 0;
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
       uint32_t words[2];
 #pragma unroll
       for (uint32_t w = 0; w < 2; ++w) {
-        uint32_t bits[4];
+        float values[4];
 #pragma unroll
-        for (uint32_t k = 0; k < 4; ++k) {
-          const float value = tile.values[4 * (4 * s + 2 * w + k / 2) + 2 * r + k % 2];
-          bits[k] = __float_as_uint(fmaf(value, inverse, kWholeBytes));
-        }
-        words[w] = __byte_perm(__byte_perm(bits[0], bits[1], 0x40), __byte_perm(bits[2], bits[3], 0x40), 0x5410);
+        for (uint32_t k = 0; k < 4; ++k) values[k] = tile.values[4 * (4 * s + 2 * w + k / 2) + 2 * r + k % 2];
+        words[w] = BytesOf(values, inverse);
       }
       *reinterpret_cast<uint2*>(to + 4 * s * kChunkChannels) = {words[0], words[1]};
     }
     if (lane_ % 4 != 0) return;
-    own_.units[size_t{tile.channels} * own_.unit_stride + at] = largest / kResidualMax;
+    own_.units[size_t{tile.channels / kRunTiles} * own_.unit_stride + at] = largest / kResidualMax;
     own_.energies[size_t{tile.channels} * params_.blocks * kBlockTokens + at] =
         sink ? float2{0, 0} : float2{left.with, left.without};
+  }
+
+  // A thread's residuals of a token in a tile, which it wrote before.
+  __device__ __forceinline__ static void Rescale(uint8_t* residuals, float by) {
+#pragma unroll
+    for (uint32_t s = 0; s < 4; ++s) {
+      uint2* chunk = reinterpret_cast<uint2*>(residuals + 4 * s * kChunkChannels);
+      const uint2 from = *chunk;
+      float values[2][4];
+#pragma unroll
+      for (uint32_t k = 0; k < 4; ++k) values[0][k] = FloatOfByte(from.x, k), values[1][k] = FloatOfByte(from.y, k);
+      *chunk = {BytesOf(values[0], by), BytesOf(values[1], by)};
+    }
   }
 
   // Says what cannot be encoded so: numbers that are none, or whose residuals are none.
@@ -258,12 +289,14 @@ class Residual {
   const Params& own_;
   const DevicePart* const parts_;
   const uint32_t lane_;
+  float largest_[2];  // Of the thread's tokens, in the run so far.
 };
 
 // Of values that the quantized latents give in the place of residuals.
 class Loss {
  public:
   using Params = LossParams;
+  static constexpr uint32_t kRunTiles = 1;
   __device__ __forceinline__ Loss(const ProductParams& params, const Params& own, const product::Shared&)
       : params_(params), own_(own), lane_(threadIdx.x % 32) {}
 
@@ -281,14 +314,14 @@ class Loss {
       const size_t at = size_t{tile.block} * kBlockTokens + token;
       const uint8_t* from =
           own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
-      const float unit = own_.step * __ldg(own_.units + size_t{tile.channels} * own_.unit_stride + at);
+      const float unit = own_.step * __ldg(own_.units + size_t{tile.channels / kResidualTiles} * own_.unit_stride + at);
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
         const uint2 words = __ldg(reinterpret_cast<const uint2*>(from + 4 * s * kChunkChannels));
         const ChunkFactors unweigh(data.feature_scale, s), sensitivity(data.factor, s);
 #pragma unroll
         for (uint32_t k = 0; k < kChunkChannels; ++k) {
-          const float residual = static_cast<int8_t>((k < 4 ? words.x : words.y) >> 8 * (k % 4));
+          const float residual = FloatOfByte(k < 4 ? words.x : words.y, k % 4);
           const float left = residual * (unit * unweigh.values[k]) - tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
           loss += sensitivity.values[k] * (left * left);
         }

@@ -20,12 +20,14 @@ enum EncodeFault : uint32_t {
   kEncodeRoom = 4,       // Sections larger than the scratch or the frames' memory has room for.
 };
 
-// Residuals are int8, [blocks * kBlockTokens][stride], chunk i of a tile at its channels 8 i and on. A token's of a tile
-// are in units of their own, so that the largest is 127; a unit is in steps, times the root of the channel's weight.
+// Residuals are int8, [blocks * kBlockTokens][stride], chunk i of a tile at its channels 8 i and on. A token's
+// of kResidualTiles tiles are in units of their own, so that the largest is 127; a unit is in steps, times the root of
+// the channel's weight.
+inline constexpr uint32_t kResidualTiles = 2;
 struct ResidualParams {
   uint8_t* residuals;
   uint64_t stride;  // Channels of the group's tiles.
-  float* units;     // [tile_count][unit_stride]
+  float* units;     // [tile_count / kResidualTiles, rounded up][unit_stride]
   uint32_t unit_stride;
   float inverse_step;
   float2* energies;           // [tile_count][blocks * kBlockTokens]: of a token's residuals, and of what means leave

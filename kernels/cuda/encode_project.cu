@@ -25,7 +25,7 @@ constexpr uint16_t kRestInTheMaking = 0xfffe;
 // Sums of products that begin at the bits of this float are those of the float that is as much larger: quicker than to
 // convert them.
 constexpr float kWhole = 0x1.8p23f;
-static_assert(kTileChannels * 127 * 127 < 1 << 22);
+static_assert(kResidualTiles * kTileChannels * 127 * 127 < 1 << 22);
 
 struct Shared {
   Stage stages[kStages];
@@ -94,34 +94,43 @@ class Consumer {
     float sums[64] = {};
     float2 next = {__ldg(units), __ldg(units + 8)};
 #pragma unroll 1
-    for (uint32_t i = 1; i <= params_.tiles; ++i) {
+    for (uint32_t left = params_.tiles; left >= kResidualTiles; left -= kResidualTiles) {
       const float2 now = next;
-      if (i < params_.tiles) units += params_.unit_stride;
+      if (left > kResidualTiles) units += params_.unit_stride;
       next = {__ldg(units), __ldg(units + 8)};
-      AddStage(now, sums);
+      AddStages<kResidualTiles>(now, sums);
     }
+    static_assert(kResidualTiles == 2);
+    if (params_.tiles % kResidualTiles != 0) AddStages<1>(next, sums);
     if (block < params_.blocks) Quantize(block, place.tile, sums);
   }
 
  private:
-  // Adds the products of the next stage, in the units of the thread's two rows. The other warpgroups keep the tensor cores
-  // busy while these are taken from them.
-  __device__ __forceinline__ void AddStage(float2 units, float (&sums)[64]) {
+  // Adds the products of the next stages, in the units of the thread's two rows. Each time the tensor cores wait while
+  // sums are taken from them: as seldom as units allow.
+  template <uint32_t kCount>
+  __device__ __forceinline__ void AddStages(float2 units, float (&sums)[64]) {
     int32_t products[64];
 #pragma unroll
     for (uint32_t i = 0; i < 64; ++i) products[i] = __float_as_int(kWhole);
-    Wait(&shared_->full[cursor_.stage], cursor_.parity);
-    const Stage& stage = shared_->stages[cursor_.stage];
-    const uint64_t a = Operand(SharedAddress(stage.latents[block_])), b = Operand(SharedAddress(stage.decoder));
+    uint32_t stages[kCount];
     FenceSums(products);
-    FenceProducts();
 #pragma unroll
-    for (uint32_t k = 0; k < kRankTile / 32; ++k) MultiplyAdd(products, a + 2 * k, b + 2 * k);
-    CommitProducts();
+    for (uint32_t i = 0; i < kCount; ++i) {
+      stages[i] = cursor_.stage;
+      Wait(&shared_->full[cursor_.stage], cursor_.parity);
+      const Stage& stage = shared_->stages[cursor_.stage];
+      const uint64_t a = Operand(SharedAddress(stage.latents[block_])), b = Operand(SharedAddress(stage.decoder));
+      FenceProducts();
+#pragma unroll
+      for (uint32_t k = 0; k < kRankTile / 32; ++k) MultiplyAdd(products, a + 2 * k, b + 2 * k);
+      CommitProducts();
+      cursor_.Next();
+    }
     AwaitProducts<0>();
     FenceSums(products);
-    Release(cursor_.stage);
-    cursor_.Next();
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) Release(stages[i]);
 #pragma unroll
     for (uint32_t i = 0; i < 64; ++i) {
       sums[i] = fmaf(i / 2 % 2 == 0 ? units.x : units.y, __int_as_float(products[i]) - kWhole, sums[i]);

@@ -1,6 +1,6 @@
-// Residuals to quantized latents on the device: the product with a group's encoder in int8 on the tensor cores, rounding as
-// its epilogue. The latents are as the CPU's but where those lie near a half: each rounds what it projects in its own
-// way (docs/decisions/0021-encoding-on-the-gpu.md), and a frame says what it was written with.
+// Residuals to quantized latents on the device: the product with a group's encoder in int8 on the tensor cores,
+// rounding as its epilogue. The latents are as the CPU's but where those lie near a half: each rounds what it projects
+// in its own way (docs/decisions/0021-encoding-on-the-gpu.md), and a frame says what it was written with.
 #ifndef LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 #define LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 
@@ -16,15 +16,15 @@ namespace latentkv::cuda {
 
 struct ProjectMaps {
   CUtensorMap residuals;  // [tokens][tiles * kTileChannels], boxes of kTokenRows
-  CUtensorMap encoder;    // [rank in whole tiles][tiles * kTileChannels], boxes of kDecoderRows; row 8 i + 2 k + e of a tile is of
-                          // latent 32 k + 2 i + e
+  CUtensorMap encoder;    // [rank in whole tiles][tiles * kTileChannels], boxes of kDecoderRows; row 8 i + 2 k + e of a
+                        // tile is of latent 32 k + 2 i + e
 };
 
 struct ProjectParams {
   uint32_t blocks;
   uint32_t tiles;                // Of channels.
   uint32_t live;                 // Latents of the group that are coded; the others are 0.
-  const float* units;            // [tiles][unit_stride] what a token's residuals of a tile are in
+  const float* units;            // [tiles / kResidualTiles, rounded up][unit_stride] what a token's residuals are in
   uint32_t unit_stride;          // A multiple of kTokenRows.
   const float* column_scale;     // [rank in whole tiles] by latent: what the encoder is in
   const uint32_t* first_tokens;  // [blocks]

@@ -77,7 +77,7 @@ absl::Status GroupEncoder::Allocate() {
   make(&rests_, size_t{limits_.rests_max} * kBlockTokens * kRankTile);
   make(&residuals_, tokens * tiles_max * kTileChannels);
   unit_stride_ = (tokens + kTokenRows - 1) / kTokenRows * kTokenRows;
-  make(&units_, size_t{tiles_max} * unit_stride_);
+  make(&units_, size_t{(tiles_max + kResidualTiles - 1) / kResidualTiles} * unit_stride_);
   make(&energies_, tokens * tiles_max);
   make(&partial_losses_, blocks * tiles_max * 4);
   make(&zeros_, size_t{tiles_max} * kTileChannels);
@@ -285,7 +285,8 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   // A chain that comes in small batches is measured everywhere, too.
   product.tile_offset = first_tokens_.host[0] / kTokenRows;
   const uint32_t loss_tiles = LossTiles(product);
-  status = MeasureLosses(maps, product, {residuals_.data(), stride, units_.data(), unit_stride_, step_, exact, partial_losses_.data()},
+  status = MeasureLosses(maps, product,
+                         {residuals_.data(), stride, units_.data(), unit_stride_, step_, exact, partial_losses_.data()},
                          multiprocessors_, stream);
   const float scale = static_cast<float>(from.tile_count) / loss_tiles / kBlockTokens;
   status.Update(

@@ -129,26 +129,55 @@ struct TilePlace {
   uint32_t channels;  // Index of the tile of channels.
 };
 
-// Tiles in an order in which neighbours share operands.
+// Runs of kRun tiles side by side, in an order in which neighbours share operands.
+template <uint32_t kRun>
 class TileOrder {
  public:
   __host__ __device__ explicit TileOrder(const ProductParams& params)
       : blocks_((params.blocks + kTileBlocks - 1) / kTileBlocks),
-        step_(params.tile_step),
+        step_(params.tile_step * kRun),
         offset_(params.tile_offset),
         tiles_(params.tile_count),
-        channels_((params.tile_count + params.tile_step - 1) / params.tile_step) {}
-  __host__ __device__ uint32_t count() const { return blocks_ * channels_; }
+        runs_((params.tile_count + step_ - 1) / step_) {}
+  __host__ __device__ uint32_t count() const { return blocks_ * runs_; }
+  __device__ __forceinline__ uint32_t tiles() const { return tiles_; }
+  // The first tile of a run.
   __device__ __forceinline__ TilePlace At(uint32_t index) const {
-    const uint32_t band = index / (blocks_ * kBandTiles);
-    const uint32_t rest = index - band * blocks_ * kBandTiles;
-    const uint32_t width = min(kBandTiles, channels_ - band * kBandTiles);
-    const uint32_t blocks = rest / width, channels = band * kBandTiles + rest % width;
-    return {blocks, min(channels * step_ + (blocks + offset_) % step_, tiles_ - 1)};
+    const uint32_t band = index / (blocks_ * kBand);
+    const uint32_t rest = index - band * blocks_ * kBand;
+    const uint32_t width = min(kBand, runs_ - band * kBand);
+    const uint32_t blocks = rest / width, run = band * kBand + rest % width;
+    return {blocks, min(run * step_ + (blocks + offset_) % (step_ / kRun), tiles_ - 1)};
   }
 
  private:
-  const uint32_t blocks_, step_, offset_, tiles_, channels_;
+  static constexpr uint32_t kBand = kBandTiles / kRun;
+  const uint32_t blocks_, step_, offset_, tiles_, runs_;
+};
+
+// A CTA's tiles, one after the other.
+template <uint32_t kRun>
+class TileWalk {
+ public:
+  __device__ __forceinline__ explicit TileWalk(const ProductParams& params)
+      : order_(params), run_(blockIdx.x), place_(order_.At(run_)) {}
+  __device__ __forceinline__ bool Done() const { return run_ >= order_.count(); }
+  // Behind the last, the last.
+  __device__ __forceinline__ const TilePlace& place() const { return place_; }
+  __device__ __forceinline__ void Next() {
+    if (++within_ < kRun && place_.channels + 1 < order_.tiles()) {
+      ++place_.channels;
+      return;
+    }
+    within_ = 0;
+    run_ += gridDim.x;
+    if (!Done()) place_ = order_.At(run_);
+  }
+
+ private:
+  const TileOrder<kRun> order_;
+  uint32_t run_, within_ = 0;
+  TilePlace place_;
 };
 
 // A lane of each of two warps of the fourth warpgroup: one copies latents, the other the decoder; a single one could
@@ -275,7 +304,8 @@ struct TileValues {
 };
 
 // One warpgroup: block `block_` of a tile. `Epilogue(params, epilogue_params, shared)(TileValues)` is what is done with
-// values; its Prepare is told before they are summed.
+// values; its Prepare is told before they are summed. It gets runs of kRunTiles tiles side by side, or what there is of
+// them, one after the other.
 template <typename Epilogue>
 class Consumer {
  public:
@@ -417,7 +447,7 @@ class Consumer {
     }
   }
   const ProductParams& params_;
-  const Epilogue epilogue_;
+  Epilogue epilogue_;
   Shared* const shared_;
   const uint32_t block_, lane_;
   Cursor<kStages> cursor_;
@@ -446,21 +476,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (uint32_t i = threadIdx.x; i < params.part_count; i += kThreads)
     shared->parts[i] = params.parts[params.first_part + i];
   __syncthreads();
-  const TileOrder order(params);
+  TileWalk<Epilogue::kRunTiles> walk(params);
   const uint32_t warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0);
   if (warpgroup == kTileBlocks) {
     GiveRegisters<kProducerRegisters>();
     if (threadIdx.x % 32 == 0 && threadIdx.x % kWarpgroup / 32 < 2) {
       Producer producer(maps, params, shared, threadIdx.x % kWarpgroup / 32);
-      producer.Prefetch(order.At(blockIdx.x));
-      for (uint32_t i = blockIdx.x; i < order.count(); i += gridDim.x) {
-        producer.Tile(order.At(i), order.At(min(i + gridDim.x, order.count() - 1)));
+      producer.Prefetch(walk.place());
+      while (!walk.Done()) {
+        const TilePlace place = walk.place();
+        walk.Next();
+        producer.Tile(place, walk.place());
       }
     }
   } else {
     TakeRegisters<kConsumerRegisters>();
     Consumer<Epilogue> consumer(params, epilogue, shared, warpgroup);
-    for (uint32_t i = blockIdx.x; i < order.count(); i += gridDim.x) consumer.Tile(order.At(i));
+    for (; !walk.Done(); walk.Next()) consumer.Tile(walk.place());
   }
 #endif
 }
@@ -473,8 +505,8 @@ absl::Status LaunchProduct(const ProductMaps& maps, const ProductParams& params,
   auto* kernel = &ProductKernel<Epilogue>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return CudaStatus(error, "asking for shared memory");
-  kernel<<<std::min(multiprocessors, TileOrder(params).count()), kThreads, kSharedBytes, stream>>>(maps, params,
-                                                                                                   epilogue);
+  kernel<<<std::min(multiprocessors, TileOrder<Epilogue::kRunTiles>(params).count()), kThreads, kSharedBytes, stream>>>(
+      maps, params, epilogue);
   return LaunchStatus(what);
 }
 

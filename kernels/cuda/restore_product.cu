@@ -10,6 +10,7 @@ template <DType kDType>
 class Scatter {
  public:
   struct Params {};
+  static constexpr uint32_t kRunTiles = 1;
   __device__ __forceinline__ Scatter(const ProductParams& params, const Params&, const product::Shared& shared)
       : params_(params), parts_(shared.parts), lane_(threadIdx.x % 32) {}
 

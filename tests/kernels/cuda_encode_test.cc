@@ -228,17 +228,17 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
   EXPECT_LE(without_room, shape_.scale > 50 ? shape_.blocks - 1 : shape_.blocks / 20);
   EXPECT_EQ(not_finite > 0, shape_.damage > 0 || shape_.dtype == DType::kFp16);
   EXPECT_GT(latents, 1000u);
-  // Elsewhere to a sixteenth of the step, and the device to a 127th of the largest of 128 channels: one latent in forty is
-  // moved over a half.
-  EXPECT_LT(different, latents * (coarse ? 0.25 : 0.05));
+  // Elsewhere to a sixteenth of the step, and the device to a 127th of the largest of 256 channels, which is more here
+  // than with a real model: one latent in forty is moved over a half.
+  EXPECT_LT(different, latents * (coarse ? 0.3 : 0.05));
   EXPECT_LE(far, latents * 1e-3);
   EXPECT_GT(predicted, sections_compared / 4);
   EXPECT_EQ(exact_tokens > 0, shape_.dtype != DType::kFp8E4M3);
   EXPECT_GE(rests, shape_.scale > 20 ? 100u : 0u);
-  EXPECT_LE(device_bytes, cpu_bytes * 1.01);
+  EXPECT_LE(device_bytes, cpu_bytes * (coarse ? 1.02 : 1.01));
   EXPECT_GE(device_bytes, cpu_bytes * 0.95);
   // Of a fraction of the channels, where there are more than six tiles of them.
-  EXPECT_LE(device_loss, cpu_loss * (coarse ? 1.4 : 1.1));
+  EXPECT_LE(device_loss, cpu_loss * (coarse ? 1.5 : 1.15));
   EXPECT_GE(device_loss, cpu_loss * 0.9);
   cudaStreamDestroy(stream);
 }
