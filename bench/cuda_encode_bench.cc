@@ -1,6 +1,7 @@
-// Encodes on a GPU, as a share of the prefill that computes the same tokens: keys and values in pages to frames in
-// pinned memory. Pages hold what synthetic sections (cuda_model.h) restore to. The prefill's time is the FLOPs of
-// Llama-3.1-8B over cuBLAS's rate in bf16, measured in the same run.
+// Encodes on a GPU, as a share of the prefill that computes the same tokens:
+// keys and values in pages to frames in pinned memory. Pages hold what
+// synthetic sections (cuda_model.h) restore to. The prefill's time is the FLOPs
+// of Llama-3.1-8B over cuBLAS's rate in bf16, measured in the same run.
 //
 //     latentkv_cuda_encode_bench BASIS [PROFILE [TOKENS [BLOCKS_AT_ONCE]]]
 #include <cublas_v2.h>
@@ -31,18 +32,24 @@ double ProductRate(uint32_t tokens, cudaStream_t stream) {
   auto c = Value(DeviceArray<uint16_t>::Make(size_t{tokens} * kIntermediate));
   std::vector<uint16_t> values(std::max(a.size(), b.size()));
   std::mt19937 random(3);
-  for (uint16_t& value : values) value = 0x3c00 + random() % 0x400 + (random() % 2 << 15);  // About +-0.01 to 1.
+  // About +-0.01 to 1.
+  for (uint16_t& value : values)
+    value = 0x3c00 + random() % 0x400 + (random() % 2 << 15);
   for (auto* matrix : {&a, &b}) {
-    Check(cudaMemcpy(matrix->data(), values.data(), matrix->bytes(), cudaMemcpyHostToDevice), "filling");
+    Check(cudaMemcpy(matrix->data(), values.data(), matrix->bytes(),
+                     cudaMemcpyHostToDevice),
+          "filling");
   }
   cublasHandle_t handle;
   if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) std::exit(1);
   cublasSetStream(handle, stream);
   const float one = 1, zero = 0;
   const double ms = Timer(stream).Median([&] {
-    if (cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kIntermediate, tokens, kHidden, &one, b.data(), CUDA_R_16BF,
-                     kHidden, a.data(), CUDA_R_16BF, kHidden, &zero, c.data(), CUDA_R_16BF, kIntermediate,
-                     CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
+    if (cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kIntermediate, tokens,
+                     kHidden, &one, b.data(), CUDA_R_16BF, kHidden, a.data(),
+                     CUDA_R_16BF, kHidden, &zero, c.data(), CUDA_R_16BF,
+                     kIntermediate, CUBLAS_COMPUTE_32F,
+                     CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
       std::exit(1);
     }
   });
@@ -52,12 +59,17 @@ double ProductRate(uint32_t tokens, cudaStream_t stream) {
 
 // FLOPs of a prefill: products with weights, and causal attention.
 double WeightFlops(uint32_t tokens) {
-  const double weights = 2.0 * kHidden * kHidden + 2.0 * kHidden * kHeads * kDims + 3.0 * kHidden * kIntermediate;
+  const double weights = 2.0 * kHidden * kHidden +
+                         2.0 * kHidden * kHeads * kDims +
+                         3.0 * kHidden * kIntermediate;
   return 2.0 * weights * kLayers * tokens;
 }
-double AttentionFlops(uint32_t tokens) { return 2.0 * kLayers * kHidden * tokens * tokens; }
+double AttentionFlops(uint32_t tokens) {
+  return 2.0 * kLayers * kHidden * tokens * tokens;
+}
 
-void Restore(const std::vector<Payload>& payloads, const Engine& engine, DeviceBasis* basis, const RotaryCache* rotary,
+void Restore(const std::vector<Payload>& payloads, const Engine& engine,
+             DeviceBasis* basis, const RotaryCache* rotary,
              cudaStream_t stream) {
   RestoreLimits limits;
   limits.blocks_max = engine.blocks.size();
@@ -65,52 +77,64 @@ void Restore(const std::vector<Payload>& payloads, const Engine& engine, DeviceB
   Check(restorer->Begin(engine.blocks, engine.parts, stream));
   for (uint32_t g = 0; g < kGroups; ++g) {
     const PinnedArray<uint8_t>& bytes = payloads[g].bytes;
-    Check(restorer->Add(g, bytes.data(), bytes.size(), payloads[g].places, stream));
+    Check(restorer->Add(g, bytes.data(), bytes.size(), payloads[g].places,
+                        stream));
     Check(restorer->Decode(g, g + 1, stream));
     Check(restorer->Restore(g, stream));
   }
   Check(cudaStreamSynchronize(stream), "restoring");
 }
 
-void Run(const std::string& basis_path, const std::string& profile, uint32_t tokens, uint32_t at_once) {
+void Run(const std::string& basis_path, const std::string& profile,
+         uint32_t tokens, uint32_t at_once) {
   const std::shared_ptr<const Basis> real = Value(Basis::Load(basis_path));
   const float step = Value(real->FindProfile(profile)).step;
   const std::shared_ptr<const Basis> basis = Stretched(*real, step);
   const LatentTables tables = MakeLatentTables();
-  const std::vector<std::vector<Bytes>> drawn = DrawSections(*basis, tables, step);
+  const std::vector<std::vector<Bytes>> drawn =
+      DrawSections(*basis, tables, step);
   const BasisView view = ViewOf(*basis, tables);
   cudaStream_t stream;
   Check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
   const auto device_basis = Value(DeviceBasis::Create(view));
   const auto opened = std::chrono::steady_clock::now();
   const auto device_encoder = Value(DeviceEncoder::Create(view, *device_basis));
-  const double open_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - opened).count();
+  const double open_s =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - opened)
+          .count();
   RotaryCache rotary(&basis->geometry(), device_basis->rotary_layers());
   Check(rotary.Reach(tokens + kBlockTokens));
   const Engine engine = MakeEngine(*basis, tokens);
-  Restore(MakePayloads(drawn, step, engine.blocks.size()), engine, device_basis.get(), &rotary, stream);
+  Restore(MakePayloads(drawn, step, engine.blocks.size()), engine,
+          device_basis.get(), &rotary, stream);
 
   EncodeLimits limits;
   limits.blocks_max = at_once;
   limits.header_bytes = FrameHeaderBytes(kGroups);
-  const auto encoder = Value(GroupEncoder::Create(device_basis.get(), device_encoder.get(), &rotary, limits));
+  const auto encoder = Value(GroupEncoder::Create(
+      device_basis.get(), device_encoder.get(), &rotary, limits));
   const uint32_t blocks = engine.blocks.size();
   const uint64_t room_bytes = uint64_t{at_once} * kBlockTokens * 8192;
   const auto room = Value(PinnedArray<uint8_t>::Make(room_bytes));
   const auto encode = [&](uint32_t first) {
-    const auto some = absl::MakeConstSpan(engine.blocks).subspan(first, at_once);
-    Check(encoder->Encode(some, engine.parts, step, room.data(), room_bytes, stream));
+    const auto some =
+        absl::MakeConstSpan(engine.blocks).subspan(first, at_once);
+    Check(encoder->Encode(some, engine.parts, step, room.data(), room_bytes,
+                          stream));
   };
   double encode_ms = 0;
-  for (uint32_t first = 0; first < blocks; first += at_once) encode_ms += Timer(stream).Median([&] { encode(first); });
+  for (uint32_t first = 0; first < blocks; first += at_once)
+    encode_ms += Timer(stream).Median([&] { encode(first); });
 
   // Headers and checksums, by the host's cores, and what came of it.
   const auto codec = Value(Codec::Create(basis->geometry(), basis));
   const EncodeReport report = encoder->report();
-  const uint32_t last_first = (blocks - 1) / at_once * at_once, count = blocks - last_first;
+  const uint32_t last_first = (blocks - 1) / at_once * at_once,
+                 count = blocks - last_first;
   const auto sections_of = [&](uint32_t b) {
     std::vector<uint64_t> bytes;
-    for (uint32_t g = 0; g < kGroups; ++g) bytes.push_back(report.section_bytes[size_t{g} * count + b]);
+    for (uint32_t g = 0; g < kGroups; ++g)
+      bytes.push_back(report.section_bytes[size_t{g} * count + b]);
     return bytes;
   };
   uint64_t frame_bytes = 0, latents = 0, different = 0;
@@ -127,10 +151,13 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
     header.first_token = engine.blocks[last_first + b].first_token;
     header.token_count = kBlockTokens;
     header.encoding = {basis->digest(), step};
-    Check(SealFrame(header, sections_of(b), room.data() + report.frames[b]).status());
+    Check(SealFrame(header, sections_of(b), room.data() + report.frames[b])
+              .status());
   });
-  const double seal_ms =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - sealing).count() * blocks / count;
+  const double seal_ms = std::chrono::duration<double, std::milli>(
+                             std::chrono::steady_clock::now() - sealing)
+                             .count() *
+                         blocks / count;
   double loss = 0;
   for (uint32_t b = 0; b < count; ++b) {
     uint64_t bytes = limits.header_bytes;
@@ -138,15 +165,20 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
     const ByteSpan frame(room.data() + report.frames[b], bytes);
     const FrameHeader header = Value(VerifyFrame(frame));
     frame_bytes += bytes;
-    for (uint32_t g = 0; g < kGroups; ++g) loss += report.losses[size_t{g} * count + b] / count;
+    for (uint32_t g = 0; g < kGroups; ++g)
+      loss += report.losses[size_t{g} * count + b] / count;
     if (b >= 3) continue;
     for (uint32_t g = 0; g < kGroups; ++g) {
       const FrameSection& at = header.sections[g];
       const BasisGroup& group = basis->groups()[g];
       const SectionShape shape = {kLayersPerGroup * 2 * kHeads * kDims * 2, 0};
-      const auto mine = Value(ReadLatentSection(group, tables, step, shape, frame.subspan(at.offset, at.bytes)));
-      const auto from = Value(ReadLatentSection(group, tables, step, shape, drawn[(last_first + b) % kDrawnBlocks][g]));
-      for (size_t i = 0; i < from.latents.size(); ++i) different += mine.latents[i] != from.latents[i];
+      const auto mine = Value(ReadLatentSection(
+          group, tables, step, shape, frame.subspan(at.offset, at.bytes)));
+      const auto from =
+          Value(ReadLatentSection(group, tables, step, shape,
+                                  drawn[(last_first + b) % kDrawnBlocks][g]));
+      for (size_t i = 0; i < from.latents.size(); ++i)
+        different += mine.latents[i] != from.latents[i];
       latents += from.latents.size();
     }
   }
@@ -156,20 +188,33 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
                prefill_ms = weights_ms + AttentionFlops(tokens) / rate / 1e9;
   cudaDeviceProp properties;
   Check(cudaGetDeviceProperties(&properties, 0), "asking for the device");
-  std::printf("%s, %s, %u tokens, %u at once, %.0f bytes a token (%.1f times smaller)\n", properties.name,
-              profile.c_str(), tokens, at_once * kBlockTokens, static_cast<double>(frame_bytes) / count / kBlockTokens,
-              static_cast<double>(basis->geometry().BytesPerToken()) * count * kBlockTokens / frame_bytes);
-  std::printf("cuBLAS bf16                 %8.0f TFLOP/s\n", rate);
-  std::printf("prefill at that rate        %8.1f ms, of which weights %.1f ms\n", prefill_ms, weights_ms);
-  std::printf("encoding                    %8.3f ms  %.4f of the prefill, %.4f of its weights alone\n", encode_ms,
-              encode_ms / prefill_ms, encode_ms / weights_ms);
-  std::printf("headers and checksums       %8.3f ms  on %u cores of the host\n", seal_ms,
-              std::thread::hardware_concurrency());
   std::printf(
-      "latents of 3 blocks         %llu of %llu differ from those that the pages were restored from; loss %.4g\n",
-      static_cast<unsigned long long>(different), static_cast<unsigned long long>(latents), loss);
-  std::printf("device memory: encoder %.1f MB beside the basis's %.1f MB, scratch %.1f MB; opened in %.1f s\n",
-              device_encoder->bytes() / 1e6, device_basis->bytes() / 1e6, encoder->bytes() / 1e6, open_s);
+      "%s, %s, %u tokens, %u at once, %.0f bytes a token (%.1f times "
+      "smaller)\n",
+      properties.name, profile.c_str(), tokens, at_once * kBlockTokens,
+      static_cast<double>(frame_bytes) / count / kBlockTokens,
+      static_cast<double>(basis->geometry().BytesPerToken()) * count *
+          kBlockTokens / frame_bytes);
+  std::printf("cuBLAS bf16                 %8.0f TFLOP/s\n", rate);
+  std::printf(
+      "prefill at that rate        %8.1f ms, of which weights %.1f ms\n",
+      prefill_ms, weights_ms);
+  std::printf(
+      "encoding                    %8.3f ms  %.4f of the prefill, %.4f of its "
+      "weights alone\n",
+      encode_ms, encode_ms / prefill_ms, encode_ms / weights_ms);
+  std::printf("headers and checksums       %8.3f ms  on %u cores of the host\n",
+              seal_ms, std::thread::hardware_concurrency());
+  std::printf(
+      "latents of 3 blocks         %llu of %llu differ from those that the "
+      "pages were restored from; loss %.4g\n",
+      static_cast<unsigned long long>(different),
+      static_cast<unsigned long long>(latents), loss);
+  std::printf(
+      "device memory: encoder %.1f MB beside the basis's %.1f MB, scratch %.1f "
+      "MB; opened in %.1f s\n",
+      device_encoder->bytes() / 1e6, device_basis->bytes() / 1e6,
+      encoder->bytes() / 1e6, open_s);
   if (different > latents / 50) std::exit(1);
 }
 
@@ -178,11 +223,14 @@ void Run(const std::string& basis_path, const std::string& profile, uint32_t tok
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: %s BASIS [PROFILE [TOKENS [BLOCKS_AT_ONCE]]]\n", argv[0]);
+    std::fprintf(stderr,
+                 "usage: %s BASIS [PROFILE [TOKENS [BLOCKS_AT_ONCE]]]\n",
+                 argv[0]);
     return 2;
   }
   const uint32_t tokens = argc > 3 ? std::atoi(argv[3]) : 16384;
-  latentkv::cuda::Run(argv[1], argc > 2 ? argv[2] : "balanced", tokens,
-                      argc > 4 ? std::atoi(argv[4]) : tokens / latentkv::kBlockTokens);
+  latentkv::cuda::Run(
+      argv[1], argc > 2 ? argv[2] : "balanced", tokens,
+      argc > 4 ? std::atoi(argv[4]) : tokens / latentkv::kBlockTokens);
   return 0;
 }

@@ -28,7 +28,9 @@ void EntropyDecode(benchmark::State& state) {
   std::vector<EntropyTable> tables;
   for (int k = 0; k < 12; ++k) {
     std::vector<uint64_t> counts(256);
-    for (int s = 0; s < 256; ++s) counts[s] = static_cast<uint64_t>(1e9 * std::exp(-s / std::pow(1.6, k - 4)));
+    for (int s = 0; s < 256; ++s)
+      counts[s] =
+          static_cast<uint64_t>(1e9 * std::exp(-s / std::pow(1.6, k - 4)));
     tables.push_back(*MakeEntropyTable(NormalizeCounts(counts)));
   }
   std::vector<const EntropyTable*> pointers;
@@ -40,21 +42,26 @@ void EntropyDecode(benchmark::State& state) {
   std::vector<uint16_t> table_of_row;
   std::vector<uint8_t> symbols;
   for (uint32_t row = 0; row < 2048; ++row) {
-    table_of_row.push_back(11 - row * 12 / 2048);  // Latents come in descending scale.
+    // Latents come in descending scale.
+    table_of_row.push_back(11 - row * 12 / 2048);
     for (int i = 0; i < 64; ++i) {
-      symbols.push_back(slots[table_of_row.back() * kProbabilityOne + random() % kProbabilityOne] & 0xff);
+      symbols.push_back(slots[table_of_row.back() * kProbabilityOne +
+                              random() % kProbabilityOne] &
+                        0xff);
     }
   }
   const EntropyShape shape{2048, 64, table_of_row, pointers};
   const Bytes coded = *EncodeSymbols(shape, symbols);
   for (auto _ : state) {
-    if (!DecodeSymbols(shape, coded, absl::MakeSpan(symbols), backend).ok()) state.SkipWithError("damaged");
+    if (!DecodeSymbols(shape, coded, absl::MakeSpan(symbols), backend).ok())
+      state.SkipWithError("damaged");
   }
   state.SetItemsProcessed(state.iterations() * symbols.size());
   state.counters["bits/symbol"] = 8.0 * coded.size() / symbols.size();
 }
 
-// One group of four layers of 8 heads of 128; the second argument is the share of latents that are not 0, in percent.
+// One group of four layers of 8 heads of 128; the second argument is the share
+// of latents that are not 0, in percent.
 void ReconstructGroup(benchmark::State& state) {
   const Backend backend = BackendOf(state);
   constexpr uint32_t kRank = 2048, kChannels = 8192, kTokens = 64;
@@ -63,14 +70,21 @@ void ReconstructGroup(benchmark::State& state) {
   for (int8_t& d : decoder) d = static_cast<int8_t>(random());
   const PackedDecoder packed = PackDecoder(decoder, kRank, kChannels);
   std::vector<int16_t> latents(kTokens * kRank);
-  for (int16_t& q : latents) q = random() % 100 < static_cast<uint32_t>(state.range(1)) ? 1 + random() % 5 : 0;
+  for (int16_t& q : latents)
+    q = random() % 100 < static_cast<uint32_t>(state.range(1))
+            ? 1 + random() % 5
+            : 0;
   std::vector<int32_t> sums(size_t{kTokens} * kChannels);
-  for (auto _ : state) Reconstruct(packed, latents, kRank, kTokens, kChannels, absl::MakeSpan(sums), backend);
-  state.counters["GMAC/s"] =
-      benchmark::Counter(1e-9 * kRank * kChannels * kTokens * state.iterations(), benchmark::Counter::kIsRate);
+  for (auto _ : state)
+    Reconstruct(packed, latents, kRank, kTokens, kChannels,
+                absl::MakeSpan(sums), backend);
+  state.counters["GMAC/s"] = benchmark::Counter(
+      1e-9 * kRank * kChannels * kTokens * state.iterations(),
+      benchmark::Counter::kIsRate);
 }
 
-// A block of 36 layers of 8 heads of 128 in bf16 (9.4 MB) into pages of 128 tokens, K transposed as vLLM on the CPU.
+// A block of 36 layers of 8 heads of 128 in bf16 (9.4 MB) into pages of 128
+// tokens, K transposed as vLLM on the CPU.
 void Scatter(benchmark::State& state) {
   Geometry geometry;
   LayerGeometry layer;
@@ -85,15 +99,21 @@ void Scatter(benchmark::State& state) {
   std::vector<Bytes> memory;
   for (size_t l = 0; l < geometry.layers.size(); ++l) {
     memory.emplace_back(2 * page * kPages);
-    PagedLayer paged{memory.back().data(), memory.back().data() + page * kPages, {}, {}};
-    paged.key_strides = paged.value_strides = {page, 2 * layer.head_dim, 2 * layer.head_dim * kPageTokens, 2};
-    if (state.range(0) != 0) paged.key_strides = {page, 2, 2 * layer.head_dim * kPageTokens, 2 * kPageTokens};
+    PagedLayer paged{
+        memory.back().data(), memory.back().data() + page * kPages, {}, {}};
+    paged.key_strides = paged.value_strides = {
+        page, 2 * layer.head_dim, 2 * layer.head_dim * kPageTokens, 2};
+    if (state.range(0) != 0)
+      paged.key_strides = {page, 2, 2 * layer.head_dim * kPageTokens,
+                           2 * kPageTokens};
     cache.layers.push_back(paged);
   }
   std::vector<TokenRun> runs;
-  if (!RunsOfTokens({5, 2}, kPageTokens, kPages, 64, 64, &runs).ok()) state.SkipWithError("runs");
+  if (!RunsOfTokens({5, 2}, kPageTokens, kPages, 64, 64, &runs).ok())
+    state.SkipWithError("runs");
   const Bytes raw(RawBytes(geometry, 64));
-  for (auto _ : state) ScatterRaw(geometry, 0, geometry.layers.size(), raw, cache, runs);
+  for (auto _ : state)
+    ScatterRaw(geometry, 0, geometry.layers.size(), raw, cache, runs);
   state.SetBytesProcessed(state.iterations() * raw.size());
   state.SetLabel(state.range(0) != 0 ? "K transposed" : "by heads");
 }
@@ -117,7 +137,10 @@ void RotateAndRound(benchmark::State& state) {
 }
 
 BENCHMARK(EntropyDecode)->DenseRange(0, 2);
-BENCHMARK(ReconstructGroup)->ArgsProduct({{1, 2}, {2, 10, 30, 100}})->Args({0, 10})->Unit(benchmark::kMillisecond);
+BENCHMARK(ReconstructGroup)
+    ->ArgsProduct({{1, 2}, {2, 10, 30, 100}})
+    ->Args({0, 10})
+    ->Unit(benchmark::kMillisecond);
 BENCHMARK(Scatter)->DenseRange(0, 1)->Unit(benchmark::kMillisecond);
 BENCHMARK(RotateAndRound)->DenseRange(0, 1);
 

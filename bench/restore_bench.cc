@@ -1,6 +1,8 @@
-// Through the client: 3072 tokens of SmolLM2-135M's geometry between a daemon and pages as vLLM's CPU backend has them.
-// A restore lasts from the call of Load to the last page, frames being in the page cache and not in the daemon's memory
-// tier; a store until the last acknowledgement. Everything is in this process, so that cpu_ms is that of both ends.
+// Through the client: 3072 tokens of SmolLM2-135M's geometry between a daemon
+// and pages as vLLM's CPU backend has them. A restore lasts from the call of
+// Load to the last page, frames being in the page cache and not in the daemon's
+// memory tier; a store until the last acknowledgement. Everything is in this
+// process, so that cpu_ms is that of both ends.
 #include <benchmark/benchmark.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -31,7 +33,8 @@ ClientOptions Options(std::string address) {
   layer.kv_heads = kHeads;
   layer.head_dim = layer.rotary_dim = kDims;
   layer.pairing = RotaryPairing::kHalves;
-  for (uint32_t i = 0; i < kDims / 2; ++i) layer.inverse_frequencies.push_back(std::pow(1e5, -2.0 * i / kDims));
+  for (uint32_t i = 0; i < kDims / 2; ++i)
+    layer.inverse_frequencies.push_back(std::pow(1e5, -2.0 * i / kDims));
   ClientOptions options;
   options.address = std::move(address);
   options.scope.model.bytes[0] = 1;
@@ -42,14 +45,17 @@ ClientOptions Options(std::string address) {
 // Keys transposed, then values, in each page and head.
 class EnginePages {
  public:
-  EnginePages() : memory_(kLayers, std::vector<uint16_t>(kPages * kHeads * kPageTokens * 2 * kDims)) {}
+  EnginePages()
+      : memory_(kLayers, std::vector<uint16_t>(kPages * kHeads * kPageTokens *
+                                               2 * kDims)) {}
   void Compute() {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     for (std::vector<uint16_t>& layer : memory_) {
       for (uint16_t& value : layer) {
         const float computed = normal(random);
-        std::memcpy(&value, reinterpret_cast<const uint8_t*>(&computed) + 2, sizeof(value));
+        std::memcpy(&value, reinterpret_cast<const uint8_t*>(&computed) + 2,
+                    sizeof(value));
       }
     }
   }
@@ -58,8 +64,10 @@ class EnginePages {
     PagedCache cache{{}, kPageTokens, kPages};
     for (std::vector<uint16_t>& layer : memory_) {
       auto* base = reinterpret_cast<uint8_t*>(layer.data());
-      cache.layers.push_back(
-          {base, base + kArea / 2, {kHeads * kArea, 2, kArea, kPageTokens * 2}, {kHeads * kArea, kDims * 2, kArea, 2}});
+      cache.layers.push_back({base,
+                              base + kArea / 2,
+                              {kHeads * kArea, 2, kArea, kPageTokens * 2},
+                              {kHeads * kArea, kDims * 2, kArea, 2}});
     }
     return cache;
   }
@@ -82,7 +90,9 @@ class Fixture {
  public:
   Fixture() {
     if (mkdtemp(folder_.data()) == nullptr) abort();
-    store_ = RocksDbBlockStore::Open({.path = folder_ + "/data", .capacity_bytes = uint64_t{1} << 30}).value();
+    store_ = RocksDbBlockStore::Open({.path = folder_ + "/data",
+                                      .capacity_bytes = uint64_t{1} << 30})
+                 .value();
     ServerConfig config;
     config.listen = {"127.0.0.1:0"};
     server_ = Server::Start(config, store_.get()).value();
@@ -101,16 +111,22 @@ class Fixture {
     std::filesystem::remove_all(folder_);
   }
   std::unique_ptr<Job> Load() {
-    return client_->Load({tokens_, {}, ""}, 0, kTokens, page_ids_, absl::Now() + kPatience).value();
+    return client_
+        ->Load({tokens_, {}, ""}, 0, kTokens, page_ids_,
+               absl::Now() + kPatience)
+        .value();
   }
   // A chain of its own for each salt.
   std::unique_ptr<Job> Store(std::string salt) {
-    return client_->Store({tokens_, {}, std::move(salt)}, 0, kTokens, page_ids_).value();
+    return client_->Store({tokens_, {}, std::move(salt)}, 0, kTokens, page_ids_)
+        .value();
   }
   bool Restored() const { return pages_.memory() == computed_; }
 
  private:
-  std::string folder_ = (std::filesystem::temp_directory_path() / "latentkv-bench-XXXXXX").string();
+  std::string folder_ =
+      (std::filesystem::temp_directory_path() / "latentkv-bench-XXXXXX")
+          .string();
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<Client> client_;
@@ -135,7 +151,8 @@ void RestoreExact(benchmark::State& state) {
   state.counters["cpu_ms"] = (cpu_ms + CpuMilliseconds()) / state.iterations();
   state.counters["first_layer_ms"] = first_layer_ms / state.iterations();
   state.counters["frame_bytes"] = result.frame_bytes;
-  if (result.token_count != kTokens || !fixture.Restored()) state.SkipWithError("not restored");
+  if (result.token_count != kTokens || !fixture.Restored())
+    state.SkipWithError("not restored");
 }
 
 void StoreExact(benchmark::State& state) {
@@ -155,10 +172,15 @@ void StoreExact(benchmark::State& state) {
   if (result.token_count != kTokens) state.SkipWithError("not stored");
 }
 
-double Smallest(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
+double Smallest(const std::vector<double>& values) {
+  return *std::min_element(values.begin(), values.end());
+}
 
 void Repeated(benchmark::internal::Benchmark* benchmark) {
-  benchmark->UseManualTime()->Iterations(1)->Repetitions(25)->ReportAggregatesOnly();
+  benchmark->UseManualTime()
+      ->Iterations(1)
+      ->Repetitions(25)
+      ->ReportAggregatesOnly();
   benchmark->ComputeStatistics("min", Smallest)->Unit(benchmark::kMillisecond);
 }
 BENCHMARK(RestoreExact)->Apply(Repeated);

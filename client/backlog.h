@@ -13,10 +13,12 @@ class Backlog {
  public:
   explicit Backlog(uint64_t bytes_max) : bytes_max_(bytes_max) {}
 
-  // Waits until `bytes` more fit; more than bytes_max fit when there is nothing else.
+  // Waits until `bytes` more fit; more than bytes_max fit when there is nothing
+  // else.
   void Add(uint64_t bytes) {
     std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [&] { return items_ == 0 || bytes_ + bytes <= bytes_max_; });
+    changed_.wait(lock,
+                  [&] { return items_ == 0 || bytes_ + bytes <= bytes_max_; });
     bytes_ += bytes;
     ++items_;
   }
@@ -26,7 +28,8 @@ class Backlog {
     ++items_;
   }
   void Remove(uint64_t bytes) {
-    // Notified under the lock: whoever waits may destroy this as soon as it is empty.
+    // Notified under the lock: whoever waits may destroy this as soon as it is
+    // empty.
     std::lock_guard<std::mutex> lock(mutex_);
     bytes_ -= bytes;
     --items_;

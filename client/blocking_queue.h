@@ -12,7 +12,8 @@
 
 namespace latentkv {
 
-// Thread-safe. Unbounded: who pushes holds a share of some budget for each item.
+// Thread-safe. Unbounded: who pushes holds a share of some budget for each
+// item.
 template <typename T>
 class BlockingQueue {
  public:
@@ -21,10 +22,12 @@ class BlockingQueue {
     items_.push_back(std::move(item));
     changed_.notify_one();
   }
-  // The oldest item; nullopt if there is none by `deadline`, or none and the queue is closed.
+  // The oldest item; nullopt if there is none by `deadline`, or none and the
+  // queue is closed.
   std::optional<T> Pop(absl::Time deadline) {
     std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait_until(lock, absl::ToChronoTime(deadline), [this] { return closed_ || !items_.empty(); });
+    changed_.wait_until(lock, absl::ToChronoTime(deadline),
+                        [this] { return closed_ || !items_.empty(); });
     if (items_.empty()) return std::nullopt;
     std::optional<T> item(std::move(items_.front()));
     items_.pop_front();
@@ -39,7 +42,8 @@ class BlockingQueue {
     items_.pop_front();
     return item;
   }
-  // Waits until there is an item; false if there is none and the queue is closed.
+  // Waits until there is an item; false if there is none and the queue is
+  // closed.
   bool Wait() {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return closed_ || !items_.empty(); });

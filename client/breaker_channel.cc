@@ -6,7 +6,10 @@
 namespace latentkv {
 namespace {
 
-absl::Status Away() { return absl::UnavailableError("the daemon counts as away; it is tried again soon"); }
+absl::Status Away() {
+  return absl::UnavailableError(
+      "the daemon counts as away; it is tried again soon");
+}
 
 const absl::Status& StatusOf(const absl::Status& status) { return status; }
 template <typename T>
@@ -16,14 +19,19 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
 
 class BreakerStream final : public StoreStream {
  public:
-  BreakerStream(CircuitBreaker::Attempt attempt, std::unique_ptr<StoreStream> inner)
+  BreakerStream(CircuitBreaker::Attempt attempt,
+                std::unique_ptr<StoreStream> inner)
       : attempt_(std::move(attempt)), inner_(std::move(inner)) {}
 
-  bool Send(const StoreItem& item) override { return inner_ != nullptr && inner_->Send(item); }
+  bool Send(const StoreItem& item) override {
+    return inner_ != nullptr && inner_->Send(item);
+  }
   void SendDone() override {
     if (inner_ != nullptr) inner_->SendDone();
   }
-  bool ReadAck(StoreAck* ack) override { return inner_ != nullptr && inner_->ReadAck(ack); }
+  bool ReadAck(StoreAck* ack) override {
+    return inner_ != nullptr && inner_->ReadAck(ack);
+  }
   absl::Status Finish() override {
     if (inner_ == nullptr) return Away();
     absl::Status status = inner_->Finish();
@@ -38,42 +46,57 @@ class BreakerStream final : public StoreStream {
 
 class BreakerChannel final : public CacheChannel {
  public:
-  BreakerChannel(CacheChannel* inner, CircuitBreaker* breaker) : inner_(inner), breaker_(breaker) {}
+  BreakerChannel(CacheChannel* inner, CircuitBreaker* breaker)
+      : inner_(inner), breaker_(breaker) {}
 
-  absl::StatusOr<LookupAnswer> Lookup(const LookupQuery& query, const CallLimits& limits) override {
+  absl::StatusOr<LookupAnswer> Lookup(const LookupQuery& query,
+                                      const CallLimits& limits) override {
     return Guard([&] { return inner_->Lookup(query, limits); });
   }
-  absl::Status Fetch(absl::Span<const RemoteRecord> records, uint64_t lease_id, const CallLimits& limits,
+  absl::Status Fetch(absl::Span<const RemoteRecord> records, uint64_t lease_id,
+                     const CallLimits& limits,
                      const FetchCallback& callback) override {
-    return Guard([&] { return inner_->Fetch(records, lease_id, limits, callback); });
+    return Guard(
+        [&] { return inner_->Fetch(records, lease_id, limits, callback); });
   }
   std::unique_ptr<StoreStream> OpenStore(const CallLimits& limits) override {
     CircuitBreaker::Attempt attempt = breaker_->Enter();
-    std::unique_ptr<StoreStream> inner = attempt ? inner_->OpenStore(limits) : nullptr;
-    return std::make_unique<BreakerStream>(std::move(attempt), std::move(inner));
+    std::unique_ptr<StoreStream> inner =
+        attempt ? inner_->OpenStore(limits) : nullptr;
+    return std::make_unique<BreakerStream>(std::move(attempt),
+                                           std::move(inner));
   }
-  absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys, uint64_t lease_id, const CallLimits& limits) override {
+  absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys,
+                                  uint64_t lease_id,
+                                  const CallLimits& limits) override {
     return Guard([&] { return inner_->Forget(keys, lease_id, limits); });
   }
-  absl::Status PutSession(const RemoteSession& session, const CallLimits& limits) override {
+  absl::Status PutSession(const RemoteSession& session,
+                          const CallLimits& limits) override {
     return Guard([&] { return inner_->PutSession(session, limits); });
   }
-  absl::StatusOr<RemoteSession> GetSession(absl::string_view name, const CallLimits& limits) override {
+  absl::StatusOr<RemoteSession> GetSession(absl::string_view name,
+                                           const CallLimits& limits) override {
     return Guard([&] { return inner_->GetSession(name, limits); });
   }
-  absl::StatusOr<std::vector<RemoteSession>> ListSessions(const CallLimits& limits) override {
+  absl::StatusOr<std::vector<RemoteSession>> ListSessions(
+      const CallLimits& limits) override {
     return Guard([&] { return inner_->ListSessions(limits); });
   }
-  absl::Status DeleteSession(absl::string_view name, const CallLimits& limits) override {
+  absl::Status DeleteSession(absl::string_view name,
+                             const CallLimits& limits) override {
     return Guard([&] { return inner_->DeleteSession(name, limits); });
   }
-  absl::StatusOr<Digest> PutBasis(ByteSpan basis, const CallLimits& limits) override {
+  absl::StatusOr<Digest> PutBasis(ByteSpan basis,
+                                  const CallLimits& limits) override {
     return Guard([&] { return inner_->PutBasis(basis, limits); });
   }
-  absl::StatusOr<Bytes> GetBasis(const Digest& digest, const CallLimits& limits) override {
+  absl::StatusOr<Bytes> GetBasis(const Digest& digest,
+                                 const CallLimits& limits) override {
     return Guard([&] { return inner_->GetBasis(digest, limits); });
   }
-  absl::StatusOr<std::vector<RemoteBasis>> ListBases(const CallLimits& limits) override {
+  absl::StatusOr<std::vector<RemoteBasis>> ListBases(
+      const CallLimits& limits) override {
     return Guard([&] { return inner_->ListBases(limits); });
   }
   absl::StatusOr<RemoteStats> Stats(const CallLimits& limits) override {
@@ -99,7 +122,8 @@ class BreakerChannel final : public CacheChannel {
 
 }  // namespace
 
-std::unique_ptr<CacheChannel> MakeBreakerChannel(CacheChannel* inner, CircuitBreaker* breaker) {
+std::unique_ptr<CacheChannel> MakeBreakerChannel(CacheChannel* inner,
+                                                 CircuitBreaker* breaker) {
   return std::make_unique<BreakerChannel>(inner, breaker);
 }
 

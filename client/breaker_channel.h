@@ -1,4 +1,5 @@
-// A channel that asks a circuit breaker before each call and tells it the outcome.
+// A channel that asks a circuit breaker before each call and tells it the
+// outcome.
 #ifndef LATENTKV_CLIENT_BREAKER_CHANNEL_H_
 #define LATENTKV_CLIENT_BREAKER_CHANNEL_H_
 
@@ -9,8 +10,10 @@
 
 namespace latentkv {
 
-// Calls that may not go are Unavailable at once; a store stream breaks at its first Send. All outlive the channel.
-std::unique_ptr<CacheChannel> MakeBreakerChannel(CacheChannel* inner, CircuitBreaker* breaker);
+// Calls that may not go are Unavailable at once; a store stream breaks at its
+// first Send. All outlive the channel.
+std::unique_ptr<CacheChannel> MakeBreakerChannel(CacheChannel* inner,
+                                                 CircuitBreaker* breaker);
 
 }  // namespace latentkv
 

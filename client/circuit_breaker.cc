@@ -8,20 +8,25 @@
 namespace latentkv {
 namespace {
 
-// Between tries: short enough that a restarted daemon is used by the next request, long enough that one that swallows
-// calls costs an engine no more than one call's deadline in five seconds.
+// Between tries: short enough that a restarted daemon is used by the next
+// request, long enough that one that swallows calls costs an engine no more
+// than one call's deadline in five seconds.
 constexpr absl::Duration kPauseMin = absl::Milliseconds(200);
 constexpr absl::Duration kPauseMax = absl::Seconds(5);
-// A call that was given less says nothing about the daemon when its time is over.
+// A call that was given less says nothing about the daemon when its time is
+// over.
 constexpr absl::Duration kPatience = absl::Milliseconds(100);
 
 }  // namespace
 
 CircuitBreaker::Attempt::Attempt(Attempt&& other) noexcept
-    : breaker_(std::exchange(other.breaker_, nullptr)), probe_(other.probe_), began_(other.began_) {}
+    : breaker_(std::exchange(other.breaker_, nullptr)),
+      probe_(other.probe_),
+      began_(other.began_) {}
 
 CircuitBreaker::Attempt::~Attempt() {
-  if (breaker_ != nullptr) breaker_->Leave(probe_, Verdict::kUnknown, absl::OkStatus());
+  if (breaker_ != nullptr)
+    breaker_->Leave(probe_, Verdict::kUnknown, absl::OkStatus());
 }
 
 void CircuitBreaker::Attempt::Report(const absl::Status& status) {
@@ -30,7 +35,8 @@ void CircuitBreaker::Attempt::Report(const absl::Status& status) {
   if (absl::IsCancelled(status)) verdict = Verdict::kUnknown;
   if (absl::IsUnavailable(status)) verdict = Verdict::kAway;
   if (absl::IsDeadlineExceeded(status)) {
-    verdict = breaker_->clock_->Now() - began_ < kPatience ? Verdict::kUnknown : Verdict::kAway;
+    verdict = breaker_->clock_->Now() - began_ < kPatience ? Verdict::kUnknown
+                                                           : Verdict::kAway;
   }
   std::exchange(breaker_, nullptr)->Leave(probe_, verdict, status);
 }
@@ -54,7 +60,8 @@ bool CircuitBreaker::open() const {
   return open_;
 }
 
-void CircuitBreaker::Leave(bool probe, Verdict verdict, const absl::Status& status) {
+void CircuitBreaker::Leave(bool probe, Verdict verdict,
+                           const absl::Status& status) {
   std::unique_lock<std::mutex> lock(mutex_);
   const absl::Time now = clock_->Now();
   if (probe) probing_ = false;
@@ -64,7 +71,9 @@ void CircuitBreaker::Leave(bool probe, Verdict verdict, const absl::Status& stat
   if (!open_) {
     const absl::Duration away = now - opened_at_;
     lock.unlock();
-    if (was_open) log_->Info(absl::StrCat("the daemon is back after ", absl::FormatDuration(away)));
+    if (was_open)
+      log_->Info(absl::StrCat("the daemon is back after ",
+                              absl::FormatDuration(away)));
     return;
   }
   // Calls that were under way when it opened learn nothing new.
@@ -74,7 +83,9 @@ void CircuitBreaker::Leave(bool probe, Verdict verdict, const absl::Status& stat
   if (was_open) return;
   opened_at_ = now;
   lock.unlock();
-  log_->Warn(Failure::kDaemonAway, absl::StrCat("the daemon is away, which is a miss: ", status.message()));
+  log_->Warn(
+      Failure::kDaemonAway,
+      absl::StrCat("the daemon is away, which is a miss: ", status.message()));
 }
 
 }  // namespace latentkv

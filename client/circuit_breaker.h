@@ -11,14 +11,17 @@
 
 namespace latentkv {
 
-// Closed, every call may go. The first that finds the daemon away opens it: then no call goes until a pause is over,
-// after which one may, and decides whether the breaker closes or the next pause is twice as long. Thread-safe.
+// Closed, every call may go. The first that finds the daemon away opens it:
+// then no call goes until a pause is over, after which one may, and decides
+// whether the breaker closes or the next pause is twice as long. Thread-safe.
 class CircuitBreaker {
  public:
   // Both outlive it.
-  CircuitBreaker(const Clock* clock, FailureLog* log) : clock_(clock), log_(log) {}
+  CircuitBreaker(const Clock* clock, FailureLog* log)
+      : clock_(clock), log_(log) {}
 
-  // A call that goes: Report its outcome, or it counts for nothing. Must not outlive the breaker.
+  // A call that goes: Report its outcome, or it counts for nothing. Must not
+  // outlive the breaker.
   class Attempt {
    public:
     Attempt() = default;
@@ -31,7 +34,8 @@ class CircuitBreaker {
 
    private:
     friend class CircuitBreaker;
-    Attempt(CircuitBreaker* breaker, bool probe, absl::Time began) : breaker_(breaker), probe_(probe), began_(began) {}
+    Attempt(CircuitBreaker* breaker, bool probe, absl::Time began)
+        : breaker_(breaker), probe_(probe), began_(began) {}
     CircuitBreaker* breaker_ = nullptr;
     bool probe_ = false;
     absl::Time began_;

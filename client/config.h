@@ -27,11 +27,15 @@ struct ClientConfig {
   EncodeOptions write;
   uint64_t staging_bytes_max = uint64_t{256} << 20;
   uint32_t thread_count = 1;
-  std::shared_ptr<const HeadShare> share;  // Of one rank of several; null: all heads.
-  std::shared_ptr<RankExchange> ranks;     // Then how they exchange them, for this client alone.
+  // Of one rank of several; null: all heads.
+  std::shared_ptr<const HeadShare> share;
+  // Then how they exchange them, for this client alone.
+  std::shared_ptr<RankExchange> ranks;
   std::shared_ptr<spdlog::logger> logger = MakeClientLogger();
   const Devices* devices = &SystemDevices();  // Outlives the client.
-  const Clock* clock = &SystemClock();  // Of the breaker and the log; deadlines are the system's. Outlives the client.
+  // Of the breaker and the log; deadlines are the system's. Outlives the
+  // client.
+  const Clock* clock = &SystemClock();
 };
 
 // Reads the basis; the channel is over gRPC. Errors as Client::Open.

@@ -7,9 +7,13 @@
 
 namespace latentkv {
 
-DeviceEncoder::DeviceEncoder(std::shared_ptr<Device> device, const Codec* codec, const EncodeOptions& options,
-                             FailureLog* log)
-    : device_(std::move(device)), codec_(*codec), options_(options), log_(log), thread_([this] { Open(); }) {}
+DeviceEncoder::DeviceEncoder(std::shared_ptr<Device> device, const Codec* codec,
+                             const EncodeOptions& options, FailureLog* log)
+    : device_(std::move(device)),
+      codec_(*codec),
+      options_(options),
+      log_(log),
+      thread_([this] { Open(); }) {}
 
 DeviceEncoder::~DeviceEncoder() {
   closing_ = true;
@@ -19,9 +23,12 @@ DeviceEncoder::~DeviceEncoder() {
 void DeviceEncoder::Open() {
   const BasisView& basis = *codec_.basis_view();
   absl::StatusOr<std::unique_ptr<EncodeLane>> lane =
-      device_->OpenEncodeLane(basis, FrameHeaderBytes(basis.groups.size()), [this] { return closing_.load(); });
+      device_->OpenEncodeLane(basis, FrameHeaderBytes(basis.groups.size()),
+                              [this] { return closing_.load(); });
   if (!lane.ok()) {
-    if (!closing_) log_->Info(absl::StrCat("blocks are encoded on the CPU: ", lane.status().message()));
+    if (!closing_)
+      log_->Info(absl::StrCat("blocks are encoded on the CPU: ",
+                              lane.status().message()));
     return;
   }
   std::lock_guard<std::mutex> lock(mutex_);
@@ -33,16 +40,21 @@ std::unique_ptr<DeviceEncoder::Turn> DeviceEncoder::TakeTurn() {
   return ready_ ? std::make_unique<Turn>(this) : nullptr;
 }
 
-std::vector<absl::StatusOr<Bytes>> DeviceEncoder::Turn::Encode(absl::Span<const Block> blocks) {
+std::vector<absl::StatusOr<Bytes>> DeviceEncoder::Turn::Encode(
+    absl::Span<const Block> blocks) {
   std::vector<RawBlock> raw;
-  for (const Block& block : blocks) raw.push_back({block.place.first_token, block.place.tokens, block.raw});
-  const absl::Status none = absl::ResourceExhaustedError("the device encodes no more");
+  for (const Block& block : blocks)
+    raw.push_back({block.place.first_token, block.place.tokens, block.raw});
+  const absl::Status none =
+      absl::ResourceExhaustedError("the device encodes no more");
   absl::StatusOr<std::vector<EncodedBlock>> encoded = none;
-  if (encoder_.lane_ != nullptr) encoded = encoder_.lane_->Encode(raw, encoder_.options_.step);
+  if (encoder_.lane_ != nullptr)
+    encoded = encoder_.lane_->Encode(raw, encoder_.options_.step);
   if (!encoded.ok()) {
     if (encoder_.lane_ != nullptr) {
       encoder_.log_->Warn(Failure::kStore,
-                          absl::StrCat("blocks are encoded on the CPU from now on, since the device does "
+                          absl::StrCat("blocks are encoded on the CPU from now "
+                                       "on, since the device does "
                                        "not: ",
                                        encoded.status().message()));
     }
@@ -51,19 +63,23 @@ std::vector<absl::StatusOr<Bytes>> DeviceEncoder::Turn::Encode(absl::Span<const 
     return std::vector<absl::StatusOr<Bytes>>(blocks.size(), none);
   }
   std::vector<absl::StatusOr<Bytes>> frames;
-  for (size_t i = 0; i < blocks.size(); ++i) frames.push_back(Seal(blocks[i], (*encoded)[i]));
+  for (size_t i = 0; i < blocks.size(); ++i)
+    frames.push_back(Seal(blocks[i], (*encoded)[i]));
   return frames;
 }
 
-absl::StatusOr<Bytes> DeviceEncoder::Turn::Seal(const Block& block, const EncodedBlock& encoded) const {
+absl::StatusOr<Bytes> DeviceEncoder::Turn::Seal(
+    const Block& block, const EncodedBlock& encoded) const {
   if (!encoded.status.ok()) return encoded.status;
-  // The guard's finer steps are the CPU's to try; a loss that is no number is over every bound.
+  // The guard's finer steps are the CPU's to try; a loss that is no number is
+  // over every bound.
   const float bound = encoder_.options_.loss_own_max;
   if (!(encoded.loss >= 0) || (bound > 0 && encoded.loss > bound)) {
     return absl::ResourceExhaustedError("a block over its bound of loss");
   }
-  return encoder_.codec_.Seal(block.place, encoder_.options_.step, encoded.loss, block.loss_inherited,
-                              encoded.section_bytes, encoded.frame);
+  return encoder_.codec_.Seal(block.place, encoder_.options_.step, encoded.loss,
+                              block.loss_inherited, encoded.section_bytes,
+                              encoded.frame);
 }
 
 }  // namespace latentkv

@@ -20,9 +20,11 @@ namespace latentkv {
 // Thread-safe.
 class DeviceEncoder {
  public:
-  // Opens a lane of `device` on a thread of its own, which takes seconds. `options` are those of blocks in the basis of
-  // `codec`, which outlives the encoder, as `log` does.
-  DeviceEncoder(std::shared_ptr<Device> device, const Codec* codec, const EncodeOptions& options, FailureLog* log);
+  // Opens a lane of `device` on a thread of its own, which takes seconds.
+  // `options` are those of blocks in the basis of `codec`, which outlives the
+  // encoder, as `log` does.
+  DeviceEncoder(std::shared_ptr<Device> device, const Codec* codec,
+                const EncodeOptions& options, FailureLog* log);
   // Waits for that thread, which soon gives up.
   ~DeviceEncoder();
 
@@ -32,7 +34,8 @@ class DeviceEncoder {
     float loss_inherited = 0;
   };
 
-  // A turn of one's own with the lane; null if there is none, or none yet. Waits for the turns before.
+  // A turn of one's own with the lane; null if there is none, or none yet.
+  // Waits for the turns before.
   class Turn;
   std::unique_ptr<Turn> TakeTurn();
 
@@ -52,14 +55,19 @@ class DeviceEncoder {
 
 class DeviceEncoder::Turn {
  public:
-  explicit Turn(DeviceEncoder* encoder) : encoder_(*encoder), lock_(encoder->mutex_) {}
-  uint32_t blocks_max() const { return encoder_.lane_ == nullptr ? 0 : encoder_.lane_->blocks_max(); }
-  // The frame of each of at most blocks_max blocks; ResourceExhausted for one that has to be encoded on the CPU. After
-  // an error of the device all are, from then on.
+  explicit Turn(DeviceEncoder* encoder)
+      : encoder_(*encoder), lock_(encoder->mutex_) {}
+  uint32_t blocks_max() const {
+    return encoder_.lane_ == nullptr ? 0 : encoder_.lane_->blocks_max();
+  }
+  // The frame of each of at most blocks_max blocks; ResourceExhausted for one
+  // that has to be encoded on the CPU. After an error of the device all are,
+  // from then on.
   std::vector<absl::StatusOr<Bytes>> Encode(absl::Span<const Block> blocks);
 
  private:
-  absl::StatusOr<Bytes> Seal(const Block& block, const EncodedBlock& encoded) const;
+  absl::StatusOr<Bytes> Seal(const Block& block,
+                             const EncodedBlock& encoded) const;
 
   DeviceEncoder& encoder_;
   const std::unique_lock<std::mutex> lock_;

@@ -10,23 +10,32 @@
 namespace latentkv {
 namespace {
 
-// The engine's threads wait for each other, so that taking a core from one of them stops all. With a tenth of a core,
-// which this leaves the encoder beside a busy engine, it still encodes 1000 tokens of SmolLM2 a second: more than that
-// engine computes on two cores.
+// The engine's threads wait for each other, so that taking a core from one of
+// them stops all. With a tenth of a core, which this leaves the encoder beside
+// a busy engine, it still encodes 1000 tokens of SmolLM2 a second: more than
+// that engine computes on two cores.
 constexpr int kNiceness = 10;
 
 BlockPlace PlaceOf(const StagedBlock& block) {
-  return {block.key, block.first_token, {block.chain_tokens->data(), block.first_token + kBlockTokens}};
+  return {block.key,
+          block.first_token,
+          {block.chain_tokens->data(), block.first_token + kBlockTokens}};
 }
 
 }  // namespace
 
-EncodeWorkers::EncodeWorkers(const Codec* codec, const EncodeOptions& options, StoreLedger* ledger,
-                             uint32_t thread_count, std::function<void(StagedBlock)> next)
-    : codec_(codec), options_(options), ledger_(ledger), next_(std::move(next)) {
+EncodeWorkers::EncodeWorkers(const Codec* codec, const EncodeOptions& options,
+                             StoreLedger* ledger, uint32_t thread_count,
+                             std::function<void(StagedBlock)> next)
+    : codec_(codec),
+      options_(options),
+      ledger_(ledger),
+      next_(std::move(next)) {
   try {
-    for (uint32_t i = 0; i < thread_count; ++i) threads_.emplace_back([this] { Work(); });
-  } catch (...) {  // A thread that cannot be had; those that were must end before they are destroyed.
+    for (uint32_t i = 0; i < thread_count; ++i)
+      threads_.emplace_back([this] { Work(); });
+  } catch (...) {  // A thread that cannot be had; those that were must end
+                   // before they are destroyed.
     Close();
     throw;
   }
@@ -46,7 +55,8 @@ void EncodeWorkers::Work() {
     std::vector<Taken> batch;
     batch.push_back(*std::move(first));
     std::unique_ptr<DeviceEncoder::Turn> turn;
-    if (const std::shared_ptr<DeviceEncoder> encoder = batch[0].block.encoder; encoder != nullptr) {
+    if (const std::shared_ptr<DeviceEncoder> encoder = batch[0].block.encoder;
+        encoder != nullptr) {
       turn = encoder->TakeTurn();
       if (turn != nullptr) TakeMore(encoder.get(), turn->blocks_max(), &batch);
     }
@@ -58,7 +68,8 @@ void EncodeWorkers::Work() {
     if (turn != nullptr && !wanted.empty()) EncodeOnDevice(turn.get(), wanted);
     turn.reset();
     for (Taken& taken : batch) {
-      if (taken.wanted && taken.block.frame == nullptr && taken.status.ok()) taken.status = Encode(&taken.block);
+      if (taken.wanted && taken.block.frame == nullptr && taken.status.ok())
+        taken.status = Encode(&taken.block);
       Finish(taken.place, {std::move(taken.block), std::move(taken.status)});
     }
   }
@@ -71,12 +82,13 @@ std::optional<EncodeWorkers::Taken> EncodeWorkers::Take() {
   return Taken{places_++, *std::move(block)};
 }
 
-void EncodeWorkers::TakeMore(const DeviceEncoder* encoder, size_t count, std::vector<Taken>* batch) {
+void EncodeWorkers::TakeMore(const DeviceEncoder* encoder, size_t count,
+                             std::vector<Taken>* batch) {
   // Whoever has the lock waits for a block, so that there is none.
   std::unique_lock lock(take_mutex_, std::try_to_lock);
   while (lock.owns_lock() && batch->size() < count) {
-    std::optional<StagedBlock> block =
-        queue_.PopIf([&](const StagedBlock& next) { return next.encoder.get() == encoder; });
+    std::optional<StagedBlock> block = queue_.PopIf(
+        [&](const StagedBlock& next) { return next.encoder.get() == encoder; });
     if (!block.has_value()) return;
     batch->push_back({places_++, *std::move(block)});
   }
@@ -87,7 +99,8 @@ void EncodeWorkers::Prepare(Taken* taken) const {
   if (closing_) {
     taken->status = absl::CancelledError("the client was closed");
   } else if (!ledger_->Lost(block.behind)) {
-    if (block.raw_complete != nullptr) taken->status = block.raw_complete->Wait();
+    if (block.raw_complete != nullptr)
+      taken->status = block.raw_complete->Wait();
     block.raw_complete.reset();
     taken->wanted = taken->status.ok();
   }
@@ -96,7 +109,8 @@ void EncodeWorkers::Prepare(Taken* taken) const {
 void EncodeWorkers::Finish(uint64_t place, Outcome outcome) {
   std::lock_guard lock(finish_mutex_);
   finished_.emplace(place, std::move(outcome));
-  for (auto first = finished_.begin(); first != finished_.end() && first->first == next_place_; ++next_place_) {
+  for (auto first = finished_.begin();
+       first != finished_.end() && first->first == next_place_; ++next_place_) {
     auto& [block, status] = first->second;
     if (!status.ok()) {
       ledger_->Failed(block, status);
@@ -109,10 +123,12 @@ void EncodeWorkers::Finish(uint64_t place, Outcome outcome) {
   }
 }
 
-void EncodeWorkers::EncodeOnDevice(DeviceEncoder::Turn* turn, absl::Span<Taken* const> batch) const try {
+void EncodeWorkers::EncodeOnDevice(DeviceEncoder::Turn* turn,
+                                   absl::Span<Taken* const> batch) const try {
   std::vector<DeviceEncoder::Block> blocks;
   for (const Taken* taken : batch) {
-    blocks.push_back({PlaceOf(taken->block), taken->block.raw.get(), taken->block.loss_inherited});
+    blocks.push_back({PlaceOf(taken->block), taken->block.raw.get(),
+                      taken->block.loss_inherited});
   }
   std::vector<absl::StatusOr<Bytes>> frames = turn->Encode(blocks);
   for (size_t i = 0; i < batch.size(); ++i) {
@@ -127,12 +143,16 @@ void EncodeWorkers::EncodeOnDevice(DeviceEncoder::Turn* turn, absl::Span<Taken* 
 absl::Status EncodeWorkers::Encode(StagedBlock* block) const try {
   EncodeOptions options = options_;
   options.loss_inherited = block->loss_inherited;
-  return Keep(codec_->Encode(PlaceOf(*block), ByteSpan(block->raw.get(), block->raw_bytes), options), block);
+  return Keep(
+      codec_->Encode(PlaceOf(*block),
+                     ByteSpan(block->raw.get(), block->raw_bytes), options),
+      block);
 } catch (const std::exception& error) {
   return absl::ResourceExhaustedError(error.what());
 }
 
-absl::Status EncodeWorkers::Keep(absl::StatusOr<Bytes> frame, StagedBlock* block) {
+absl::Status EncodeWorkers::Keep(absl::StatusOr<Bytes> frame,
+                                 StagedBlock* block) {
   if (!frame.ok()) return frame.status();
   absl::StatusOr<FrameHeader> header = ParseFrameHeader(*frame, frame->size());
   if (!header.ok()) return header.status();

@@ -21,9 +21,10 @@ namespace latentkv {
 
 class EncodeWorkers {
  public:
-  // Encodes with `options`, but for the loss inherited, and hands frames to `next` in the order of Push, one at a time.
-  // All outlive the workers.
-  EncodeWorkers(const Codec* codec, const EncodeOptions& options, StoreLedger* ledger, uint32_t thread_count,
+  // Encodes with `options`, but for the loss inherited, and hands frames to
+  // `next` in the order of Push, one at a time. All outlive the workers.
+  EncodeWorkers(const Codec* codec, const EncodeOptions& options,
+                StoreLedger* ledger, uint32_t thread_count,
                 std::function<void(StagedBlock)> next);
   // Gives up what is not encoded yet.
   ~EncodeWorkers();
@@ -46,10 +47,12 @@ class EncodeWorkers {
   // The next block, or nothing behind the last.
   std::optional<Taken> Take();
   // More for `encoder`, as far as there are, up to `count`.
-  void TakeMore(const DeviceEncoder* encoder, size_t count, std::vector<Taken>* batch);
+  void TakeMore(const DeviceEncoder* encoder, size_t count,
+                std::vector<Taken>* batch);
   // Whether it is to be encoded, when its raw form is complete.
   void Prepare(Taken* taken) const;
-  void EncodeOnDevice(DeviceEncoder::Turn* turn, absl::Span<Taken* const> batch) const;
+  void EncodeOnDevice(DeviceEncoder::Turn* turn,
+                      absl::Span<Taken* const> batch) const;
   absl::Status Encode(StagedBlock* block) const;
   static absl::Status Keep(absl::StatusOr<Bytes> frame, StagedBlock* block);
   // Hands on what is finished and has nothing unfinished before it.
@@ -61,10 +64,12 @@ class EncodeWorkers {
   const std::function<void(StagedBlock)> next_;
   BlockingQueue<StagedBlock> queue_;
   std::atomic<bool> closing_{false};
-  std::mutex take_mutex_;  // So that places are given in the order of the queue.
-  uint64_t places_ = 0;    // Under take_mutex_: given so far.
+  // So that places are given in the order of the queue.
+  std::mutex take_mutex_;
+  uint64_t places_ = 0;  // Under take_mutex_: given so far.
   std::mutex finish_mutex_;
-  std::map<uint64_t, Outcome> finished_;  // By place; under finish_mutex_, as is the next.
+  // By place; under finish_mutex_, as is the next.
+  std::map<uint64_t, Outcome> finished_;
   uint64_t next_place_ = 0;
   std::vector<std::thread> threads_;
 };

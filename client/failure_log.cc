@@ -22,16 +22,20 @@ void FailureLog::Warn(Failure kind, absl::string_view message) {
       ++state.withheld;
       return;
     }
-    if (state.withheld > 0) absl::StrAppend(&text, " (and ", state.withheld, " like it before)");
+    if (state.withheld > 0)
+      absl::StrAppend(&text, " (and ", state.withheld, " like it before)");
     state = {now, 0};
   }
   logger_->warn(text);
 }
 
-void FailureLog::Info(absl::string_view message) { logger_->info(std::string(message)); }
+void FailureLog::Info(absl::string_view message) {
+  logger_->info(std::string(message));
+}
 
 std::shared_ptr<spdlog::logger> MakeClientLogger() {
-  return std::make_shared<spdlog::logger>("latentkv", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  return std::make_shared<spdlog::logger>(
+      "latentkv", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
 }
 
 }  // namespace latentkv

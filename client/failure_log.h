@@ -31,10 +31,11 @@ inline constexpr size_t kFailureKinds = 8;
 class FailureLog {
  public:
   // `clock` outlives it.
-  FailureLog(std::shared_ptr<spdlog::logger> logger, const Clock* clock) : logger_(std::move(logger)), clock_(clock) {}
+  FailureLog(std::shared_ptr<spdlog::logger> logger, const Clock* clock)
+      : logger_(std::move(logger)), clock_(clock) {}
 
-  // A warning, unless one of the same kind was written less than a minute ago; then it is counted, and the next one
-  // says how many there were.
+  // A warning, unless one of the same kind was written less than a minute ago;
+  // then it is counted, and the next one says how many there were.
   void Warn(Failure kind, absl::string_view message);
   void Info(absl::string_view message);
 

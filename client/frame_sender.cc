@@ -7,9 +7,11 @@
 namespace latentkv {
 namespace {
 
-// Frames on their way: enough to keep the daemon busy while acknowledgements travel, few enough to lose with a stream.
+// Frames on their way: enough to keep the daemon busy while acknowledgements
+// travel, few enough to lose with a stream.
 constexpr size_t kUnacknowledgedMax = 16;
-// A stream takes frames for the first half of its time, so that each has the other half to be acknowledged.
+// A stream takes frames for the first half of its time, so that each has the
+// other half to be acknowledged.
 constexpr absl::Duration kStreamDuration = absl::Minutes(1);
 // How long a stream without frames is kept.
 constexpr absl::Duration kLinger = absl::Milliseconds(100);
@@ -31,11 +33,15 @@ void FrameSender::Work() {
 
 void FrameSender::SendBurst() {
   const absl::Time began = absl::Now();
-  std::unique_ptr<StoreStream> stream = channel_->OpenStore({began + kStreamDuration, &cancel_});
+  std::unique_ptr<StoreStream> stream =
+      channel_->OpenStore({began + kStreamDuration, &cancel_});
   while (true) {
     std::optional<StagedBlock> block;
-    if (unacknowledged_.size() < kUnacknowledgedMax && absl::Now() - began < kStreamDuration / 2) {
-      block = queue_.Pop(absl::Now() + (unacknowledged_.empty() ? kLinger : absl::ZeroDuration()));
+    if (unacknowledged_.size() < kUnacknowledgedMax &&
+        absl::Now() - began < kStreamDuration / 2) {
+      block = queue_.Pop(absl::Now() + (unacknowledged_.empty()
+                                            ? kLinger
+                                            : absl::ZeroDuration()));
     }
     if (block.has_value()) {
       if (!Send(stream.get(), *std::move(block))) break;
@@ -47,8 +53,11 @@ void FrameSender::SendBurst() {
   while (ReadAck(stream.get())) {
   }
   absl::Status status = stream->Finish();
-  if (status.ok()) status = absl::UnavailableError("the daemon ended the stream without an acknowledgement");
-  for (const StagedBlock& block : unacknowledged_) ledger_->Failed(block, status);
+  if (status.ok())
+    status = absl::UnavailableError(
+        "the daemon ended the stream without an acknowledgement");
+  for (const StagedBlock& block : unacknowledged_)
+    ledger_->Failed(block, status);
   unacknowledged_.clear();
 }
 
@@ -65,7 +74,9 @@ bool FrameSender::Send(StoreStream* stream, StagedBlock block) {
 bool FrameSender::ReadAck(StoreStream* stream) {
   StoreAck ack;
   if (!stream->ReadAck(&ack)) return false;
-  if (unacknowledged_.empty() || ack.sequence != unacknowledged_.front().sequence) return false;
+  if (unacknowledged_.empty() ||
+      ack.sequence != unacknowledged_.front().sequence)
+    return false;
   StagedBlock block = std::move(unacknowledged_.front());
   unacknowledged_.pop_front();
   if (ack.status.ok()) {

@@ -6,7 +6,10 @@
 namespace latentkv {
 namespace {
 
-uint64_t Aligned(uint64_t bytes) { return (bytes + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment; }
+uint64_t Aligned(uint64_t bytes) {
+  return (bytes + kSectionAlignment - 1) / kSectionAlignment *
+         kSectionAlignment;
+}
 
 }  // namespace
 
@@ -18,18 +21,24 @@ bool GroupRun::Reserve(uint64_t frame_bytes, uint32_t section_count) {
   return true;
 }
 
-absl::Status GroupRun::Begin(const PagedCache& pages, std::vector<GroupBlock> blocks, const DeviceEvent* used) {
+absl::Status GroupRun::Begin(const PagedCache& pages,
+                             std::vector<GroupBlock> blocks,
+                             const DeviceEvent* used) {
   sections_.resize(blocks.size());
   dropped_.resize(blocks.size());
   return restore_->lane()->Begin(pages, blocks, used);
 }
 
-absl::Status GroupRun::Add(uint32_t block, ByteSpan payload, const FrameSection& section, float step) {
-  if (payload.size() != section.bytes || Aligned(section.bytes) > restore_->payload().size() - used_) {
+absl::Status GroupRun::Add(uint32_t block, ByteSpan payload,
+                           const FrameSection& section, float step) {
+  if (payload.size() != section.bytes ||
+      Aligned(section.bytes) > restore_->payload().size() - used_) {
     return absl::DataLossError("a section is not as long as its frame says");
   }
-  std::copy(payload.begin(), payload.end(), restore_->payload().begin() + used_);
-  sections_[block].push_back({used_, static_cast<uint32_t>(section.bytes), section.crc32c, step});
+  std::copy(payload.begin(), payload.end(),
+            restore_->payload().begin() + used_);
+  sections_[block].push_back(
+      {used_, static_cast<uint32_t>(section.bytes), section.crc32c, step});
   used_ += Aligned(section.bytes);
   return absl::OkStatus();
 }
@@ -47,7 +56,8 @@ bool GroupRun::Complete(uint32_t count) const {
 
 absl::StatusOr<DeviceEventPtr> GroupRun::Restore(uint32_t count) {
   const auto given = [&](uint32_t block) {
-    return block < count && !dropped_[block] && sections_[block].size() > next_group_;
+    return block < count && !dropped_[block] &&
+           sections_[block].size() > next_group_;
   };
   uint64_t first = used_, last = 0;
   std::vector<GroupSection> group(sections_.size());
@@ -60,7 +70,8 @@ absl::StatusOr<DeviceEventPtr> GroupRun::Restore(uint32_t count) {
   for (uint32_t block = 0; block < sections_.size(); ++block) {
     if (given(block)) group[block].offset -= first;
   }
-  return restore_->lane()->Restore(next_group_++, restore_->payload().data() + first, last - first, group);
+  return restore_->lane()->Restore(
+      next_group_++, restore_->payload().data() + first, last - first, group);
 }
 
 ByteSpan GroupRun::Payload(uint32_t block, uint32_t section) const {

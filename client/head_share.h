@@ -1,4 +1,5 @@
-// The part of every block that this client's pages hold: all KV heads, or those of one rank of its engine.
+// The part of every block that this client's pages hold: all KV heads, or those
+// of one rank of its engine.
 #ifndef LATENTKV_CLIENT_HEAD_SHARE_H_
 #define LATENTKV_CLIENT_HEAD_SHARE_H_
 
@@ -21,10 +22,12 @@ namespace latentkv {
 class HeadShare {
  public:
   // HeadsOfRank's error.
-  static absl::StatusOr<HeadShare> Create(Geometry model, uint32_t rank, uint32_t ranks) {
+  static absl::StatusOr<HeadShare> Create(Geometry model, uint32_t rank,
+                                          uint32_t ranks) {
     HeadShare share;
     for (uint32_t other = 0; other < ranks; ++other) {
-      absl::StatusOr<std::vector<HeadRange>> heads = HeadsOfRank(model, other, ranks);
+      absl::StatusOr<std::vector<HeadRange>> heads =
+          HeadsOfRank(model, other, ranks);
       if (!heads.ok()) return heads.status();
       share.heads_.push_back(*std::move(heads));
     }
@@ -40,18 +43,23 @@ class HeadShare {
   uint32_t rank() const { return rank_; }
   uint32_t ranks() const { return heads_.size(); }
   bool whole() const { return ranks() == 1; }
-  absl::Span<const HeadRange> heads_of(uint32_t rank) const { return heads_[rank]; }
+  absl::Span<const HeadRange> heads_of(uint32_t rank) const {
+    return heads_[rank];
+  }
 
-  // Has `restore` write the raw form of layers [first_layer, last_layer) of a block of the model; leaves that of the
-  // pages in `raw`.
-  absl::Status Restore(uint32_t first_layer, uint32_t last_layer, absl::Span<uint8_t> raw,
-                       absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) const {
+  // Has `restore` write the raw form of layers [first_layer, last_layer) of a
+  // block of the model; leaves that of the pages in `raw`.
+  absl::Status Restore(
+      uint32_t first_layer, uint32_t last_layer, absl::Span<uint8_t> raw,
+      absl::FunctionRef<absl::Status(absl::Span<uint8_t>)> restore) const {
     if (whole()) return restore(raw);
-    const uint64_t bytes = RawBytes(model_, first_layer, last_layer, kBlockTokens);
+    const uint64_t bytes =
+        RawBytes(model_, first_layer, last_layer, kBlockTokens);
     const auto memory = std::make_unique_for_overwrite<uint8_t[]>(bytes);
     absl::Status status = restore({memory.get(), bytes});
     if (status.ok()) {
-      TakeHeads(model_, heads_[rank_], first_layer, last_layer, kBlockTokens, {memory.get(), bytes}, raw);
+      TakeHeads(model_, heads_[rank_], first_layer, last_layer, kBlockTokens,
+                {memory.get(), bytes}, raw);
     }
     return status;
   }

@@ -22,7 +22,8 @@ class LoadJob final : public Job {
   void RunOnThread(Body body) {
     thread_ = std::thread(std::move(body));
   }
-  absl::StatusOr<TransferResult> Wait(int32_t layer, absl::Duration timeout) override {
+  absl::StatusOr<TransferResult> Wait(int32_t layer,
+                                      absl::Duration timeout) override {
     return task_->Wait(layer, absl::Now() + timeout);
   }
 
@@ -53,13 +54,15 @@ absl::StatusOr<std::unique_ptr<Job>> LoadPipeline::Start(LoadRequest request) {
     });
   } catch (const std::system_error& error) {
     Ended(task.get());
-    return absl::ResourceExhaustedError(absl::StrCat("no thread for a load: ", error.what()));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no thread for a load: ", error.what()));
   }
   return job;
 }
 
 void LoadPipeline::Ended(LoadTask* task) {
-  // Notified under the lock: the pipeline may be destroyed as soon as it is released.
+  // Notified under the lock: the pipeline may be destroyed as soon as it is
+  // released.
   std::lock_guard<std::mutex> lock(mutex_);
   running_.erase(task);
   ended_.notify_all();

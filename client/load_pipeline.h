@@ -1,4 +1,5 @@
-// Loads: looks the blocks up, receives their sections in one stream, decodes them into pages on a pool.
+// Loads: looks the blocks up, receives their sections in one stream, decodes
+// them into pages on a pool.
 #ifndef LATENTKV_CLIENT_LOAD_PIPELINE_H_
 #define LATENTKV_CLIENT_LOAD_PIPELINE_H_
 
@@ -32,10 +33,11 @@ struct ReadPolicy {
 
 struct LoadRequest {
   std::vector<Digest> keys;  // Of the blocks to load, in chain order.
-  std::vector<uint32_t> tokens;  // Of the whole chain up to the last block to load.
+  // Of the whole chain up to the last block to load.
+  std::vector<uint32_t> tokens;
   uint64_t first_token = 0;
   std::shared_ptr<EnginePages> pages;
-  DeviceEventPtr pages_used;  // EnginePages::UsedUntil.
+  DeviceEventPtr pages_used;                 // EnginePages::UsedUntil.
   std::vector<std::vector<TokenRun>> slots;  // Where each block goes; checked.
   absl::Time deadline;
 };

@@ -48,10 +48,14 @@ void LoadProgress::Finish() {
   changed_.notify_all();
 }
 
-std::optional<uint32_t> LoadProgress::Wait(int32_t layer, absl::Time deadline) const {
+std::optional<uint32_t> LoadProgress::Wait(int32_t layer,
+                                           absl::Time deadline) const {
   std::unique_lock<std::mutex> lock(mutex_);
-  const auto ready = [&] { return finished_ || (layer >= 0 && missing_[layer] == 0); };
-  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), ready)) return std::nullopt;
+  const auto ready = [&] {
+    return finished_ || (layer >= 0 && missing_[layer] == 0);
+  };
+  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), ready))
+    return std::nullopt;
   return good_;
 }
 

@@ -1,4 +1,5 @@
-// Which blocks of a load are good, and which of its layers are in their pages. No I/O.
+// Which blocks of a load are good, and which of its layers are in their pages.
+// No I/O.
 #ifndef LATENTKV_CLIENT_LOAD_PROGRESS_H_
 #define LATENTKV_CLIENT_LOAD_PROGRESS_H_
 
@@ -12,12 +13,16 @@
 
 namespace latentkv {
 
-// Blocks [0, good) are good: a block that failed takes all behind it along. Thread-safe.
+// Blocks [0, good) are good: a block that failed takes all behind it along.
+// Thread-safe.
 class LoadProgress {
  public:
   // Of `blocks` blocks with `layers` layers each, all of them good so far.
   LoadProgress(uint32_t blocks, uint32_t layers)
-      : layers_(layers), good_(blocks), done_(uint64_t{blocks} * layers), missing_(layers, blocks) {}
+      : layers_(layers),
+        good_(blocks),
+        done_(uint64_t{blocks} * layers),
+        missing_(layers, blocks) {}
 
   // Block `block` has not failed, nor has one before it.
   bool Wanted(uint32_t block) const;
@@ -25,14 +30,14 @@ class LoadProgress {
   // Layers [first, last) of `block` are in their pages.
   void LayersDone(uint32_t block, uint32_t first, uint32_t last);
   void Fail(uint32_t block);
-  // Nothing more comes, and no page is written any more: blocks with a layer missing have failed. Returns the number
-  // of good blocks.
+  // Nothing more comes, and no page is written any more: blocks with a layer
+  // missing have failed. Returns the number of good blocks.
   uint32_t Settle();
   // Waiters may go: the job is over. After Settle.
   void Finish();
 
-  // Good blocks once all of them have layer `layer` (any that is negative: once it is finished); nullopt if that is
-  // not so at `deadline`.
+  // Good blocks once all of them have layer `layer` (any that is negative: once
+  // it is finished); nullopt if that is not so at `deadline`.
   std::optional<uint32_t> Wait(int32_t layer, absl::Time deadline) const;
 
  private:

@@ -34,9 +34,11 @@ class LoadTask {
     RemoteRecord record;
     FrameHeader header;         // Once section 0 came.
     uint32_t next_section = 0;  // Sections come in order.
-    std::unique_ptr<BlockReader> reader;  // From then until the last section is decoded; not of one in the run.
+    // From then until the last section is decoded; not of one in the run.
+    std::unique_ptr<BlockReader> reader;
     SectionQueue received;
-    std::optional<uint32_t> place_in_run;  // Under run_mutex_ while groups are queued.
+    // Under run_mutex_ while groups are queued.
+    std::optional<uint32_t> place_in_run;
   };
   struct QueuedGroup {
     uint32_t group, wanted;  // Of the run's first `wanted` blocks.
@@ -44,15 +46,19 @@ class LoadTask {
   };
 
   absl::Status Receive();
-  // Makes a run of blocks that the device restores, from block `first` on, if it can. The block up to which to fetch.
+  // Makes a run of blocks that the device restores, from block `first` on, if
+  // it can. The block up to which to fetch.
   uint32_t BeginRun(uint32_t first);
   absl::Status Deliver(uint32_t index, const FetchedSection& section);
-  // Has the device restore the groups that the run has of all its blocks that are still wanted. Whether there was one.
+  // Has the device restore the groups that the run has of all its blocks that
+  // are still wanted. Whether there was one.
   bool QueueCompleted();
-  // Waits for what is queued, on a thread of the pool, one group after the other.
+  // Waits for what is queued, on a thread of the pool, one group after the
+  // other.
   void ConcludeQueued();
   // `restored`: GroupLane::Outcome, or the error of the device.
-  void Conclude(const QueuedGroup& queued, const absl::StatusOr<std::vector<absl::Status>>& restored);
+  void Conclude(const QueuedGroup& queued,
+                const absl::StatusOr<std::vector<absl::Status>>& restored);
   // Restores what the run has of a block here, as will be what comes of it.
   absl::Status TakeOutOfRun(uint32_t index);
   bool Take(const FetchedSection& section);
@@ -72,13 +78,16 @@ class LoadTask {
   CancelToken cancel_;
   LoadProgress progress_;
   Backlog backlog_;
-  // What is not `received` is written by the receiver before the first section is decoded, then by who decodes.
+  // What is not `received` is written by the receiver before the first section
+  // is decoded, then by who decodes.
   std::vector<std::unique_ptr<Block>> blocks_;
-  // The run is the receiver's and of who concludes its groups. It comes and goes while none is queued.
+  // The run is the receiver's and of who concludes its groups. It comes and
+  // goes while none is queued.
   std::mutex run_mutex_;
   std::unique_ptr<GroupRun> run_;
   std::vector<uint32_t> run_blocks_;
-  std::deque<QueuedGroup> queued_;  // Under run_mutex_: not concluded, each an item of the backlog.
+  // Under run_mutex_: not concluded, each an item of the backlog.
+  std::deque<QueuedGroup> queued_;
   std::mutex mutex_;
   std::vector<Digest> damaged_;  // Under mutex_.
 };

@@ -8,8 +8,9 @@
 
 namespace latentkv {
 
-PageRegistry::PageRegistry(const HeadShare& share, const Devices& devices, uint64_t staging_bytes_max,
-                           uint32_t thread_count, const Codec* codec, const EncodeOptions& write,
+PageRegistry::PageRegistry(const HeadShare& share, const Devices& devices,
+                           uint64_t staging_bytes_max, uint32_t thread_count,
+                           const Codec* codec, const EncodeOptions& write,
                            FailureLog* log)
     : share_(share),
       devices_(devices),
@@ -18,7 +19,9 @@ PageRegistry::PageRegistry(const HeadShare& share, const Devices& devices, uint6
       codec_(codec),
       write_(write),
       log_(log),
-      host_buffers_(std::make_shared<HostBuffers>(RawBytes(share.held(), kBlockTokens))) {}
+      host_buffers_(
+          std::make_shared<HostBuffers>(RawBytes(share.held(), kBlockTokens))) {
+}
 
 absl::Status PageRegistry::Register(PagedCache pages) {
   absl::Status status = CheckShape(pages);
@@ -27,12 +30,15 @@ absl::Status PageRegistry::Register(PagedCache pages) {
   if (!holder.ok()) return holder.status();
   std::lock_guard<std::mutex> lock(mutex_);
   if (!holder->has_value()) {
-    current_ = std::make_shared<HostPages>(share_, std::move(pages), host_buffers_);
+    current_ =
+        std::make_shared<HostPages>(share_, std::move(pages), host_buffers_);
     return absl::OkStatus();
   }
-  absl::StatusOr<std::shared_ptr<DeviceStaging>> staging = StagingLocked(**holder);
+  absl::StatusOr<std::shared_ptr<DeviceStaging>> staging =
+      StagingLocked(**holder);
   if (!staging.ok()) return staging.status();
-  current_ = std::make_shared<DevicePages>(std::move(pages), *std::move(staging));
+  current_ =
+      std::make_shared<DevicePages>(std::move(pages), *std::move(staging));
   return absl::OkStatus();
 }
 
@@ -44,42 +50,50 @@ std::shared_ptr<EnginePages> PageRegistry::current() const {
 absl::Status PageRegistry::CheckShape(const PagedCache& pages) const {
   const size_t layers = share_.held().layers.size();
   if (pages.layers.size() != layers) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pages of ", pages.layers.size(), " layers; the model has ", layers));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "pages of ", pages.layers.size(), " layers; the model has ", layers));
   }
-  if (pages.page_tokens == 0 || pages.page_count == 0) return absl::InvalidArgumentError("there are no pages");
+  if (pages.page_tokens == 0 || pages.page_count == 0)
+    return absl::InvalidArgumentError("there are no pages");
   for (const PagedLayer& layer : pages.layers) {
-    if (layer.key == nullptr || layer.value == nullptr) return absl::InvalidArgumentError("a layer without pages");
+    if (layer.key == nullptr || layer.value == nullptr)
+      return absl::InvalidArgumentError("a layer without pages");
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<uint32_t>> PageRegistry::HolderOf(const PagedCache& pages) const {
+absl::StatusOr<std::optional<uint32_t>> PageRegistry::HolderOf(
+    const PagedCache& pages) const {
   const auto name = [](std::optional<uint32_t> holder) {
-    return holder.has_value() ? absl::StrCat("on device ", *holder) : std::string("in host memory");
+    return holder.has_value() ? absl::StrCat("on device ", *holder)
+                              : std::string("in host memory");
   };
   const std::optional<uint32_t> first = devices_.HolderOf(pages.layers[0].key);
   for (size_t l = 0; l < pages.layers.size(); ++l) {
     for (const uint8_t* memory : {pages.layers[l].key, pages.layers[l].value}) {
       const std::optional<uint32_t> holder = devices_.HolderOf(memory);
       if (holder == first) continue;
-      return absl::InvalidArgumentError(absl::StrCat("pages of layer ", l, " lie ", name(holder), ", those of layer 0 ",
-                                                     name(first), ": all must lie in one memory"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "pages of layer ", l, " lie ", name(holder), ", those of layer 0 ",
+          name(first), ": all must lie in one memory"));
     }
   }
   return first;
 }
 
-absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(uint32_t device) {
+absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(
+    uint32_t device) {
   if (staging_ != nullptr && staged_ == device) return staging_;
   absl::StatusOr<std::unique_ptr<Device>> opened = devices_.Open(device);
   if (!opened.ok()) return opened.status();
-  absl::StatusOr<std::shared_ptr<DeviceStaging>> staging =
-      DeviceStaging::Open(*std::move(opened), device, share_, staging_bytes_max_, thread_count_);
+  absl::StatusOr<std::shared_ptr<DeviceStaging>> staging = DeviceStaging::Open(
+      *std::move(opened), device, share_, staging_bytes_max_, thread_count_);
   if (!staging.ok()) return staging.status();
   if (codec_ != nullptr) {
     absl::Status groups = (*staging)->OpenGroups(*codec_->basis_view());
-    if (!groups.ok()) log_->Info(absl::StrCat("blocks are restored on the CPU: ", groups.message()));
+    if (!groups.ok())
+      log_->Info(
+          absl::StrCat("blocks are restored on the CPU: ", groups.message()));
     if (!write_.exact) (*staging)->OpenEncoder(codec_, write_, log_);
   }
   staging_ = *staging;

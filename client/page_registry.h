@@ -1,4 +1,5 @@
-// The pages that were registered last, and the memory through which blocks reach them.
+// The pages that were registered last, and the memory through which blocks
+// reach them.
 #ifndef LATENTKV_CLIENT_PAGE_REGISTRY_H_
 #define LATENTKV_CLIENT_PAGE_REGISTRY_H_
 
@@ -21,14 +22,18 @@ namespace latentkv {
 // Thread-safe. What it is given outlives it and the pages it hands out.
 class PageRegistry {
  public:
-  // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and of threads that fill pages.
-  // Pages on a device have it restore sections of the basis of `codec`, and, if `write` is not exact, encode in it;
-  // null for neither.
-  PageRegistry(const HeadShare& share, const Devices& devices, uint64_t staging_bytes_max, uint32_t thread_count,
+  // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and
+  // of threads that fill pages. Pages on a device have it restore sections of
+  // the basis of `codec`, and, if `write` is not exact, encode in it; null for
+  // neither.
+  PageRegistry(const HeadShare& share, const Devices& devices,
+               uint64_t staging_bytes_max, uint32_t thread_count,
                const Codec* codec, const EncodeOptions& write, FailureLog* log);
 
-  // In the place of those before, which live on with the jobs that have them. InvalidArgument if they do not fit the
-  // geometry or lie in several memories; errors of the device, whose staging memory is allocated with its first pages.
+  // In the place of those before, which live on with the jobs that have them.
+  // InvalidArgument if they do not fit the geometry or lie in several memories;
+  // errors of the device, whose staging memory is allocated with its first
+  // pages.
   absl::Status Register(PagedCache pages);
   // Null before the first.
   std::shared_ptr<EnginePages> current() const;
@@ -36,7 +41,8 @@ class PageRegistry {
  private:
   absl::Status CheckShape(const PagedCache& pages) const;
   // The device that holds all pages; nullopt: the host does.
-  absl::StatusOr<std::optional<uint32_t>> HolderOf(const PagedCache& pages) const;
+  absl::StatusOr<std::optional<uint32_t>> HolderOf(
+      const PagedCache& pages) const;
   absl::StatusOr<std::shared_ptr<DeviceStaging>> StagingLocked(uint32_t device);
 
   const HeadShare& share_;

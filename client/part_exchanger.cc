@@ -9,14 +9,16 @@
 
 namespace latentkv {
 
-PartExchanger::PartExchanger(RankExchange* ranks, const HeadShare* share, StoreLedger* ledger, FailureLog* log,
+PartExchanger::PartExchanger(RankExchange* ranks, const HeadShare* share,
+                             StoreLedger* ledger, FailureLog* log,
                              std::function<void(StagedBlock)> next)
     : ranks_(ranks),
       share_(*share),
       ledger_(ledger),
       log_(log),
       next_(std::move(next)),
-      buffers_(std::make_shared<HostBuffers>(RawBytes(share->model(), kBlockTokens))),
+      buffers_(std::make_shared<HostBuffers>(
+          RawBytes(share->model(), kBlockTokens))),
       raw_bytes_(RawBytes(share->model(), kBlockTokens)),
       thread_([this] { Work(); }) {}
 
@@ -27,7 +29,8 @@ PartExchanger::~PartExchanger() {
 }
 
 void PartExchanger::Work() {
-  while (std::optional<StagedParts> parts = queue_.Pop(absl::InfiniteFuture())) {
+  while (std::optional<StagedParts> parts =
+             queue_.Pop(absl::InfiniteFuture())) {
     Exchange(&*parts);
     --waiting_;
   }
@@ -49,7 +52,9 @@ void PartExchanger::Exchange(StagedParts* parts) {
     }
   }
   for (uint32_t i = 0; i < parts->keys.size(); ++i) {
-    if (owned[i] || (parts->batch.first_owner + i) % share_.ranks() == share_.rank()) continue;
+    if (owned[i] ||
+        (parts->batch.first_owner + i) % share_.ranks() == share_.rank())
+      continue;
     if (i < blocks) {
       ledger_->StoredElsewhere(parts->keys[i]);
       parts->progress->StoredElsewhere(i);
@@ -58,15 +63,18 @@ void PartExchanger::Exchange(StagedParts* parts) {
       parts->progress->Lost(i);
     }
   }
-  if (!agreed.ok() && parts->own.empty() && !absl::IsCancelled(agreed.status())) {
-    log_->Warn(Failure::kStore, absl::StrCat("a block is not stored: ", agreed.status().message()));
+  if (!agreed.ok() && parts->own.empty() &&
+      !absl::IsCancelled(agreed.status())) {
+    log_->Warn(Failure::kStore, absl::StrCat("a block is not stored: ",
+                                             agreed.status().message()));
   }
   SayHowPartsGo();
   ledger_->End(parts->sequence);
 }
 
 absl::StatusOr<RankAgreement> PartExchanger::MakeWhole(StagedParts* parts) {
-  // Whatever happens here, the others must hear of it: without parts there is nothing to agree on.
+  // Whatever happens here, the others must hear of it: without parts there is
+  // nothing to agree on.
   absl::Status status;
   if (parts->complete != nullptr) status = parts->complete->Wait();
   std::vector<StagedBlock*> owner(parts->batch.parts.size());
@@ -81,9 +89,10 @@ absl::StatusOr<RankAgreement> PartExchanger::MakeWhole(StagedParts* parts) {
   }
   if (!status.ok()) parts->batch.parts.clear();
   try {
-    absl::StatusOr<RankAgreement> agreed =
-        ranks_->Exchange(parts->batch, [&](uint32_t block, uint32_t from, ByteSpan part) {
-          PutHeads(share_.model(), share_.heads_of(from), 0, share_.model().layers.size(), kBlockTokens, part,
+    absl::StatusOr<RankAgreement> agreed = ranks_->Exchange(
+        parts->batch, [&](uint32_t block, uint32_t from, ByteSpan part) {
+          PutHeads(share_.model(), share_.heads_of(from), 0,
+                   share_.model().layers.size(), kBlockTokens, part,
                    {owner[block]->raw.get(), raw_bytes_});
         });
     if (!status.ok()) return status;
@@ -97,7 +106,9 @@ void PartExchanger::SayHowPartsGo() {
   const absl::Status status = ranks_->link_status();
   if (status == link_status_) return;
   link_status_ = status;
-  if (!status.ok()) log_->Info(absl::StrCat("ranks exchange their heads by way of the host: ", status.message()));
+  if (!status.ok())
+    log_->Info(absl::StrCat("ranks exchange their heads by way of the host: ",
+                            status.message()));
 }
 
 }  // namespace latentkv

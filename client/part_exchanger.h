@@ -1,4 +1,5 @@
-// The thread on which the ranks of an engine make whole blocks of the heads that each of them gathered.
+// The thread on which the ranks of an engine make whole blocks of the heads
+// that each of them gathered.
 #ifndef LATENTKV_CLIENT_PART_EXCHANGER_H_
 #define LATENTKV_CLIENT_PART_EXCHANGER_H_
 
@@ -23,19 +24,24 @@ namespace latentkv {
 
 // One store of a rank.
 struct StagedParts {
-  RankBatch batch;                     // Its parts may not be complete before `complete`.
+  // Its parts may not be complete before `complete`.
+  RankBatch batch;
   std::vector<StagingBudget::Share> shares;
-  DeviceEventPtr complete;             // Null: they are.
-  std::vector<Digest> keys;            // Of all blocks of the store, also those without a part.
-  std::vector<StagedBlock> own;        // Of those with a part, this rank's: admitted, without a raw block.
+  DeviceEventPtr complete;  // Null: they are.
+  // Of all blocks of the store, also those without a part.
+  std::vector<Digest> keys;
+  // Of those with a part, this rank's: admitted, without a raw block.
+  std::vector<StagedBlock> own;
   std::shared_ptr<StoreProgress> progress;
-  uint64_t sequence = 0;               // StoreLedger::Begin.
+  uint64_t sequence = 0;  // StoreLedger::Begin.
 };
 
 class PartExchanger {
  public:
-  // Hands blocks that became whole to `next`, in the order of Push. All outlive the exchanger.
-  PartExchanger(RankExchange* ranks, const HeadShare* share, StoreLedger* ledger, FailureLog* log,
+  // Hands blocks that became whole to `next`, in the order of Push. All outlive
+  // the exchanger.
+  PartExchanger(RankExchange* ranks, const HeadShare* share,
+                StoreLedger* ledger, FailureLog* log,
                 std::function<void(StagedBlock)> next);
   // Closes the exchange and gives up what is under way.
   ~PartExchanger();
@@ -44,8 +50,9 @@ class PartExchanger {
     ++waiting_;
     queue_.Push(std::move(parts));
   }
-  // Whether so much waits for the other ranks that a store without a part is not worth telling them: it holds no share of
-  // a budget. An engine that stores every 100 ms is six seconds ahead of them then.
+  // Whether so much waits for the other ranks that a store without a part is
+  // not worth telling them: it holds no share of a budget. An engine that
+  // stores every 100 ms is six seconds ahead of them then.
   bool full() const { return waiting_ >= kWaitingMax; }
 
  private:

@@ -1,4 +1,5 @@
-// Memory of raw blocks that is used again: fresh memory would cost the engine's thread a page fault for every 4 KiB.
+// Memory of raw blocks that is used again: fresh memory would cost the engine's
+// thread a page fault for every 4 KiB.
 #ifndef LATENTKV_CLIENT_RAW_BUFFERS_H_
 #define LATENTKV_CLIENT_RAW_BUFFERS_H_
 
@@ -19,7 +20,8 @@ class RawBuffers : public std::enable_shared_from_this<RawBuffers> {
  public:
   class GiveBack {
    public:
-    explicit GiveBack(std::shared_ptr<RawBuffers> buffers = nullptr) : buffers_(std::move(buffers)) {}
+    explicit GiveBack(std::shared_ptr<RawBuffers> buffers = nullptr)
+        : buffers_(std::move(buffers)) {}
     void operator()(uint8_t* bytes) const { buffers_->Keep(bytes); }
 
    private:
@@ -39,11 +41,13 @@ class RawBuffers : public std::enable_shared_from_this<RawBuffers> {
 // As many as are asked for.
 class HostBuffers final : public RawBuffers {
  public:
-  // Kept when nobody uses them: what an engine computes in a step or two, 2800 tokens of SmolLM2.
+  // Kept when nobody uses them: what an engine computes in a step or two, 2800
+  // tokens of SmolLM2.
   static constexpr uint64_t kKeptBytesMax = uint64_t{64} << 20;
 
   explicit HostBuffers(uint64_t buffer_bytes)
-      : buffer_bytes_(buffer_bytes), kept_max_(kKeptBytesMax / std::max<uint64_t>(1, buffer_bytes)) {}
+      : buffer_bytes_(buffer_bytes),
+        kept_max_(kKeptBytesMax / std::max<uint64_t>(1, buffer_bytes)) {}
 
  private:
   uint8_t* TakeBytes() override {
@@ -54,7 +58,8 @@ class HostBuffers final : public RawBuffers {
       kept_.pop_back();
     }
     lock.unlock();
-    if (bytes == nullptr) bytes = std::make_unique_for_overwrite<uint8_t[]>(buffer_bytes_);
+    if (bytes == nullptr)
+      bytes = std::make_unique_for_overwrite<uint8_t[]>(buffer_bytes_);
     return bytes.release();
   }
   void Keep(uint8_t* from) override {
@@ -69,12 +74,15 @@ class HostBuffers final : public RawBuffers {
   std::vector<std::unique_ptr<uint8_t[]>> kept_;
 };
 
-// A fixed number, cut out of pinned memory: to pin more would hold up the device.
+// A fixed number, cut out of pinned memory: to pin more would hold up the
+// device.
 class PinnedBuffers final : public RawBuffers {
  public:
   // `memory` has room for `count` of them.
-  PinnedBuffers(PinnedMemory memory, uint64_t buffer_bytes, uint64_t count) : memory_(std::move(memory)) {
-    for (uint64_t i = 0; i < count; ++i) free_.push_back(memory_.get() + i * buffer_bytes);
+  PinnedBuffers(PinnedMemory memory, uint64_t buffer_bytes, uint64_t count)
+      : memory_(std::move(memory)) {
+    for (uint64_t i = 0; i < count; ++i)
+      free_.push_back(memory_.get() + i * buffer_bytes);
   }
 
  private:

@@ -24,7 +24,9 @@ class RecentKeys {
     while (order_.size() > count_max_) {
       auto found = values_.find(order_.front().second);
       // A key that was set again, or erased and set, has a younger entry.
-      if (found != values_.end() && found->second.second == order_.front().first) values_.erase(found);
+      if (found != values_.end() &&
+          found->second.second == order_.front().first)
+        values_.erase(found);
       order_.pop_front();
     }
   }

@@ -23,7 +23,8 @@ float RestoredLosses::Inherited(absl::Span<const Digest> prefix) const {
   float inherited = 0;
   if (losses_.empty()) return inherited;
   for (const Digest& key : prefix) {
-    if (const float* loss = losses_.Find(key)) inherited = std::max(inherited, *loss);
+    if (const float* loss = losses_.Find(key))
+      inherited = std::max(inherited, *loss);
   }
   return inherited;
 }

@@ -13,7 +13,8 @@ namespace latentkv {
 // Thread-safe.
 class RestoredLosses {
  public:
-  // Blocks that are remembered: four million tokens, more than an engine's memory holds, in about 8 MB.
+  // Blocks that are remembered: four million tokens, more than an engine's
+  // memory holds, in about 8 MB.
   static constexpr size_t kBlocksMax = 1u << 16;
 
   // The block's pages now hold what a frame with this loss was decoded to.

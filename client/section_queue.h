@@ -1,4 +1,5 @@
-// The sections of one block that were received and not yet decoded: they are decoded in order, by one thread at a time.
+// The sections of one block that were received and not yet decoded: they are
+// decoded in order, by one thread at a time.
 #ifndef LATENTKV_CLIENT_SECTION_QUEUE_H_
 #define LATENTKV_CLIENT_SECTION_QUEUE_H_
 
@@ -22,7 +23,8 @@ struct ReceivedSection {
 // Thread-safe.
 class SectionQueue {
  public:
-  // True if nobody takes from the queue: then somebody must, until Take returns nothing.
+  // True if nobody takes from the queue: then somebody must, until Take returns
+  // nothing.
   bool Add(ReceivedSection section) {
     std::lock_guard<std::mutex> lock(mutex_);
     waiting_.push_back(std::move(section));

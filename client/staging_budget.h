@@ -18,7 +18,8 @@ class StagingBudget {
    public:
     Share() = default;
     Share(Share&& other) noexcept
-        : budget_(std::exchange(other.budget_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+        : budget_(std::exchange(other.budget_, nullptr)),
+          bytes_(std::exchange(other.bytes_, 0)) {}
     Share& operator=(Share&& other) noexcept {
       Share taken(std::move(other));
       std::swap(budget_, taken.budget_);
@@ -27,7 +28,8 @@ class StagingBudget {
     }
     ~Share() { Resize(0); }
     explicit operator bool() const { return budget_ != nullptr; }
-    // A frame takes the place of its raw block. It may be larger by what the frame adds: over the bound, not refused.
+    // A frame takes the place of its raw block. It may be larger by what the
+    // frame adds: over the bound, not refused.
     void Resize(uint64_t bytes) {
       if (budget_ != nullptr) budget_->used_ += bytes - bytes_;
       bytes_ = bytes;
@@ -35,7 +37,8 @@ class StagingBudget {
 
    private:
     friend class StagingBudget;
-    Share(StagingBudget* budget, uint64_t bytes) : budget_(budget), bytes_(bytes) {}
+    Share(StagingBudget* budget, uint64_t bytes)
+        : budget_(budget), bytes_(bytes) {}
     StagingBudget* budget_ = nullptr;  // Outlives the share.
     uint64_t bytes_ = 0;
   };

@@ -5,7 +5,8 @@
 namespace latentkv {
 namespace {
 
-// Somebody else may have stored a lost block since. A chain that goes on growing is lost anew with each block of it.
+// Somebody else may have stored a lost block since. A chain that goes on
+// growing is lost anew with each block of it.
 constexpr absl::Duration kLostDuration = absl::Minutes(1);
 
 }  // namespace
@@ -38,7 +39,8 @@ void StoreLedger::Stored(const StagedBlock& block) {
   counters_->stored_bytes += block.frame->size();
   counters_->stored_raw_bytes += block.raw_bytes;
   counters_->device_encoded_blocks += block.on_device;
-  block.progress->Stored(block.index, block.frame->size(), block.exact, block.loss_chain);
+  block.progress->Stored(block.index, block.frame->size(), block.exact,
+                         block.loss_chain);
   std::lock_guard<std::mutex> lock(mutex_);
   EndLocked(block, false);
 }
@@ -46,7 +48,9 @@ void StoreLedger::Stored(const StagedBlock& block) {
 void StoreLedger::Failed(const StagedBlock& block, const absl::Status& status) {
   ++counters_->store_failures;
   if (!absl::IsCancelled(status)) {
-    log_->Warn(Failure::kStore, absl::StrCat("a block is not stored, nor what is behind it: ", status.message()));
+    log_->Warn(Failure::kStore,
+               absl::StrCat("a block is not stored, nor what is behind it: ",
+                            status.message()));
   }
   block.progress->Lost(block.index);
   std::lock_guard<std::mutex> lock(mutex_);
@@ -89,8 +93,9 @@ void StoreLedger::EndLocked(uint64_t sequence) {
 bool StoreLedger::Flush(absl::Time deadline) const {
   std::unique_lock<std::mutex> lock(mutex_);
   const uint64_t last = last_sequence_;
-  return changed_.wait_until(lock, absl::ToChronoTime(deadline),
-                             [&] { return under_way_.empty() || *under_way_.begin() > last; });
+  return changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] {
+    return under_way_.empty() || *under_way_.begin() > last;
+  });
 }
 
 }  // namespace latentkv

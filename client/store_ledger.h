@@ -1,4 +1,5 @@
-// Every block that was given to be stored, until it was acknowledged or given up, and the chains that have a hole.
+// Every block that was given to be stored, until it was acknowledged or given
+// up, and the chains that have a hole.
 #ifndef LATENTKV_CLIENT_STORE_LEDGER_H_
 #define LATENTKV_CLIENT_STORE_LEDGER_H_
 
@@ -28,14 +29,17 @@ class StoreLedger {
   StoreLedger(ClientCounters* counters, FailureLog* log, const Clock* clock)
       : counters_(counters), log_(log), clock_(clock) {}
 
-  // Whether the block `key` was lost lately, so that nobody can reach what is behind it. A zero key never was.
+  // Whether the block `key` was lost lately, so that nobody can reach what is
+  // behind it. A zero key never was.
   bool Lost(const Digest& key) const;
 
-  // Work without a block of its own, which Flush waits for as for blocks, until it is ended by its sequence.
+  // Work without a block of its own, which Flush waits for as for blocks, until
+  // it is ended by its sequence.
   uint64_t Begin();
   void End(uint64_t sequence);
 
-  // Takes the block in and gives it its sequence. Then one of the three below ends its way.
+  // Takes the block in and gives it its sequence. Then one of the three below
+  // ends its way.
   void Admit(StagedBlock* block);
   void Stored(const StagedBlock& block);
   // It could not be encoded, or was not acknowledged.
@@ -50,7 +54,8 @@ class StoreLedger {
   void StoredElsewhere(const Digest& key);
   void LostElsewhere(const Digest& key);
 
-  // Waits until every block admitted so far has ended its way; false at `deadline`.
+  // Waits until every block admitted so far has ended its way; false at
+  // `deadline`.
   bool Flush(absl::Time deadline) const;
 
  private:

@@ -19,8 +19,9 @@ StorePipeline::StorePipeline(const Parts& parts)
       encoders_(parts.codec, parts.options, &ledger_, parts.thread_count,
                 [this](StagedBlock block) { sender_.Push(std::move(block)); }) {
   if (parts.ranks == nullptr) return;
-  exchanger_ = std::make_unique<PartExchanger>(parts.ranks, parts.share, &ledger_, parts.log,
-                                               [this](StagedBlock block) { encoders_.Push(std::move(block)); });
+  exchanger_ = std::make_unique<PartExchanger>(
+      parts.ranks, parts.share, &ledger_, parts.log,
+      [this](StagedBlock block) { encoders_.Push(std::move(block)); });
 }
 
 std::unique_ptr<Job> StorePipeline::Store(StoreRequest request) {
@@ -28,12 +29,16 @@ std::unique_ptr<Job> StorePipeline::Store(StoreRequest request) {
   std::vector<Room> rooms = Stage(request);
   absl::StatusOr<DeviceEventPtr> complete = Gather(request, rooms);
   if (!complete.ok()) {
-    parts_.log->Warn(Failure::kStore, absl::StrCat("blocks are not stored, since their pages cannot be read: ",
-                                                   complete.status().message()));
+    parts_.log->Warn(
+        Failure::kStore,
+        absl::StrCat(
+            "blocks are not stored, since their pages cannot be read: ",
+            complete.status().message()));
     rooms.clear();
     complete = DeviceEventPtr();
   }
-  const absl::Span<const Digest> keys = absl::MakeConstSpan(request.keys).subspan(request.first_block);
+  const absl::Span<const Digest> keys =
+      absl::MakeConstSpan(request.keys).subspan(request.first_block);
   for (size_t i = 0; i < rooms.size(); ++i) parts_.losses->Computed(keys[i]);
   if (exchanger_ == nullptr) {
     StoreWhole(&request, std::move(rooms), *std::move(complete), progress);
@@ -43,16 +48,21 @@ std::unique_ptr<Job> StorePipeline::Store(StoreRequest request) {
   return MakeStoreJob(std::move(progress));
 }
 
-bool StorePipeline::BehindLoss(absl::Span<const Digest> keys, size_t block) const {
-  for (size_t back = 1; back <= std::min<size_t>(block, parts_.share->ranks()); ++back) {
+bool StorePipeline::BehindLoss(absl::Span<const Digest> keys,
+                               size_t block) const {
+  for (size_t back = 1; back <= std::min<size_t>(block, parts_.share->ranks());
+       ++back) {
     if (ledger_.Lost(keys[block - back])) return true;
   }
   return false;
 }
 
-std::vector<StorePipeline::Room> StorePipeline::Stage(const StoreRequest& request) {
+std::vector<StorePipeline::Room> StorePipeline::Stage(
+    const StoreRequest& request) {
   std::vector<Room> rooms;
-  if (request.lacks || parts_.breaker->refuses() || BehindLoss(request.keys, request.first_block)) return rooms;
+  if (request.lacks || parts_.breaker->refuses() ||
+      BehindLoss(request.keys, request.first_block))
+    return rooms;
   for (size_t i = 0; i < request.slots.size(); ++i) {
     Room room;
     // Of a block that becomes whole here, that takes room as well.
@@ -60,7 +70,9 @@ std::vector<StorePipeline::Room> StorePipeline::Stage(const StoreRequest& reques
     room.share = budget_.Take(part_bytes_ + (grows ? raw_bytes_ : 0));
     if (room.share) room.raw = request.pages->TakeBuffer();
     if (room.raw == nullptr) {
-      parts_.log->Warn(Failure::kQueueFull, "too much waits to be sent: the rest of a chain is dropped");
+      parts_.log->Warn(
+          Failure::kQueueFull,
+          "too much waits to be sent: the rest of a chain is dropped");
       break;
     }
     rooms.push_back(std::move(room));
@@ -68,15 +80,18 @@ std::vector<StorePipeline::Room> StorePipeline::Stage(const StoreRequest& reques
   return rooms;
 }
 
-absl::StatusOr<DeviceEventPtr> StorePipeline::Gather(const StoreRequest& request, absl::Span<const Room> rooms) {
+absl::StatusOr<DeviceEventPtr> StorePipeline::Gather(
+    const StoreRequest& request, absl::Span<const Room> rooms) {
   if (rooms.empty()) return DeviceEventPtr();
   std::vector<BlockCopy> copies;
-  for (size_t i = 0; i < rooms.size(); ++i) copies.push_back({request.slots[i], rooms[i].raw.get()});
+  for (size_t i = 0; i < rooms.size(); ++i)
+    copies.push_back({request.slots[i], rooms[i].raw.get()});
   return request.pages->Gather(copies, request.stream);
 }
 
-StagedBlock StorePipeline::MakeBlock(const StoreRequest& request, uint32_t index,
-                                     const std::shared_ptr<StoreProgress>& progress) {
+StagedBlock StorePipeline::MakeBlock(
+    const StoreRequest& request, uint32_t index,
+    const std::shared_ptr<StoreProgress>& progress) {
   const size_t at = request.first_block + index, ranks = parts_.share->ranks();
   StagedBlock block;
   block.key = request.keys[at];
@@ -90,9 +105,11 @@ StagedBlock StorePipeline::MakeBlock(const StoreRequest& request, uint32_t index
   return block;
 }
 
-void StorePipeline::StoreWhole(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
+void StorePipeline::StoreWhole(StoreRequest* request, std::vector<Room> rooms,
+                               DeviceEventPtr complete,
                                const std::shared_ptr<StoreProgress>& progress) {
-  const float inherited = parts_.losses->Inherited(absl::MakeConstSpan(request->keys).first(request->first_block));
+  const float inherited = parts_.losses->Inherited(
+      absl::MakeConstSpan(request->keys).first(request->first_block));
   for (size_t i = 0; i < request->slots.size(); ++i) {
     if (i >= rooms.size()) {
       Drop(request->keys[request->first_block + i], progress.get(), i);
@@ -109,7 +126,8 @@ void StorePipeline::StoreWhole(StoreRequest* request, std::vector<Room> rooms, D
   }
 }
 
-void StorePipeline::StoreParts(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
+void StorePipeline::StoreParts(StoreRequest* request, std::vector<Room> rooms,
+                               DeviceEventPtr complete,
                                const std::shared_ptr<StoreProgress>& progress) {
   if (rooms.empty() && exchanger_->full()) {
     for (size_t i = 0; i < request->slots.size(); ++i) {
@@ -127,16 +145,19 @@ void StorePipeline::StoreParts(StoreRequest* request, std::vector<Room> rooms, D
   staged.sequence = ledger_.Begin();
   staged.complete = std::move(complete);
   staged.progress = progress;
-  const absl::Span<const Digest> keys = absl::MakeConstSpan(request->keys).subspan(request->first_block);
+  const absl::Span<const Digest> keys =
+      absl::MakeConstSpan(request->keys).subspan(request->first_block);
   staged.keys.assign(keys.begin(), keys.end());
-  // The same on all ranks, whatever each of them has been through: what came of an earlier attempt is of the same tokens.
-  staged.batch.id = Sha256({AsBytes("latentkv batch of ranks"), keys.front().span(), keys.back().span()});
+  // The same on all ranks, whatever each of them has been through: what came of
+  // an earlier attempt is of the same tokens.
+  staged.batch.id = Sha256({AsBytes("latentkv batch of ranks"),
+                            keys.front().span(), keys.back().span()});
   staged.batch.stored = absl::Now();
   staged.batch.first_owner = request->first_block % parts_.share->ranks();
   staged.batch.part_bytes = part_bytes_;
   staged.batch.device = request->pages->device();
-  staged.batch.loss_inherited =
-      parts_.losses->Inherited(absl::MakeConstSpan(request->keys).first(request->first_block));
+  staged.batch.loss_inherited = parts_.losses->Inherited(
+      absl::MakeConstSpan(request->keys).first(request->first_block));
   for (size_t i = 0; i < keys.size(); ++i) {
     const bool own = Owns(request->first_block + i);
     if (i >= rooms.size()) {
@@ -144,7 +165,9 @@ void StorePipeline::StoreParts(StoreRequest* request, std::vector<Room> rooms, D
       continue;
     }
     const std::shared_ptr<uint8_t[]> part = std::move(rooms[i].raw);
-    staged.batch.parts.push_back({ByteSpan(part.get(), part_bytes_), std::shared_ptr<const void>(part, part.get())});
+    staged.batch.parts.push_back(
+        {ByteSpan(part.get(), part_bytes_),
+         std::shared_ptr<const void>(part, part.get())});
     if (own) {
       StagedBlock block = MakeBlock(*request, i, progress);
       block.share = std::move(rooms[i].share);
@@ -157,7 +180,8 @@ void StorePipeline::StoreParts(StoreRequest* request, std::vector<Room> rooms, D
   exchanger_->Push(std::move(staged));
 }
 
-void StorePipeline::Drop(const Digest& key, StoreProgress* progress, uint32_t index) {
+void StorePipeline::Drop(const Digest& key, StoreProgress* progress,
+                         uint32_t index) {
   ledger_.Dropped(key);
   progress->Lost(index);
 }

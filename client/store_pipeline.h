@@ -28,13 +28,15 @@
 namespace latentkv {
 
 struct StoreRequest {
-  std::vector<Digest> keys;  // Of the whole chain up to the last block to store.
+  // Of the whole chain up to the last block to store.
+  std::vector<Digest> keys;
   std::shared_ptr<const std::vector<uint32_t>> tokens;  // Of as many blocks.
-  size_t first_block = 0;    // The first to store.
+  size_t first_block = 0;                               // The first to store.
   std::shared_ptr<EnginePages> pages;
-  EngineStream stream = nullptr;  // That wrote the pages.
+  EngineStream stream = nullptr;             // That wrote the pages.
   std::vector<std::vector<TokenRun>> slots;  // Of each block to store; checked.
-  bool lacks = false;  // There is nothing to store, and the other ranks must not either.
+  // There is nothing to store, and the other ranks must not either.
+  bool lacks = false;
 };
 
 // Thread-safe.
@@ -56,7 +58,8 @@ class StorePipeline {
   };
   explicit StorePipeline(const Parts& parts);
 
-  // Pages are not read any more when it returns, or not before what is queued in the request's stream later.
+  // Pages are not read any more when it returns, or not before what is queued
+  // in the request's stream later.
   std::unique_ptr<Job> Store(StoreRequest request);
   // False if something is still under way at `deadline`.
   bool Flush(absl::Time deadline) const { return ledger_.Flush(deadline); }
@@ -67,28 +70,39 @@ class StorePipeline {
     StagingBudget::Share share;
     RawBuffers::Buffer raw;
   };
-  bool Owns(size_t block) const { return block % parts_.share->ranks() == parts_.share->rank(); }
-  // Whether block `block` of a chain would stand behind a hole, as far as this client knows.
+  bool Owns(size_t block) const {
+    return block % parts_.share->ranks() == parts_.share->rank();
+  }
+  // Whether block `block` of a chain would stand behind a hole, as far as this
+  // client knows.
   bool BehindLoss(absl::Span<const Digest> keys, size_t block) const;
-  // Room for the first blocks of the request, up to one that has none or is not worth it.
+  // Room for the first blocks of the request, up to one that has none or is not
+  // worth it.
   std::vector<Room> Stage(const StoreRequest& request);
   // Begins to copy pages into `rooms`.
-  absl::StatusOr<DeviceEventPtr> Gather(const StoreRequest& request, absl::Span<const Room> rooms);
+  absl::StatusOr<DeviceEventPtr> Gather(const StoreRequest& request,
+                                        absl::Span<const Room> rooms);
   // Block `index` of a request.
-  StagedBlock MakeBlock(const StoreRequest& request, uint32_t index, const std::shared_ptr<StoreProgress>& progress);
-  void StoreWhole(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
+  StagedBlock MakeBlock(const StoreRequest& request, uint32_t index,
+                        const std::shared_ptr<StoreProgress>& progress);
+  void StoreWhole(StoreRequest* request, std::vector<Room> rooms,
+                  DeviceEventPtr complete,
                   const std::shared_ptr<StoreProgress>& progress);
-  void StoreParts(StoreRequest* request, std::vector<Room> rooms, DeviceEventPtr complete,
+  void StoreParts(StoreRequest* request, std::vector<Room> rooms,
+                  DeviceEventPtr complete,
                   const std::shared_ptr<StoreProgress>& progress);
   void Drop(const Digest& key, StoreProgress* progress, uint32_t index);
 
   const Parts parts_;
-  const uint64_t raw_bytes_, part_bytes_;  // Of a block, and of what the pages hold of it.
+  // Of a block, and of what the pages hold of it.
+  const uint64_t raw_bytes_, part_bytes_;
   StagingBudget budget_;
   StoreLedger ledger_;
   FrameSender sender_;
-  EncodeWorkers encoders_;  // Before the sender, which it hands its frames to, is destroyed.
-  std::unique_ptr<PartExchanger> exchanger_;  // Null: blocks are whole. Before the encoders.
+  // Before the sender, which it hands its frames to, is destroyed.
+  EncodeWorkers encoders_;
+  // Null: blocks are whole. Before the encoders.
+  std::unique_ptr<PartExchanger> exchanger_;
 };
 
 }  // namespace latentkv

@@ -10,8 +10,10 @@ namespace {
 
 class StoreJob final : public Job {
  public:
-  explicit StoreJob(std::shared_ptr<const StoreProgress> progress) : progress_(std::move(progress)) {}
-  absl::StatusOr<TransferResult> Wait(int32_t, absl::Duration timeout) override {
+  explicit StoreJob(std::shared_ptr<const StoreProgress> progress)
+      : progress_(std::move(progress)) {}
+  absl::StatusOr<TransferResult> Wait(int32_t,
+                                      absl::Duration timeout) override {
     return progress_->Wait(absl::Now() + timeout);
   }
 
@@ -21,11 +23,14 @@ class StoreJob final : public Job {
 
 }  // namespace
 
-void StoreProgress::Stored(uint32_t block, uint64_t frame_bytes, bool exact, float loss_chain) {
+void StoreProgress::Stored(uint32_t block, uint64_t frame_bytes, bool exact,
+                           float loss_chain) {
   Settle(block, {true, false, exact, loss_chain, frame_bytes});
 }
 
-void StoreProgress::StoredElsewhere(uint32_t block) { Settle(block, {true, true, false, 0, 0}); }
+void StoreProgress::StoredElsewhere(uint32_t block) {
+  Settle(block, {true, true, false, 0, 0});
+}
 
 void StoreProgress::Lost(uint32_t block) { Settle(block, {}); }
 
@@ -37,7 +42,8 @@ void StoreProgress::Settle(uint32_t block, const Block& state) {
 
 absl::StatusOr<TransferResult> StoreProgress::Wait(absl::Time deadline) const {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [this] { return open_ == 0; })) {
+  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline),
+                           [this] { return open_ == 0; })) {
     return absl::DeadlineExceededError("not all blocks are acknowledged yet");
   }
   TransferResult result;
@@ -51,7 +57,8 @@ absl::StatusOr<TransferResult> StoreProgress::Wait(absl::Time deadline) const {
   return result;
 }
 
-std::unique_ptr<Job> MakeStoreJob(std::shared_ptr<const StoreProgress> progress) {
+std::unique_ptr<Job> MakeStoreJob(
+    std::shared_ptr<const StoreProgress> progress) {
   return std::make_unique<StoreJob>(std::move(progress));
 }
 

@@ -19,12 +19,15 @@ class StoreProgress {
   explicit StoreProgress(uint32_t blocks) : blocks_(blocks), open_(blocks) {}
 
   // Each block is settled once.
-  void Stored(uint32_t block, uint64_t frame_bytes, bool exact, float loss_chain);
+  void Stored(uint32_t block, uint64_t frame_bytes, bool exact,
+              float loss_chain);
   void Lost(uint32_t block);
-  // Another rank has it now, and stores it unless it says otherwise to its own engine.
+  // Another rank has it now, and stores it unless it says otherwise to its own
+  // engine.
   void StoredElsewhere(uint32_t block);
 
-  // Once all blocks are settled: the stored ones before the first that was lost. DeadlineExceeded.
+  // Once all blocks are settled: the stored ones before the first that was
+  // lost. DeadlineExceeded.
   absl::StatusOr<TransferResult> Wait(absl::Time deadline) const;
 
  private:
@@ -41,7 +44,8 @@ class StoreProgress {
   uint32_t open_;
 };
 
-std::unique_ptr<Job> MakeStoreJob(std::shared_ptr<const StoreProgress> progress);
+std::unique_ptr<Job> MakeStoreJob(
+    std::shared_ptr<const StoreProgress> progress);
 
 }  // namespace latentkv
 

@@ -6,8 +6,10 @@ namespace latentkv {
 
 WorkerPool::WorkerPool(uint32_t threads) {
   try {
-    for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
-  } catch (...) {  // A thread that cannot be had; those that were must end before they are destroyed.
+    for (uint32_t i = 0; i < threads; ++i)
+      threads_.emplace_back([this] { Work(); });
+  } catch (...) {  // A thread that cannot be had; those that were must end
+                   // before they are destroyed.
     Close();
     throw;
   }

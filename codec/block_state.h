@@ -10,14 +10,17 @@
 
 namespace latentkv {
 
-// Of the basis's known sinks those of a chain that begins with `tokens`, at least kSinkTokens; negative: none.
+// Of the basis's known sinks those of a chain that begins with `tokens`, at
+// least kSinkTokens; negative: none.
 int32_t FindKnownSinks(const Basis& basis, absl::Span<const uint32_t> tokens);
 
 // Groups go through it in order. The basis outlives it.
 class BlockState {
  public:
-  // `tokens` of the chain up to the block's last; what is needed of them is copied.
-  BlockState(const Basis& basis, uint32_t first_token, absl::Span<const uint32_t> tokens);
+  // `tokens` of the chain up to the block's last; what is needed of them is
+  // copied.
+  BlockState(const Basis& basis, uint32_t first_token,
+             absl::Span<const uint32_t> tokens);
 
   uint32_t first_token() const { return first_token_; }
   // int8 values, [kBlockTokens][features]; empty without an embedding.
@@ -25,10 +28,13 @@ class BlockState {
   // Of a chain's first block whose tokens the basis knows; null otherwise.
   const KnownSinks* known_sinks() const { return known_sinks_; }
 
-  // Leading latents of the groups that were added, in order: those of token `token`.
+  // Leading latents of the groups that were added, in order: those of token
+  // `token`.
   absl::Span<const int16_t> inherited(uint32_t token) const;
-  // The next group's latents, [kBlockTokens][stride], of which the first `rank` are its own.
-  void AddGroup(absl::Span<const int16_t> latents, uint32_t stride, uint32_t rank);
+  // The next group's latents, [kBlockTokens][stride], of which the first `rank`
+  // are its own.
+  void AddGroup(absl::Span<const int16_t> latents, uint32_t stride,
+                uint32_t rank);
   // Forgets the groups: the block is encoded anew.
   void Restart() { groups_ = 0; }
 

@@ -21,9 +21,12 @@
 namespace latentkv {
 namespace {
 
-constexpr int kGuardHalvings = 2;  // A block over its bound is tried at half and a quarter of the step, then exact.
+// A block over its bound is tried at half and a quarter of the step, then
+// exact.
+constexpr int kGuardHalvings = 2;
 
-// The same for every codec, made once; never destroyed, since threads may decode to the last.
+// The same for every codec, made once; never destroyed, since threads may
+// decode to the last.
 const LatentTables& SharedLatentTables() {
   static const LatentTables& tables = *new LatentTables(MakeLatentTables());
   return tables;
@@ -31,10 +34,12 @@ const LatentTables& SharedLatentTables() {
 
 // What encoding and decoding in a basis need; null without one.
 struct BasisCodec {
-  BasisCodec(std::shared_ptr<const Basis> from, const LatentTables& latent_tables, RotaryTables* rotary_tables)
+  BasisCodec(std::shared_ptr<const Basis> from,
+             const LatentTables& latent_tables, RotaryTables* rotary_tables)
       : basis(std::move(from)), view(ViewOf(*basis, latent_tables)) {
     for (uint32_t g = 0; g < basis->groups().size(); ++g) {
-      groups.push_back(std::make_unique<GroupCodec>(*basis, g, latent_tables, rotary_tables));
+      groups.push_back(std::make_unique<GroupCodec>(*basis, g, latent_tables,
+                                                    rotary_tables));
     }
   }
   const std::shared_ptr<const Basis> basis;
@@ -43,33 +48,45 @@ struct BasisCodec {
 };
 
 size_t LayerBytes(const LayerGeometry& layer) {
-  return 2 * size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) * kBlockTokens;
+  return 2 * size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) *
+         kBlockTokens;
 }
 
 bool AllFinite(absl::Span<const float> values) {
   constexpr uint32_t kExponent = 0x7f800000;
   uint32_t others = 0;  // Without a way out, a loop that becomes vectors.
-  for (float value : values) others |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent ? 1u : 0u;
+  for (float value : values)
+    others |=
+        (std::bit_cast<uint32_t>(value) & kExponent) == kExponent ? 1u : 0u;
   return others == 0;
 }
 
 class FrameReader final : public BlockReader {
  public:
   // `in_basis` is null unless the frame is in it.
-  FrameReader(FrameHeader header, const Geometry& geometry, const ScalarCodec& scalar, const BasisCodec* in_basis,
+  FrameReader(FrameHeader header, const Geometry& geometry,
+              const ScalarCodec& scalar, const BasisCodec* in_basis,
               const BlockPlace& place)
-      : header_(std::move(header)), geometry_(geometry), scalar_(scalar), in_basis_(in_basis) {
+      : header_(std::move(header)),
+        geometry_(geometry),
+        scalar_(scalar),
+        in_basis_(in_basis) {
     if (in_basis_ != nullptr) {
-      state_ = std::make_unique<BlockState>(*in_basis_->basis, place.first_token, place.tokens);
+      state_ = std::make_unique<BlockState>(*in_basis_->basis,
+                                            place.first_token, place.tokens);
     }
   }
 
-  absl::Status ReadSection(uint32_t section, ByteSpan payload, absl::Span<uint8_t> raw) override {
+  absl::Status ReadSection(uint32_t section, ByteSpan payload,
+                           absl::Span<uint8_t> raw) override {
     if (section != next_section_ || section >= header_.sections.size()) {
-      return absl::FailedPreconditionError(absl::StrCat("section ", section, " where ", next_section_, " comes next"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "section ", section, " where ", next_section_, " comes next"));
     }
-    if (payload.size() != header_.sections[section].bytes || Crc32c(payload) != header_.sections[section].crc32c) {
-      return absl::DataLossError(absl::StrCat("section ", section, " does not match its checksum"));
+    if (payload.size() != header_.sections[section].bytes ||
+        Crc32c(payload) != header_.sections[section].crc32c) {
+      return absl::DataLossError(
+          absl::StrCat("section ", section, " does not match its checksum"));
     }
     uint32_t first = section, last = section + 1;
     if (in_basis_ != nullptr) {
@@ -78,7 +95,8 @@ class FrameReader final : public BlockReader {
     }
     const uint64_t bytes = RawBytes(geometry_, first, last, kBlockTokens);
     if (raw.size() != bytes) {
-      return absl::InvalidArgumentError(absl::StrCat(raw.size(), " bytes for a section of ", bytes));
+      return absl::InvalidArgumentError(
+          absl::StrCat(raw.size(), " bytes for a section of ", bytes));
     }
     absl::Status status = Decode(section, payload, raw);
     if (status.ok()) ++next_section_;
@@ -86,11 +104,14 @@ class FrameReader final : public BlockReader {
   }
 
  private:
-  absl::Status Decode(uint32_t section, ByteSpan payload, absl::Span<uint8_t> raw) {
+  absl::Status Decode(uint32_t section, ByteSpan payload,
+                      absl::Span<uint8_t> raw) {
     if (in_basis_ != nullptr) {
-      return in_basis_->groups[section]->Decode(payload, header_.encoding.step, state_.get(), raw);
+      return in_basis_->groups[section]->Decode(payload, header_.encoding.step,
+                                                state_.get(), raw);
     }
-    if (header_.encoding.IsScalar()) return scalar_.Decode(section, header_.first_token, payload, raw);
+    if (header_.encoding.IsScalar())
+      return scalar_.Decode(section, header_.first_token, payload, raw);
     return ReadExactSection(geometry_.layers[section], payload, raw);
   }
 
@@ -110,79 +131,100 @@ class BlockCodec final : public Codec {
         rotary_tables_(geometry_),
         scalar_(geometry_, latent_tables_, &rotary_tables_),
         in_basis_(basis == nullptr ? nullptr
-                                   : std::make_unique<BasisCodec>(std::move(basis), latent_tables_, &rotary_tables_)) {
-  }
+                                   : std::make_unique<BasisCodec>(
+                                         std::move(basis), latent_tables_,
+                                         &rotary_tables_)) {}
 
   absl::StatusOr<Bytes> Encode(const BlockPlace& place, ByteSpan raw_block,
                                const EncodeOptions& options) const override {
     if (absl::Status status = CheckPlace(place); !status.ok()) return status;
     if (raw_block.size() != RawBytes(geometry_, kBlockTokens)) {
-      return absl::InvalidArgumentError(absl::StrCat("a raw block of ", raw_block.size(), " bytes, not ",
-                                                     RawBytes(geometry_, kBlockTokens)));
+      return absl::InvalidArgumentError(
+          absl::StrCat("a raw block of ", raw_block.size(), " bytes, not ",
+                       RawBytes(geometry_, kBlockTokens)));
     }
     FrameHeader header = HeaderOf(place);
     std::vector<Bytes> sections;
-    absl::Status status = options.exact ? absl::OkStatus() : CheckLossy(options);
+    absl::Status status =
+        options.exact ? absl::OkStatus() : CheckLossy(options);
     if (!status.ok()) return status;
     if (options.exact) {
       status = EncodeExact(raw_block, &sections);
     } else if (in_basis_ != nullptr) {
       status = EncodeInBasis(place, raw_block, options, &header, &sections);
     } else {
-      status = EncodeScalar(place.first_token, raw_block, options, &header, &sections);
+      status = EncodeScalar(place.first_token, raw_block, options, &header,
+                            &sections);
     }
     if (!status.ok()) return status;
     header.loss_chain = header.loss_own + options.loss_inherited;
     return WriteFrame(std::move(header), sections);
   }
 
-  absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step, float loss_own, float loss_inherited,
-                             absl::Span<const uint64_t> section_bytes, uint8_t* frame) const override {
+  absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,
+                             float loss_own, float loss_inherited,
+                             absl::Span<const uint64_t> section_bytes,
+                             uint8_t* frame) const override {
     if (absl::Status status = CheckPlace(place); !status.ok()) return status;
     FrameHeader header = HeaderOf(place);
-    if (in_basis_ == nullptr || section_bytes.size() != in_basis_->groups.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(section_bytes.size(), " sections are no block in the basis"));
+    if (in_basis_ == nullptr ||
+        section_bytes.size() != in_basis_->groups.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          section_bytes.size(), " sections are no block in the basis"));
     }
     header.encoding = {in_basis_->basis->digest(), step};
     header.loss_own = loss_own;
     header.loss_chain = loss_own + loss_inherited;
-    const absl::StatusOr<uint64_t> bytes = SealFrame(header, section_bytes, frame);
+    const absl::StatusOr<uint64_t> bytes =
+        SealFrame(header, section_bytes, frame);
     if (!bytes.ok()) return bytes.status();
     return Bytes(frame, frame + *bytes);
   }
 
-  absl::StatusOr<std::unique_ptr<BlockReader>> Open(FrameHeader header, const BlockPlace& place) const override {
+  absl::StatusOr<std::unique_ptr<BlockReader>> Open(
+      FrameHeader header, const BlockPlace& place) const override {
     if (absl::Status status = CheckPlace(place); !status.ok()) return status;
-    if (header.geometry != geometry_digest_) return absl::FailedPreconditionError("a frame of another geometry");
-    if (header.key != place.key) return absl::FailedPreconditionError("a frame of another key");
+    if (header.geometry != geometry_digest_)
+      return absl::FailedPreconditionError("a frame of another geometry");
+    if (header.key != place.key)
+      return absl::FailedPreconditionError("a frame of another key");
     if (header.first_token != place.first_token) {
-      return absl::FailedPreconditionError(absl::StrCat("a frame of tokens from ", header.first_token, " on, not from ",
-                                                        place.first_token));
+      return absl::FailedPreconditionError(
+          absl::StrCat("a frame of tokens from ", header.first_token,
+                       " on, not from ", place.first_token));
     }
     const bool in_basis = IsInBasis(header.encoding);
-    if (!in_basis && !header.encoding.IsExact() && !header.encoding.IsScalar()) {
-      return absl::FailedPreconditionError(absl::StrCat("a frame encoded as ", header.encoding.ToString(),
-                                                        ", a basis that is not here"));
+    if (!in_basis && !header.encoding.IsExact() &&
+        !header.encoding.IsScalar()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("a frame encoded as ", header.encoding.ToString(),
+                       ", a basis that is not here"));
     }
     if (header.sections.size() != SectionCount(header.encoding)) {
-      return absl::FailedPreconditionError(absl::StrCat("a frame of ", header.sections.size(), " sections, not ",
-                                                        SectionCount(header.encoding)));
+      return absl::FailedPreconditionError(
+          absl::StrCat("a frame of ", header.sections.size(), " sections, not ",
+                       SectionCount(header.encoding)));
     }
-    return std::make_unique<FrameReader>(std::move(header), geometry_, scalar_, in_basis ? in_basis_.get() : nullptr,
+    return std::make_unique<FrameReader>(std::move(header), geometry_, scalar_,
+                                         in_basis ? in_basis_.get() : nullptr,
                                          place);
   }
 
   uint32_t SectionCount(const Encoding& encoding) const override {
-    return IsByLayer(encoding) ? geometry_.layers.size() : in_basis_->groups.size();
+    return IsByLayer(encoding) ? geometry_.layers.size()
+                               : in_basis_->groups.size();
   }
 
-  std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding, uint32_t section) const override {
+  std::pair<uint32_t, uint32_t> SectionLayers(const Encoding& encoding,
+                                              uint32_t section) const override {
     if (IsByLayer(encoding)) return {section, section + 1};
     const BasisGroup& group = in_basis_->groups[section]->group();
     return {group.first_layer, group.last_layer};
   }
 
-  const BasisView* basis_view() const override { return in_basis_ == nullptr ? nullptr : &in_basis_->view; }
+  const BasisView* basis_view() const override {
+    return in_basis_ == nullptr ? nullptr : &in_basis_->view;
+  }
   bool IsInBasis(const Encoding& encoding) const override {
     return in_basis_ != nullptr && encoding.basis == in_basis_->basis->digest();
   }
@@ -191,7 +233,9 @@ class BlockCodec final : public Codec {
   const Digest& geometry_digest() const override { return geometry_digest_; }
 
  private:
-  static bool IsByLayer(const Encoding& encoding) { return encoding.IsExact() || encoding.IsScalar(); }
+  static bool IsByLayer(const Encoding& encoding) {
+    return encoding.IsExact() || encoding.IsScalar();
+  }
 
   FrameHeader HeaderOf(const BlockPlace& place) const {
     FrameHeader header;
@@ -203,17 +247,21 @@ class BlockCodec final : public Codec {
   }
 
   absl::Status CheckPlace(const BlockPlace& place) const {
-    if (place.first_token % kBlockTokens == 0 && place.tokens.size() == uint64_t{place.first_token} + kBlockTokens) {
+    if (place.first_token % kBlockTokens == 0 &&
+        place.tokens.size() == uint64_t{place.first_token} + kBlockTokens) {
       return absl::OkStatus();
     }
-    return absl::InvalidArgumentError(absl::StrCat("a block from token ", place.first_token, " on with ",
-                                                   place.tokens.size(), " tokens of its chain"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a block from token ", place.first_token, " on with ",
+                     place.tokens.size(), " tokens of its chain"));
   }
 
-  absl::Status EncodeExact(ByteSpan raw_block, std::vector<Bytes>* sections) const {
+  absl::Status EncodeExact(ByteSpan raw_block,
+                           std::vector<Bytes>* sections) const {
     size_t offset = 0;
     for (const LayerGeometry& layer : geometry_.layers) {
-      absl::StatusOr<Bytes> section = WriteExactSection(layer, raw_block.subspan(offset, LayerBytes(layer)));
+      absl::StatusOr<Bytes> section = WriteExactSection(
+          layer, raw_block.subspan(offset, LayerBytes(layer)));
       if (!section.ok()) return section.status();
       sections->push_back(*std::move(section));
       offset += LayerBytes(layer);
@@ -223,27 +271,35 @@ class BlockCodec final : public Codec {
 
   static absl::Status CheckLossy(const EncodeOptions& options) {
     if (!std::isfinite(options.step) || options.step <= 0) {
-      return absl::InvalidArgumentError(absl::StrCat("a step of ", options.step));
+      return absl::InvalidArgumentError(
+          absl::StrCat("a step of ", options.step));
     }
     if (!(options.loss_own_max >= 0)) {
-      return absl::InvalidArgumentError(absl::StrCat("a loss_own_max of ", options.loss_own_max));
+      return absl::InvalidArgumentError(
+          absl::StrCat("a loss_own_max of ", options.loss_own_max));
     }
     return absl::OkStatus();
   }
 
-  // Sets the header's encoding and own loss: exact where a layer cannot be quantized, or the step is too coarse.
-  absl::Status EncodeScalar(uint32_t first_token, ByteSpan raw_block, const EncodeOptions& options, FrameHeader* header,
+  // Sets the header's encoding and own loss: exact where a layer cannot be
+  // quantized, or the step is too coarse.
+  absl::Status EncodeScalar(uint32_t first_token, ByteSpan raw_block,
+                            const EncodeOptions& options, FrameHeader* header,
                             std::vector<Bytes>* sections) const {
     float step = options.step;
-    if (!std::isfinite(ScalarLoss(step))) return EncodeExact(raw_block, sections);
-    for (int halvings = 0; options.loss_own_max > 0 && ScalarLoss(step) > options.loss_own_max; ++halvings) {
+    if (!std::isfinite(ScalarLoss(step)))
+      return EncodeExact(raw_block, sections);
+    for (int halvings = 0;
+         options.loss_own_max > 0 && ScalarLoss(step) > options.loss_own_max;
+         ++halvings) {
       if (halvings == kGuardHalvings) return EncodeExact(raw_block, sections);
       step /= 2;
     }
     size_t offset = 0;
     for (uint32_t l = 0; l < geometry_.layers.size(); ++l) {
       const size_t bytes = LayerBytes(geometry_.layers[l]);
-      absl::StatusOr<Bytes> section = scalar_.Encode(l, first_token, raw_block.subspan(offset, bytes), step);
+      absl::StatusOr<Bytes> section = scalar_.Encode(
+          l, first_token, raw_block.subspan(offset, bytes), step);
       if (absl::IsOutOfRange(section.status())) {
         sections->clear();
         return EncodeExact(raw_block, sections);
@@ -257,13 +313,16 @@ class BlockCodec final : public Codec {
     return absl::OkStatus();
   }
 
-  // Sets the header's encoding and own loss: exact where the basis cannot hold the block within its bound.
-  absl::Status EncodeInBasis(const BlockPlace& place, ByteSpan raw_block, const EncodeOptions& options,
-                             FrameHeader* header, std::vector<Bytes>* sections) const {
+  // Sets the header's encoding and own loss: exact where the basis cannot hold
+  // the block within its bound.
+  absl::Status EncodeInBasis(const BlockPlace& place, ByteSpan raw_block,
+                             const EncodeOptions& options, FrameHeader* header,
+                             std::vector<Bytes>* sections) const {
     std::vector<std::vector<float>> channels;
     size_t offset = 0;
     for (const auto& group : in_basis_->groups) {
-      channels.push_back(group->Channels(place.first_token, raw_block.subspan(offset, group->raw_bytes())));
+      channels.push_back(group->Channels(
+          place.first_token, raw_block.subspan(offset, group->raw_bytes())));
       offset += group->raw_bytes();
       if (!AllFinite(channels.back())) return EncodeExact(raw_block, sections);
     }
@@ -277,13 +336,16 @@ class BlockCodec final : public Codec {
       for (size_t g = 0; g < channels.size(); ++g) {
         const GroupCodec& group = *in_basis_->groups[g];
         absl::StatusOr<EncodedSection> section =
-            group.Encode(raw_block.subspan(offset, group.raw_bytes()), channels[g], step, &state);
+            group.Encode(raw_block.subspan(offset, group.raw_bytes()),
+                         channels[g], step, &state);
         if (!section.ok()) return section.status();
         sections->push_back(std::move(section->payload));
         loss += section->loss;
         offset += group.raw_bytes();
       }
-      if (!std::isfinite(loss) || (options.loss_own_max > 0 && loss > options.loss_own_max)) continue;
+      if (!std::isfinite(loss) ||
+          (options.loss_own_max > 0 && loss > options.loss_own_max))
+        continue;
       header->encoding = {in_basis_->basis->digest(), step};
       header->loss_own = static_cast<float>(loss);
       return absl::OkStatus();
@@ -302,11 +364,13 @@ class BlockCodec final : public Codec {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Codec>> Codec::Create(Geometry geometry, std::shared_ptr<const Basis> basis) {
+absl::StatusOr<std::unique_ptr<Codec>> Codec::Create(
+    Geometry geometry, std::shared_ptr<const Basis> basis) {
   if (absl::Status status = geometry.Validate(); !status.ok()) return status;
   if (basis != nullptr && basis->geometry() != geometry) {
-    return absl::InvalidArgumentError(absl::StrCat("the basis (", basis->description(),
-                                                   ") was made for a model of another geometry"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the basis (", basis->description(),
+                     ") was made for a model of another geometry"));
   }
   return std::make_unique<BlockCodec>(std::move(geometry), std::move(basis));
 }

@@ -1,4 +1,5 @@
-// One layer of a block without loss: a section of an exact frame (docs/formats/payload.md).
+// One layer of a block without loss: a section of an exact frame
+// (docs/formats/payload.md).
 #ifndef LATENTKV_CODEC_EXACT_SECTION_H_
 #define LATENTKV_CODEC_EXACT_SECTION_H_
 
@@ -12,13 +13,17 @@
 
 namespace latentkv {
 
-// `raw` is the raw form of the layer's block: K then V, [kBlockTokens][kv_heads][head_dim]. Any bits. Never larger
-// than one byte more than `raw`.
-absl::StatusOr<Bytes> WriteExactSection(const LayerGeometry& layer, ByteSpan raw);
+// `raw` is the raw form of the layer's block: K then V,
+// [kBlockTokens][kv_heads][head_dim]. Any bits. Never larger than one byte more
+// than `raw`.
+absl::StatusOr<Bytes> WriteExactSection(const LayerGeometry& layer,
+                                        ByteSpan raw);
 
-// Into `raw`, whose size is that of the raw form. DataLoss unless `payload` holds one layer of that size and nothing
-// else; then `raw` may be written in part.
-absl::Status ReadExactSection(const LayerGeometry& layer, ByteSpan payload, absl::Span<uint8_t> raw);
+// Into `raw`, whose size is that of the raw form. DataLoss unless `payload`
+// holds one layer of that size and nothing else; then `raw` may be written in
+// part.
+absl::Status ReadExactSection(const LayerGeometry& layer, ByteSpan payload,
+                              absl::Span<uint8_t> raw);
 
 }  // namespace latentkv
 

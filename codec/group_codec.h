@@ -21,57 +21,81 @@
 
 namespace latentkv {
 
-// A group's section, and the divergence that its committed error is expected to cost, nats a token.
+// A group's section, and the divergence that its committed error is expected to
+// cost, nats a token.
 struct EncodedSection {
   Bytes payload;
   double loss = 0;
 };
 
-// The group's encoder, [channels][rank] (kernels/project.h); FailedPrecondition if there is none.
+// The group's encoder, [channels][rank] (kernels/project.h); FailedPrecondition
+// if there is none.
 absl::StatusOr<std::vector<float>> SolveEncoder(const BasisGroup& group);
 
 // Thread-safe. Everything it is given outlives it.
 class GroupCodec {
  public:
   // Group `index` of `basis`.
-  GroupCodec(const Basis& basis, uint32_t index, const LatentTables& latent_tables, RotaryTables* rotary_tables);
+  GroupCodec(const Basis& basis, uint32_t index,
+             const LatentTables& latent_tables, RotaryTables* rotary_tables);
 
-  // Un-rotated keys and values of the group, [kBlockTokens][channels], from the raw form of its layers.
+  // Un-rotated keys and values of the group, [kBlockTokens][channels], from the
+  // raw form of its layers.
   std::vector<float> Channels(uint32_t first_token, ByteSpan raw) const;
 
-  // The section of a block at `step`; `state` holds the groups before and takes this one. `raw` and `channels` are the
-  // group's, all finite. FailedPrecondition if the basis has no encoder (MakeEncoder).
-  absl::StatusOr<EncodedSection> Encode(ByteSpan raw, absl::Span<const float> channels, float step,
-                                        BlockState* state) const;
+  // The section of a block at `step`; `state` holds the groups before and takes
+  // this one. `raw` and `channels` are the group's, all finite.
+  // FailedPrecondition if the basis has no encoder (MakeEncoder).
+  absl::StatusOr<EncodedSection> Encode(ByteSpan raw,
+                                        absl::Span<const float> channels,
+                                        float step, BlockState* state) const;
 
-  // The raw form of the group's layers. DataLoss for bytes that Encode does not write; then nothing is changed.
-  absl::Status Decode(ByteSpan payload, float step, BlockState* state, absl::Span<uint8_t> raw) const;
+  // The raw form of the group's layers. DataLoss for bytes that Encode does not
+  // write; then nothing is changed.
+  absl::Status Decode(ByteSpan payload, float step, BlockState* state,
+                      absl::Span<uint8_t> raw) const;
 
   const BasisGroup& group() const { return group_; }
   size_t raw_bytes() const { return raw_bytes_; }
 
  private:
-  // [kBlockTokens][channels], not set: most of what a block needs of memory, and all of it is written.
+  // [kBlockTokens][channels], not set: most of what a block needs of memory,
+  // and all of it is written.
   using Values = absl::FixedArray<float, 0>;
-  Values MakeValues() const { return Values(size_t{kBlockTokens} * group_.channels); }
+  Values MakeValues() const {
+    return Values(size_t{kBlockTokens} * group_.channels);
+  }
   absl::Status MakeEncoderOnce() const;
-  // values = what is known before a latent is read: means, and features if `predicted`.
-  void Base(const BlockState& state, bool predicted, absl::Span<float> values) const;
-  // Latents with room for the inherited ones behind the group's own, which are set if `predicted`.
+  // values = what is known before a latent is read: means, and features if
+  // `predicted`.
+  void Base(const BlockState& state, bool predicted,
+            absl::Span<float> values) const;
+  // Latents with room for the inherited ones behind the group's own, which are
+  // set if `predicted`.
   std::vector<int16_t> Inherit(const BlockState& state, bool predicted) const;
-  // values[t][c] += row_scale[c] * step * the decoder's product with `latents`, [kBlockTokens][stride_].
-  void AddLatents(absl::Span<const int16_t> latents, float step, absl::Span<float> values) const;
-  // Whether the prediction leaves tokens less weighted energy than the means do, on geometric average.
-  bool PredictionHelps(absl::Span<const float> channels, absl::Span<const float> predicted) const;
-  // Quantizes what `predicted` leaves of `channels` into `latents`; tokens out of bounds go to `section` as they are.
-  void QuantizeTokens(ByteSpan raw, absl::Span<const float> channels, absl::Span<const float> predicted, float step,
-                      const BlockState& state, std::vector<int16_t>* latents, LatentSection* section) const;
-  // Nats a token that `predicted` and `own` latents, [kBlockTokens][stride_], in the place of `channels` are expected to
-  // cost; what is stored exact costs nothing.
-  double Loss(uint32_t first_token, absl::Span<const float> channels, absl::Span<const float> predicted,
-              absl::Span<const int16_t> own, float step, const LatentSection& section) const;
+  // values[t][c] += row_scale[c] * step * the decoder's product with `latents`,
+  // [kBlockTokens][stride_].
+  void AddLatents(absl::Span<const int16_t> latents, float step,
+                  absl::Span<float> values) const;
+  // Whether the prediction leaves tokens less weighted energy than the means
+  // do, on geometric average.
+  bool PredictionHelps(absl::Span<const float> channels,
+                       absl::Span<const float> predicted) const;
+  // Quantizes what `predicted` leaves of `channels` into `latents`; tokens out
+  // of bounds go to `section` as they are.
+  void QuantizeTokens(ByteSpan raw, absl::Span<const float> channels,
+                      absl::Span<const float> predicted, float step,
+                      const BlockState& state, std::vector<int16_t>* latents,
+                      LatentSection* section) const;
+  // Nats a token that `predicted` and `own` latents, [kBlockTokens][stride_],
+  // in the place of `channels` are expected to cost; what is stored exact costs
+  // nothing.
+  double Loss(uint32_t first_token, absl::Span<const float> channels,
+              absl::Span<const float> predicted, absl::Span<const int16_t> own,
+              float step, const LatentSection& section) const;
   // Keys of `channels` rotated in place, then everything in the engine's types.
-  void ToRaw(uint32_t first_token, absl::Span<float> channels, absl::Span<uint8_t> raw) const;
+  void ToRaw(uint32_t first_token, absl::Span<float> channels,
+             absl::Span<uint8_t> raw) const;
   // One token of the group, between the raw form and a run of token_bytes_.
   Bytes TakeToken(ByteSpan raw, uint32_t token) const;
   void PutToken(ByteSpan values, uint32_t token, absl::Span<uint8_t> raw) const;

@@ -1,4 +1,5 @@
-// One group of a block in a basis, as bytes: what a section of a basis frame holds (docs/formats/payload.md).
+// One group of a block in a basis, as bytes: what a section of a basis frame
+// holds (docs/formats/payload.md).
 #ifndef LATENTKV_CODEC_LATENT_SECTION_H_
 #define LATENTKV_CODEC_LATENT_SECTION_H_
 
@@ -13,9 +14,10 @@
 
 namespace latentkv {
 
-// A token is stored exactly, not as latents, where a latent is above kLatentMagnitudeMax or the magnitudes of its own
-// and inherited ones sum to kLatentSumMax: below, every partial sum of the restore's product is a whole number that a
-// float holds.
+// A token is stored exactly, not as latents, where a latent is above
+// kLatentMagnitudeMax or the magnitudes of its own and inherited ones sum to
+// kLatentSumMax: below, every partial sum of the restore's product is a whole
+// number that a float holds.
 inline constexpr int32_t kLatentMagnitudeMax = 256;
 inline constexpr int32_t kLatentSumMax = (1 << 24) / 127;
 
@@ -23,12 +25,15 @@ inline constexpr int32_t kLatentSumMax = (1 << 24) / 127;
 enum class SinkSource : uint8_t { kNone = 0, kStored = 1, kBasis = 2 };
 
 struct LatentSection {
-  bool predicted = false;             // From features and inherited latents.
+  bool predicted = false;  // From features and inherited latents.
   SinkSource sink_source = SinkSource::kNone;
-  std::vector<int16_t> latents;       // [kBlockTokens][rank of the group]; 0 for exact tokens and sinks.
+  // [kBlockTokens][rank of the group]; 0 for exact tokens and sinks.
+  std::vector<int16_t> latents;
   std::vector<uint8_t> exact_tokens;  // Ascending.
-  Bytes exact_values;                 // Of each: the group's layers in order, K then V, as the engine holds them.
-  Bytes sinks;                        // Of kStored: as WriteSinks of codec/sinks.h.
+  // Of each: the group's layers in order, K then V, as the engine holds them.
+  Bytes exact_values;
+  // Of kStored: as WriteSinks of codec/sinks.h.
+  Bytes sinks;
 };
 
 // Sizes that a section's content follows from.
@@ -38,12 +43,16 @@ struct SectionShape {
 };
 
 // The bytes of a section at `step`.
-absl::StatusOr<Bytes> WriteLatentSection(const BasisGroup& group, const LatentTables& tables, float step,
+absl::StatusOr<Bytes> WriteLatentSection(const BasisGroup& group,
+                                         const LatentTables& tables, float step,
                                          const LatentSection& section);
 
 // DataLoss unless `payload` holds one section of that shape and nothing else.
-absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group, const LatentTables& tables, float step,
-                                                const SectionShape& shape, ByteSpan payload);
+absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group,
+                                                const LatentTables& tables,
+                                                float step,
+                                                const SectionShape& shape,
+                                                ByteSpan payload);
 
 // Whether one token's latents, own and inherited, keep the two bounds above.
 bool LatentsInBounds(absl::Span<const int16_t> latents);

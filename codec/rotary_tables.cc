@@ -6,7 +6,8 @@ namespace latentkv {
 namespace {
 
 bool RotateAlike(const LayerGeometry& a, const LayerGeometry& b) {
-  return a.pairing == b.pairing && a.rotary_dim == b.rotary_dim && a.rotary_scale == b.rotary_scale &&
+  return a.pairing == b.pairing && a.rotary_dim == b.rotary_dim &&
+         a.rotary_scale == b.rotary_scale &&
          a.inverse_frequencies == b.inverse_frequencies;
 }
 
@@ -21,13 +22,16 @@ RotaryTables::RotaryTables(const Geometry& geometry) {
   }
 }
 
-std::shared_ptr<const RotaryTable> RotaryTables::Get(uint32_t layer, uint32_t first_token) {
+std::shared_ptr<const RotaryTable> RotaryTables::Get(uint32_t layer,
+                                                     uint32_t first_token) {
   const std::pair<uint32_t, uint32_t> id(kind_of_layer_[layer], first_token);
   {
     absl::MutexLock lock(&mutex_);
-    if (const auto found = tables_.find(id); found != tables_.end()) return found->second;
+    if (const auto found = tables_.find(id); found != tables_.end())
+      return found->second;
   }
-  auto table = std::make_shared<const RotaryTable>(MakeRotaryTable(kinds_[id.first], first_token, kBlockTokens));
+  auto table = std::make_shared<const RotaryTable>(
+      MakeRotaryTable(kinds_[id.first], first_token, kBlockTokens));
   absl::MutexLock lock(&mutex_);
   if (tables_.size() >= kTablesMax) tables_.clear();
   tables_[id] = table;

@@ -1,4 +1,5 @@
-// The rotary tables of blocks in use, so that the sections of a block share them.
+// The rotary tables of blocks in use, so that the sections of a block share
+// them.
 #ifndef LATENTKV_CODEC_ROTARY_TABLES_H_
 #define LATENTKV_CODEC_ROTARY_TABLES_H_
 
@@ -24,15 +25,16 @@ class RotaryTables {
   std::shared_ptr<const RotaryTable> Get(uint32_t layer, uint32_t first_token);
 
  private:
-  // A restore goes through its blocks once a group: as many tables as a context of 64 K tokens has blocks, 32 MiB of
-  // them for heads of 64.
+  // A restore goes through its blocks once a group: as many tables as a context
+  // of 64 K tokens has blocks, 32 MiB of them for heads of 64.
   static constexpr size_t kTablesMax = 1024;
 
   std::vector<LayerGeometry> kinds_;  // Layers that rotate differently.
   std::vector<uint32_t> kind_of_layer_;
   absl::Mutex mutex_;
-  absl::flat_hash_map<std::pair<uint32_t, uint32_t>, std::shared_ptr<const RotaryTable>> tables_
-      ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<std::pair<uint32_t, uint32_t>,
+                      std::shared_ptr<const RotaryTable>>
+      tables_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace latentkv

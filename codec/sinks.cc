@@ -11,16 +11,20 @@
 namespace latentkv {
 namespace {
 
-// Calls visit(layer, byte offset of the head in the raw form) for each sink's heads in the order they are kept in.
+// Calls visit(layer, byte offset of the head in the raw form) for each sink's
+// heads in the order they are kept in.
 template <typename Visit>
-void ForEachHead(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, Visit visit) {
+void ForEachHead(const Geometry& geometry, uint32_t first_layer,
+                 uint32_t last_layer, Visit visit) {
   size_t part = 0;
   for (uint32_t l = first_layer; l < last_layer; ++l) {
     const LayerGeometry& layer = geometry.layers[l];
     const size_t head_bytes = size_t{layer.head_dim} * DTypeBytes(layer.dtype);
     const size_t part_bytes = head_bytes * layer.kv_heads * kBlockTokens;
-    for (int key_or_value = 0; key_or_value < 2; ++key_or_value, part += part_bytes) {
-      for (uint32_t head = 0; head < kSinkTokens * layer.kv_heads; ++head) visit(layer, part + head * head_bytes);
+    for (int key_or_value = 0; key_or_value < 2;
+         ++key_or_value, part += part_bytes) {
+      for (uint32_t head = 0; head < kSinkTokens * layer.kv_heads; ++head)
+        visit(layer, part + head * head_bytes);
     }
   }
 }
@@ -40,66 +44,79 @@ void PutHead(absl::Span<const float> values, Bytes* sinks) {
 
 }  // namespace
 
-size_t SinkBytes(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer) {
+size_t SinkBytes(const Geometry& geometry, uint32_t first_layer,
+                 uint32_t last_layer) {
   size_t bytes = 0;
   ForEachHead(geometry, first_layer, last_layer,
-              [&](const LayerGeometry& layer, size_t) { bytes += sizeof(float) + layer.head_dim; });
+              [&](const LayerGeometry& layer, size_t) {
+                bytes += sizeof(float) + layer.head_dim;
+              });
   return bytes;
 }
 
-Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan raw) {
+Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer,
+                 uint32_t last_layer, ByteSpan raw) {
   Bytes sinks;
   std::vector<float> values;
-  ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
-    values.resize(layer.head_dim);
-    ToFloat(layer.dtype, raw.data() + at, values.size(), values.data());
-    PutHead(values, &sinks);
-  });
+  ForEachHead(geometry, first_layer, last_layer,
+              [&](const LayerGeometry& layer, size_t at) {
+                values.resize(layer.head_dim);
+                ToFloat(layer.dtype, raw.data() + at, values.size(),
+                        values.data());
+                PutHead(values, &sinks);
+              });
   return sinks;
 }
 
 Bytes WriteSinks(const Geometry& geometry, const float* values) {
   Bytes sinks;
-  ForEachHead(geometry, 0, geometry.layers.size(), [&](const LayerGeometry& layer, size_t) {
-    PutHead({values, layer.head_dim}, &sinks);
-    values += layer.head_dim;
-  });
+  ForEachHead(geometry, 0, geometry.layers.size(),
+              [&](const LayerGeometry& layer, size_t) {
+                PutHead({values, layer.head_dim}, &sinks);
+                values += layer.head_dim;
+              });
   return sinks;
 }
 
-bool SinksMatch(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks, ByteSpan raw) {
+bool SinksMatch(const Geometry& geometry, uint32_t first_layer,
+                uint32_t last_layer, ByteSpan sinks, ByteSpan raw) {
   constexpr double kEnergyMax = 1e-3;
   ByteReader reader(sinks);
   std::vector<float> values;
   double energy = 0, difference = 0;
   uint32_t heads = 0;
   bool match = true;
-  ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
-    values.resize(layer.head_dim);
-    ToFloat(layer.dtype, raw.data() + at, values.size(), values.data());
-    const float scale = reader.Get<float>();
-    for (float value : values) {
-      const double error = value - scale * reader.Get<int8_t>();
-      energy += double{value} * value;
-      difference += error * error;
-    }
-    if (++heads < kSinkTokens * layer.kv_heads) return;
-    match = match && difference <= kEnergyMax * energy;
-    energy = difference = heads = 0;
-  });
+  ForEachHead(geometry, first_layer, last_layer,
+              [&](const LayerGeometry& layer, size_t at) {
+                values.resize(layer.head_dim);
+                ToFloat(layer.dtype, raw.data() + at, values.size(),
+                        values.data());
+                const float scale = reader.Get<float>();
+                for (float value : values) {
+                  const double error = value - scale * reader.Get<int8_t>();
+                  energy += double{value} * value;
+                  difference += error * error;
+                }
+                if (++heads < kSinkTokens * layer.kv_heads) return;
+                match = match && difference <= kEnergyMax * energy;
+                energy = difference = heads = 0;
+              });
   return match;
 }
 
-void ReadSinks(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer, ByteSpan sinks,
-               absl::Span<uint8_t> raw) {
+void ReadSinks(const Geometry& geometry, uint32_t first_layer,
+               uint32_t last_layer, ByteSpan sinks, absl::Span<uint8_t> raw) {
   ByteReader reader(sinks);
   std::vector<float> values;
-  ForEachHead(geometry, first_layer, last_layer, [&](const LayerGeometry& layer, size_t at) {
-    values.resize(layer.head_dim);
-    const float scale = reader.Get<float>();
-    for (float& value : values) value = scale * reader.Get<int8_t>();
-    FromFloat(layer.dtype, values.data(), values.size(), raw.data() + at);
-  });
+  ForEachHead(geometry, first_layer, last_layer,
+              [&](const LayerGeometry& layer, size_t at) {
+                values.resize(layer.head_dim);
+                const float scale = reader.Get<float>();
+                for (float& value : values)
+                  value = scale * reader.Get<int8_t>();
+                FromFloat(layer.dtype, values.data(), values.size(),
+                          raw.data() + at);
+              });
 }
 
 }  // namespace latentkv

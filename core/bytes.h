@@ -1,4 +1,5 @@
-// Vocabulary for runs of bytes. All integers on wire and disk are little-endian.
+// Vocabulary for runs of bytes. All integers on wire and disk are
+// little-endian.
 #ifndef LATENTKV_CORE_BYTES_H_
 #define LATENTKV_CORE_BYTES_H_
 
@@ -42,8 +43,9 @@ class ByteWriter {
   Bytes* out_;
 };
 
-// Reads what ByteWriter wrote; never reads past the end. After the first read that does not fit, ok() is false, every
-// further read returns zero or an empty span, and status() is DataLoss.
+// Reads what ByteWriter wrote; never reads past the end. After the first read
+// that does not fit, ok() is false, every further read returns zero or an empty
+// span, and status() is DataLoss.
 class ByteReader {
  public:
   explicit ByteReader(ByteSpan bytes) : bytes_(bytes) {}

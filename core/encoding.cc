@@ -22,12 +22,14 @@ std::string Encoding::ToBytes() const {
 
 std::string Encoding::ToString() const {
   if (IsExact()) return "exact";
-  return absl::StrCat(IsScalar() ? "scalar" : basis.Hex().substr(0, 8), "@", step);
+  return absl::StrCat(IsScalar() ? "scalar" : basis.Hex().substr(0, 8), "@",
+                      step);
 }
 
 absl::StatusOr<Encoding> EncodingFromBytes(ByteSpan bytes) {
   if (bytes.size() != kEncodingBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("an encoding has ", kEncodingBytes, " bytes, not ", bytes.size()));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "an encoding has ", kEncodingBytes, " bytes, not ", bytes.size()));
   }
   Encoding encoding;
   std::memcpy(encoding.basis.bytes.data(), bytes.data(), sizeof(Digest));
@@ -35,9 +37,12 @@ absl::StatusOr<Encoding> EncodingFromBytes(ByteSpan bytes) {
   // Compared as bits: a step of -0 is not what ToBytes writes for `exact`.
   uint32_t bits;
   std::memcpy(&bits, &encoding.step, sizeof(bits));
-  if (encoding.IsExact() ? bits != 0 : !std::isfinite(encoding.step) || encoding.step <= 0) {
+  if (encoding.IsExact()
+          ? bits != 0
+          : !std::isfinite(encoding.step) || encoding.step <= 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat("step ", encoding.step, " is not one of ", encoding.IsExact() ? "exact" : "a basis"));
+        absl::StrCat("step ", encoding.step, " is not one of ",
+                     encoding.IsExact() ? "exact" : "a basis"));
   }
   return encoding;
 }

@@ -11,14 +11,15 @@
 
 namespace latentkv {
 
-inline constexpr size_t kEncodingBytes = 36;  // 32 of basis digest, 4 of step as IEEE binary32.
+// 32 of basis digest, 4 of step as IEEE binary32.
+inline constexpr size_t kEncodingBytes = 36;
 
-// What stands in the place of a basis for blocks that are quantized without one (docs/formats/payload.md): the digest
-// of the ASCII text "latentkv/scalar/1".
+// What stands in the place of a basis for blocks that are quantized without one
+// (docs/formats/payload.md): the digest of the ASCII text "latentkv/scalar/1".
 const Digest& ScalarQuantizer();
 
-// `exact` has a zero digest and step 0; any other encoding has the digest of its basis, or ScalarQuantizer, and a finite
-// step above 0.
+// `exact` has a zero digest and step 0; any other encoding has the digest of
+// its basis, or ScalarQuantizer, and a finite step above 0.
 struct Encoding {
   Digest basis;
   float step = 0;

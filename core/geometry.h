@@ -20,15 +20,19 @@ enum class RotaryPairing : uint8_t { kNone = 0, kHalves = 1, kNeighbours = 2 };
 struct LayerGeometry {
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
-  uint32_t rotary_dim = 0;  // Leading dimensions of a key that are rotated; even; 0 with kNone.
+  // Leading dimensions of a key that are rotated; even; 0 with kNone.
+  uint32_t rotary_dim = 0;
   RotaryPairing pairing = RotaryPairing::kNone;
-  float rotary_scale = 1;  // Factor on cosine and sine (YaRN's attention factor).
-  uint32_t window = 0;     // Sliding window in tokens, 0 for full attention.
+  // Factor on cosine and sine (YaRN's attention factor).
+  float rotary_scale = 1;
+  uint32_t window = 0;  // Sliding window in tokens, 0 for full attention.
   DType dtype = DType::kBf16;
-  std::vector<double> inverse_frequencies;  // [rotary_dim / 2], radians a token.
+  // [rotary_dim / 2], radians a token.
+  std::vector<double> inverse_frequencies;
 
   friend bool operator==(const LayerGeometry&, const LayerGeometry&) = default;
-  uint32_t KvChannels() const { return kv_heads * head_dim; }  // Of K, and again of V.
+  // Of K, and again of V.
+  uint32_t KvChannels() const { return kv_heads * head_dim; }
 };
 
 struct Geometry {
@@ -37,12 +41,13 @@ struct Geometry {
   friend bool operator==(const Geometry&, const Geometry&) = default;
   // InvalidArgument names the first layer and field that is out of bounds.
   absl::Status Validate() const;
-  Bytes Serialize() const;  // docs/formats/geometry.md
-  Digest ComputeDigest() const;  // SHA-256 of Serialize().
+  Bytes Serialize() const;         // docs/formats/geometry.md
+  Digest ComputeDigest() const;    // SHA-256 of Serialize().
   uint64_t BytesPerToken() const;  // Raw K and V of all layers.
 };
 
-// Validated. DataLoss for truncated or trailing bytes, InvalidArgument as Validate.
+// Validated. DataLoss for truncated or trailing bytes, InvalidArgument as
+// Validate.
 absl::StatusOr<Geometry> ParseGeometry(ByteSpan bytes);
 
 }  // namespace latentkv

@@ -17,9 +17,12 @@ bool HasF16c() {
 
 Backend Detect() {
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+  const bool avx2 = __builtin_cpu_supports("avx2") &&
+                    __builtin_cpu_supports("fma") && HasF16c();
+  const bool avx512 = __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vnni");
   if (avx2 && avx512) return Backend::kAvx512;
   if (avx2) return Backend::kAvx2;
@@ -36,7 +39,8 @@ Backend BestBackend() {
 
 std::vector<Backend> AvailableBackends() {
   std::vector<Backend> backends;
-  for (Backend backend : {Backend::kPortable, Backend::kAvx2, Backend::kAvx512}) {
+  for (Backend backend :
+       {Backend::kPortable, Backend::kAvx2, Backend::kAvx512}) {
     if (backend <= BestBackend()) backends.push_back(backend);
   }
   return backends;
@@ -44,9 +48,12 @@ std::vector<Backend> AvailableBackends() {
 
 const char* BackendName(Backend backend) {
   switch (backend) {
-    case Backend::kPortable: return "portable";
-    case Backend::kAvx2: return "avx2";
-    case Backend::kAvx512: return "avx512";
+    case Backend::kPortable:
+      return "portable";
+    case Backend::kAvx2:
+      return "avx2";
+    case Backend::kAvx512:
+      return "avx512";
   }
   return "unknown";
 }

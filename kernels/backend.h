@@ -1,4 +1,5 @@
-// The instruction sets that the kernels are written for. One is chosen at run time; every one gives the same bits.
+// The instruction sets that the kernels are written for. One is chosen at run
+// time; every one gives the same bits.
 #ifndef LATENTKV_KERNELS_BACKEND_H_
 #define LATENTKV_KERNELS_BACKEND_H_
 

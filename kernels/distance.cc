@@ -4,15 +4,17 @@
 
 namespace latentkv {
 
-float WeightedDistance(absl::Span<const float> a, absl::Span<const float> b, absl::Span<const float> weight,
-                       Backend backend) {
+float WeightedDistance(absl::Span<const float> a, absl::Span<const float> b,
+                       absl::Span<const float> weight, Backend backend) {
 #if defined(__x86_64__)
   if (backend != Backend::kPortable) {
-    return kernels::WeightedDistanceAvx2(a.data(), b.data(), weight.data(), a.size());
+    return kernels::WeightedDistanceAvx2(a.data(), b.data(), weight.data(),
+                                         a.size());
   }
 #endif
   (void)backend;
-  return kernels::WeightedDistancePortable(a.data(), b.data(), weight.data(), a.size());
+  return kernels::WeightedDistancePortable(a.data(), b.data(), weight.data(),
+                                           a.size());
 }
 
 }  // namespace latentkv

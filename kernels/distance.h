@@ -7,8 +7,10 @@
 
 namespace latentkv {
 
-// The sum over c of weight[c] * (a[c] - b[c])^2, in floats and one order for every backend. All have one length.
-float WeightedDistance(absl::Span<const float> a, absl::Span<const float> b, absl::Span<const float> weight,
+// The sum over c of weight[c] * (a[c] - b[c])^2, in floats and one order for
+// every backend. All have one length.
+float WeightedDistance(absl::Span<const float> a, absl::Span<const float> b,
+                       absl::Span<const float> weight,
                        Backend backend = BestBackend());
 
 }  // namespace latentkv

@@ -9,30 +9,40 @@ namespace {
 
 absl::Status CheckSizes(absl::Span<const uint8_t> class_of_row, size_t count) {
   if (count != class_of_row.size() * kBlockTokens) {
-    return absl::InvalidArgumentError(absl::StrCat(count, " latents for ", class_of_row.size(), " rows of ",
-                                                   kBlockTokens));
+    return absl::InvalidArgumentError(absl::StrCat(count, " latents for ",
+                                                   class_of_row.size(),
+                                                   " rows of ", kBlockTokens));
   }
   for (uint8_t latent_class : class_of_row) {
-    if (latent_class >= kLatentClasses) return absl::InvalidArgumentError(absl::StrCat("class ", latent_class));
+    if (latent_class >= kLatentClasses)
+      return absl::InvalidArgumentError(absl::StrCat("class ", latent_class));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<CodedLatents> EncodeLatents(const LatentTables& tables, absl::Span<const uint8_t> class_of_row,
-                                           absl::Span<const int16_t> latents, Backend backend) {
-  if (absl::Status status = CheckSizes(class_of_row, latents.size()); !status.ok()) return status;
+absl::StatusOr<CodedLatents> EncodeLatents(
+    const LatentTables& tables, absl::Span<const uint8_t> class_of_row,
+    absl::Span<const int16_t> latents, Backend backend) {
+  if (absl::Status status = CheckSizes(class_of_row, latents.size());
+      !status.ok())
+    return status;
 #if defined(__x86_64__)
-  if (backend == Backend::kAvx512) return kernels::EncodeLatentsAvx512(tables, class_of_row, latents.data());
+  if (backend == Backend::kAvx512)
+    return kernels::EncodeLatentsAvx512(tables, class_of_row, latents.data());
 #endif
   (void)backend;
   return kernels::EncodeLatentsPortable(tables, class_of_row, latents.data());
 }
 
-absl::Status DecodeLatents(const LatentTables& tables, absl::Span<const uint8_t> class_of_row, ByteSpan coded,
-                           absl::Span<uint8_t> symbols, Backend backend) {
-  if (absl::Status status = CheckSizes(class_of_row, symbols.size()); !status.ok()) return status;
+absl::Status DecodeLatents(const LatentTables& tables,
+                           absl::Span<const uint8_t> class_of_row,
+                           ByteSpan coded, absl::Span<uint8_t> symbols,
+                           Backend backend) {
+  if (absl::Status status = CheckSizes(class_of_row, symbols.size());
+      !status.ok())
+    return status;
   kernels::RansStates states;
   absl::StatusOr<ByteSpan> words = kernels::OpenStream(coded, &states);
   if (!words.ok()) return words.status();
@@ -42,7 +52,9 @@ absl::Status DecodeLatents(const LatentTables& tables, absl::Span<const uint8_t>
   if (backend == Backend::kAvx512) decode = &kernels::DecodeLatentsAvx512;
 #endif
   (void)backend;
-  return kernels::CheckStreamEnd(decode(tables, class_of_row, *words, states.data(), symbols.data()), states);
+  return kernels::CheckStreamEnd(
+      decode(tables, class_of_row, *words, states.data(), symbols.data()),
+      states);
 }
 
 }  // namespace latentkv

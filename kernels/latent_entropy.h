@@ -1,5 +1,6 @@
-// Entropy coding of latents: rows of one latent each, in descending scale, under one distribution a class of scale,
-// shifted for each token by how active its latents have been so far. docs/formats/entropy.md says how to decode.
+// Entropy coding of latents: rows of one latent each, in descending scale,
+// under one distribution a class of scale, shifted for each token by how active
+// its latents have been so far. docs/formats/entropy.md says how to decode.
 #ifndef LATENTKV_KERNELS_LATENT_ENTROPY_H_
 #define LATENTKV_KERNELS_LATENT_ENTROPY_H_
 
@@ -16,21 +17,30 @@
 
 namespace latentkv {
 
-inline constexpr uint32_t kLatentClasses = 64;   // Quarters of an octave of scale over step.
-inline constexpr uint32_t kContextRows = 16;     // Rows between two looks at a token's activity.
-inline constexpr uint32_t kClassShiftMax = 8;    // Quarters of an octave that activity moves a class, either way.
-inline constexpr uint32_t kActivityBits = 8;     // Fractional bits of activities.
+// Quarters of an octave of scale over step.
+inline constexpr uint32_t kLatentClasses = 64;
+// Rows between two looks at a token's activity.
+inline constexpr uint32_t kContextRows = 16;
+// Quarters of an octave that activity moves a class, either way.
+inline constexpr uint32_t kClassShiftMax = 8;
+// Fractional bits of activities.
+inline constexpr uint32_t kActivityBits = 8;
 
 // One distribution a class; its symbols are those of kernels/latents.h.
 struct LatentTables {
-  std::vector<EntropyTable> tables;                     // [kLatentClasses]
-  std::vector<uint32_t> ranges;                         // [kLatentClasses][256], frequency | start << 16
-  std::vector<uint32_t> slots;                          // [kLatentClasses][kProbabilityOne], of MakeSlots
-  std::array<uint32_t, kLatentClasses> expected{};      // Mean magnitude, times 2^kActivityBits.
-  std::array<uint8_t, kLatentClasses> magnitude_max{};  // Larger magnitudes escape.
+  std::vector<EntropyTable> tables;  // [kLatentClasses]
+  // [kLatentClasses][256], frequency | start << 16
+  std::vector<uint32_t> ranges;
+  // [kLatentClasses][kProbabilityOne], of MakeSlots
+  std::vector<uint32_t> slots;
+  // Mean magnitude, times 2^kActivityBits.
+  std::array<uint32_t, kLatentClasses> expected{};
+  // Larger magnitudes escape.
+  std::array<uint8_t, kLatentClasses> magnitude_max{};
 };
 
-// A latent whose symbol is kEscapeSymbol: its place in [rows][kBlockTokens] and what it is.
+// A latent whose symbol is kEscapeSymbol: its place in [rows][kBlockTokens] and
+// what it is.
 struct LatentEscape {
   uint32_t place = 0;
   int16_t latent = 0;
@@ -41,16 +51,20 @@ struct CodedLatents {
   std::vector<LatentEscape> escapes;  // By rising place.
 };
 
-// Codes `latents` [rows][kBlockTokens]. InvalidArgument unless there are kBlockTokens latents for each class. `backend`
-// must be available.
-absl::StatusOr<CodedLatents> EncodeLatents(const LatentTables& tables, absl::Span<const uint8_t> class_of_row,
-                                           absl::Span<const int16_t> latents, Backend backend = BestBackend());
+// Codes `latents` [rows][kBlockTokens]. InvalidArgument unless there are
+// kBlockTokens latents for each class. `backend` must be available.
+absl::StatusOr<CodedLatents> EncodeLatents(
+    const LatentTables& tables, absl::Span<const uint8_t> class_of_row,
+    absl::Span<const int16_t> latents, Backend backend = BestBackend());
 
-// Symbols [rows][kBlockTokens] as kernels/latents.h has them. DataLoss unless `coded` is exactly what EncodeLatents wrote
-// for some symbols; InvalidArgument if sizes do not fit. `symbols` may be written on failure. Never reads outside
+// Symbols [rows][kBlockTokens] as kernels/latents.h has them. DataLoss unless
+// `coded` is exactly what EncodeLatents wrote for some symbols; InvalidArgument
+// if sizes do not fit. `symbols` may be written on failure. Never reads outside
 // `coded`. `backend` must be available.
-absl::Status DecodeLatents(const LatentTables& tables, absl::Span<const uint8_t> class_of_row, ByteSpan coded,
-                           absl::Span<uint8_t> symbols, Backend backend = BestBackend());
+absl::Status DecodeLatents(const LatentTables& tables,
+                           absl::Span<const uint8_t> class_of_row,
+                           ByteSpan coded, absl::Span<uint8_t> symbols,
+                           Backend backend = BestBackend());
 
 }  // namespace latentkv
 

@@ -15,13 +15,16 @@ void Quantize(absl::Span<const float> latents, absl::Span<int16_t> quantized) {
   }
 }
 
-void RowsFromLatents(absl::Span<const int16_t> latents, uint32_t tokens, uint32_t stride, uint32_t rank,
-                     absl::Span<int16_t> rows) {
-  kernels::Transpose16(reinterpret_cast<const uint8_t*>(latents.data()), int64_t{2} * stride,
-                       reinterpret_cast<uint8_t*>(rows.data()), int64_t{2} * tokens, tokens, rank);
+void RowsFromLatents(absl::Span<const int16_t> latents, uint32_t tokens,
+                     uint32_t stride, uint32_t rank, absl::Span<int16_t> rows) {
+  kernels::Transpose16(reinterpret_cast<const uint8_t*>(latents.data()),
+                       int64_t{2} * stride,
+                       reinterpret_cast<uint8_t*>(rows.data()),
+                       int64_t{2} * tokens, tokens, rank);
 }
 
-void LatentsFromSymbols(absl::Span<const uint8_t> symbols, uint32_t tokens, uint32_t stride, uint32_t rank,
+void LatentsFromSymbols(absl::Span<const uint8_t> symbols, uint32_t tokens,
+                        uint32_t stride, uint32_t rank,
                         absl::Span<int16_t> latents) {
   const size_t count = size_t{rank} * tokens;
   const auto rows = std::make_unique_for_overwrite<int16_t[]>(count);
@@ -30,9 +33,12 @@ void LatentsFromSymbols(absl::Span<const uint8_t> symbols, uint32_t tokens, uint
     const int16_t q = static_cast<int16_t>(symbol >> 1 ^ -(symbol & 1));
     rows[i] = symbol == kEscapeSymbol ? int16_t{0} : q;
   }
-  for (uint32_t t = 0; t < tokens; ++t) std::fill_n(latents.data() + size_t{t} * stride + rank, stride - rank, 0);
-  kernels::Transpose16(reinterpret_cast<const uint8_t*>(rows.get()), int64_t{2} * tokens,
-                       reinterpret_cast<uint8_t*>(latents.data()), int64_t{2} * stride, rank, tokens);
+  for (uint32_t t = 0; t < tokens; ++t)
+    std::fill_n(latents.data() + size_t{t} * stride + rank, stride - rank, 0);
+  kernels::Transpose16(reinterpret_cast<const uint8_t*>(rows.get()),
+                       int64_t{2} * tokens,
+                       reinterpret_cast<uint8_t*>(latents.data()),
+                       int64_t{2} * stride, rank, tokens);
 }
 
 }  // namespace latentkv

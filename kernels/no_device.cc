@@ -6,9 +6,12 @@ namespace {
 
 class NoDevices final : public Devices {
  public:
-  std::optional<uint32_t> HolderOf(const void*) const override { return std::nullopt; }
+  std::optional<uint32_t> HolderOf(const void*) const override {
+    return std::nullopt;
+  }
   absl::StatusOr<std::unique_ptr<Device>> Open(uint32_t) const override {
-    return absl::UnimplementedError("this build knows no devices: configure it with a CUDA toolkit");
+    return absl::UnimplementedError(
+        "this build knows no devices: configure it with a CUDA toolkit");
   }
 };
 

@@ -18,7 +18,8 @@ class Admission {
   // Holds one place until it dies, if admitted.
   class Ticket {
    public:
-    explicit Ticket(Admission* admission) : admission_(admission), admitted_(admission->Enter()) {}
+    explicit Ticket(Admission* admission)
+        : admission_(admission), admitted_(admission->Enter()) {}
     ~Ticket() {
       if (admitted_) admission_->Leave();
     }
@@ -34,7 +35,8 @@ class Admission {
   // Waits until no place is held, or until `deadline`.
   void AwaitIdle(absl::Time deadline) {
     std::unique_lock lock(mutex_);
-    left_.wait_until(lock, absl::ToChronoTime(deadline), [this] { return running_ == 0; });
+    left_.wait_until(lock, absl::ToChronoTime(deadline),
+                     [this] { return running_ == 0; });
   }
 
  private:

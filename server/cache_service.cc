@@ -13,17 +13,23 @@
 namespace latentkv {
 namespace {
 
-constexpr size_t kAcceptBasesMax = 16;  // A reader has those of its one model: a few versions.
+// A reader has those of its one model: a few versions.
+constexpr size_t kAcceptBasesMax = 16;
 
-grpc::Status Invalid(const std::string& reason) { return {grpc::StatusCode::INVALID_ARGUMENT, reason}; }
+grpc::Status Invalid(const std::string& reason) {
+  return {grpc::StatusCode::INVALID_ARGUMENT, reason};
+}
 grpc::Status Busy(const std::string& what) {
-  return {grpc::StatusCode::RESOURCE_EXHAUSTED, absl::StrCat("too many ", what, " at once; try again later")};
+  return {grpc::StatusCode::RESOURCE_EXHAUSTED,
+          absl::StrCat("too many ", what, " at once; try again later")};
 }
 
 template <typename Field>
-absl::StatusOr<std::vector<Digest>> Digests(const Field& field, size_t count_max) {
+absl::StatusOr<std::vector<Digest>> Digests(const Field& field,
+                                            size_t count_max) {
   if (static_cast<size_t>(field.size()) > count_max) {
-    return absl::InvalidArgumentError(absl::StrCat(field.size(), " keys; at most ", count_max));
+    return absl::InvalidArgumentError(
+        absl::StrCat(field.size(), " keys; at most ", count_max));
   }
   std::vector<Digest> digests;
   digests.reserve(field.size());
@@ -38,7 +44,8 @@ absl::StatusOr<std::vector<Digest>> Digests(const Field& field, size_t count_max
 // Releases a lease when a call ends, however it ends.
 class LeaseHolder {
  public:
-  LeaseHolder(BlockStore* store, uint64_t lease_id) : store_(store), lease_id_(lease_id) {}
+  LeaseHolder(BlockStore* store, uint64_t lease_id)
+      : store_(store), lease_id_(lease_id) {}
   ~LeaseHolder() {
     if (lease_id_ != 0) store_->ReleaseLease(lease_id_);
   }
@@ -52,17 +59,22 @@ class LeaseHolder {
 
 static_assert(v1::FetchChunk::kPayloadFieldNumber == kLargeField);
 
-grpc::Status SendSections(FetchPlan* plan, const grpc::ServerContext& context, FetchStream* stream) {
+grpc::Status SendSections(FetchPlan* plan, const grpc::ServerContext& context,
+                          FetchStream* stream) {
   v1::FetchChunk chunk;
-  // The count grows once the first sections have been read, hence the call in the condition.
+  // The count grows once the first sections have been read, hence the call in
+  // the condition.
   for (uint32_t section = 0; section < plan->MostSections(); ++section) {
     for (size_t record = 0; record < plan->size(); ++record) {
       if (section >= plan->section_count(record)) continue;
-      if (context.IsCancelled()) return {grpc::StatusCode::CANCELLED, "cancelled by the client"};
+      if (context.IsCancelled())
+        return {grpc::StatusCode::CANCELLED, "cancelled by the client"};
       absl::StatusOr<FetchPlan::Section> read = plan->Read(record, section);
-      const bool gone = absl::IsNotFound(read.status()) || absl::IsDataLoss(read.status());
+      const bool gone =
+          absl::IsNotFound(read.status()) || absl::IsDataLoss(read.status());
       if (!read.ok() && !gone) return ToGrpc(read.status());
-      if (absl::IsDataLoss(read.status())) spdlog::warn("fetch: {}", read.status().ToString());
+      if (absl::IsDataLoss(read.status()))
+        spdlog::warn("fetch: {}", read.status().ToString());
       chunk.Clear();
       chunk.set_record(record);
       chunk.set_section(section);
@@ -79,7 +91,8 @@ grpc::Status SendSections(FetchPlan* plan, const grpc::ServerContext& context, F
 
 }  // namespace
 
-CacheService::CacheService(BlockStore* store, const Clock* clock, const ServiceLimits& limits)
+CacheService::CacheService(BlockStore* store, const Clock* clock,
+                           const ServiceLimits& limits)
     : store_(store),
       clock_(clock),
       limits_(limits),
@@ -88,19 +101,29 @@ CacheService::CacheService(BlockStore* store, const Clock* clock, const ServiceL
       bases_(limits.bases),
       held_(limits.fetch_held_bytes) {
   CountSessions();
-  // What the generated WithSplitStreamingMethod_Fetch does, but for the type of the answers.
-  const int fetch =
-      v1::FetchRequest::descriptor()->file()->FindServiceByName("Cache")->FindMethodByName("Fetch")->index();
+  // What the generated WithSplitStreamingMethod_Fetch does, but for the type of
+  // the answers.
+  const int fetch = v1::FetchRequest::descriptor()
+                        ->file()
+                        ->FindServiceByName("Cache")
+                        ->FindMethodByName("Fetch")
+                        ->index();
   MarkMethodStreamed(
-      fetch, new grpc::internal::SplitServerStreamingHandler<v1::FetchRequest, grpc::ByteBuffer>(
-                 [this](grpc::ServerContext* context, FetchStream* stream) { return StreamFetch(context, stream); }));
+      fetch, new grpc::internal::SplitServerStreamingHandler<v1::FetchRequest,
+                                                             grpc::ByteBuffer>(
+                 [this](grpc::ServerContext* context, FetchStream* stream) {
+                   return StreamFetch(context, stream);
+                 }));
 }
 
-grpc::Status CacheService::Lookup(grpc::ServerContext*, const v1::LookupRequest* request,
+grpc::Status CacheService::Lookup(grpc::ServerContext*,
+                                  const v1::LookupRequest* request,
                                   v1::LookupResponse* response) {
-  absl::StatusOr<std::vector<Digest>> keys = Digests(request->keys(), kChainBlocksMax);
+  absl::StatusOr<std::vector<Digest>> keys =
+      Digests(request->keys(), kChainBlocksMax);
   if (!keys.ok()) return ToGrpc(keys.status());
-  absl::StatusOr<std::vector<Digest>> bases = Digests(request->accept_bases(), kAcceptBasesMax);
+  absl::StatusOr<std::vector<Digest>> bases =
+      Digests(request->accept_bases(), kAcceptBasesMax);
   if (!bases.ok()) return ToGrpc(bases.status());
   PrefixQuery query;
   query.keys = *keys;
@@ -121,13 +144,15 @@ grpc::Status CacheService::Lookup(grpc::ServerContext*, const v1::LookupRequest*
   return grpc::Status::OK;
 }
 
-grpc::Status CacheService::StreamFetch(grpc::ServerContext* context, FetchStream* stream) {
+grpc::Status CacheService::StreamFetch(grpc::ServerContext* context,
+                                       FetchStream* stream) {
   v1::FetchRequest request;
   if (!stream->Read(&request)) return Invalid("no request");
   LeaseHolder lease(store_, request.lease_id());
   Admission::Ticket ticket(&fetches_);
   if (!ticket.admitted()) return Busy("fetches");
-  if (static_cast<size_t>(request.records_size()) > kChainBlocksMax) return Invalid("too many records in one fetch");
+  if (static_cast<size_t>(request.records_size()) > kChainBlocksMax)
+    return Invalid("too many records in one fetch");
   std::vector<RecordId> ids;
   ids.reserve(request.records_size());
   for (const v1::RecordRef& ref : request.records()) {
@@ -141,16 +166,20 @@ grpc::Status CacheService::StreamFetch(grpc::ServerContext* context, FetchStream
 
 absl::Status CacheService::StoreOne(const v1::StoreRequest& request) {
   std::shared_lock<std::shared_mutex> lock(drain_mutex_);
-  if (draining_) return absl::UnavailableError("draining: no new blocks are taken");
+  if (draining_)
+    return absl::UnavailableError("draining: no new blocks are taken");
   absl::StatusOr<Digest> parent = Digest{};
-  if (!request.parent().empty()) parent = DigestFromBytes(AsBytes(request.parent()));
+  if (!request.parent().empty())
+    parent = DigestFromBytes(AsBytes(request.parent()));
   if (!parent.ok()) return parent.status();
-  if (request.frame().size() > kFrameBytesMax) return absl::InvalidArgumentError("frame too large");
+  if (request.frame().size() > kFrameBytesMax)
+    return absl::InvalidArgumentError("frame too large");
   return store_->Put(AsBytes(request.frame()), *parent, request.sync());
 }
 
-grpc::Status CacheService::Store(grpc::ServerContext*,
-                                 grpc::ServerReaderWriter<v1::StoreResponse, v1::StoreRequest>* stream) {
+grpc::Status CacheService::Store(
+    grpc::ServerContext*,
+    grpc::ServerReaderWriter<v1::StoreResponse, v1::StoreRequest>* stream) {
   Admission::Ticket ticket(&stores_);
   if (!ticket.admitted()) return Busy("store streams");
   v1::StoreRequest request;
@@ -166,9 +195,11 @@ grpc::Status CacheService::Store(grpc::ServerContext*,
   return grpc::Status::OK;
 }
 
-grpc::Status CacheService::Forget(grpc::ServerContext*, const v1::ForgetRequest* request,
+grpc::Status CacheService::Forget(grpc::ServerContext*,
+                                  const v1::ForgetRequest* request,
                                   v1::ForgetResponse* response) {
-  absl::StatusOr<std::vector<Digest>> keys = Digests(request->keys(), kChainBlocksMax);
+  absl::StatusOr<std::vector<Digest>> keys =
+      Digests(request->keys(), kChainBlocksMax);
   if (!keys.ok()) return ToGrpc(keys.status());
   if (request->lease_id() != 0) store_->ReleaseLease(request->lease_id());
   absl::StatusOr<uint64_t> records = store_->Forget(*keys);
@@ -179,7 +210,8 @@ grpc::Status CacheService::Forget(grpc::ServerContext*, const v1::ForgetRequest*
 
 void CacheService::Drain() {
   draining_ = true;
-  // Whoever held the lock shared has finished its frame when this gets it; whoever comes later sees draining_.
+  // Whoever held the lock shared has finished its frame when this gets it;
+  // whoever comes later sees draining_.
   std::unique_lock<std::shared_mutex> lock(drain_mutex_);
 }
 
@@ -188,7 +220,8 @@ void CacheService::AwaitReads(absl::Time deadline) {
   bases_.AwaitIdle(deadline);
 }
 
-grpc::Status AdminService::Stats(grpc::ServerContext*, const v1::StatsRequest*, v1::StatsResponse* response) {
+grpc::Status AdminService::Stats(grpc::ServerContext*, const v1::StatsRequest*,
+                                 v1::StatsResponse* response) {
   const StoreStats stats = store_->Stats();
   response->set_version(kVersion);
   response->set_records(stats.records);
@@ -208,7 +241,8 @@ grpc::Status AdminService::Stats(grpc::ServerContext*, const v1::StatsRequest*, 
   return grpc::Status::OK;
 }
 
-grpc::Status AdminService::Drain(grpc::ServerContext*, const v1::DrainRequest*, v1::DrainResponse*) {
+grpc::Status AdminService::Drain(grpc::ServerContext*, const v1::DrainRequest*,
+                                 v1::DrainResponse*) {
   spdlog::info("draining: no new blocks are taken");
   cache_->Drain();
   return grpc::Status::OK;

@@ -5,7 +5,8 @@
 
 namespace latentkv {
 
-FetchPlan::FetchPlan(BlockStore* store, std::vector<RecordId> ids, ByteBudget* budget)
+FetchPlan::FetchPlan(BlockStore* store, std::vector<RecordId> ids,
+                     ByteBudget* budget)
     : store_(store), budget_(budget) {
   items_.reserve(ids.size());
   for (RecordId& id : ids) items_.push_back({id, 1, {}});
@@ -22,7 +23,8 @@ uint32_t FetchPlan::MostSections() const {
 }
 
 void FetchPlan::Hold(Item* item, SharedBytes frame) {
-  if (item->held.owner == nullptr && budget_->TryTake(frame.bytes.size())) item->held = std::move(frame);
+  if (item->held.owner == nullptr && budget_->TryTake(frame.bytes.size()))
+    item->held = std::move(frame);
 }
 
 void FetchPlan::Drop(Item* item) {
@@ -30,16 +32,19 @@ void FetchPlan::Drop(Item* item) {
   item->held = {};
 }
 
-absl::StatusOr<FetchPlan::Section> FetchPlan::Read(size_t index, uint32_t section) {
+absl::StatusOr<FetchPlan::Section> FetchPlan::Read(size_t index,
+                                                   uint32_t section) {
   Item& item = items_[index];
   SharedBytes frame = item.held;
   if (frame.owner == nullptr) {
     absl::StatusOr<SharedBytes> got = store_->Get(item.id);
-    if (absl::IsNotFound(got.status()) || absl::IsDataLoss(got.status())) item.section_count = 0;
+    if (absl::IsNotFound(got.status()) || absl::IsDataLoss(got.status()))
+      item.section_count = 0;
     if (!got.ok()) return got.status();
     frame = *std::move(got);
   }
-  absl::StatusOr<FrameHeader> header = ParseFrameHeader(frame.bytes, frame.bytes.size());
+  absl::StatusOr<FrameHeader> header =
+      ParseFrameHeader(frame.bytes, frame.bytes.size());
   if (!header.ok() || section >= header->sections.size()) {
     item.section_count = 0;
     return absl::DataLossError("stored frame without the section");

@@ -16,15 +16,19 @@ namespace latentkv {
 // One thread.
 class FetchPlan {
  public:
-  // Keeps frames between their sections while `budget` has bytes for them; others are read again for each section.
+  // Keeps frames between their sections while `budget` has bytes for them;
+  // others are read again for each section.
   FetchPlan(BlockStore* store, std::vector<RecordId> ids, ByteBudget* budget);
   ~FetchPlan();
   FetchPlan(const FetchPlan&) = delete;
   FetchPlan& operator=(const FetchPlan&) = delete;
 
   size_t size() const { return items_.size(); }
-  // Sections of record `index`, known once its section 0 was read; 1 before, 0 when it is gone.
-  uint32_t section_count(size_t index) const { return items_[index].section_count; }
+  // Sections of record `index`, known once its section 0 was read; 1 before, 0
+  // when it is gone.
+  uint32_t section_count(size_t index) const {
+    return items_[index].section_count;
+  }
   uint32_t MostSections() const;
 
   struct Section {

@@ -20,21 +20,28 @@ namespace {
 
 constexpr absl::Duration kStopGrace = absl::Seconds(5);
 
-// Frames are megabytes that come and go, and page faults would be most of the time of reading them: with the heap in
-// huge pages a fetch takes three quarters. glibc takes that from the environment before main, hence the second start;
-// without it everything works. One arena, since glibc asks for huge pages in the first alone. What is free at the heap's
-// end stays, up to what RocksDB holds unwritten (three buffers of 64 MiB) and the frames of some streams: given back, it
-// is cleared anew for what is stored next, which took a third of storing.
+// Frames are megabytes that come and go, and page faults would be most of the
+// time of reading them: with the heap in huge pages a fetch takes three
+// quarters. glibc takes that from the environment before main, hence the second
+// start; without it everything works. One arena, since glibc asks for huge
+// pages in the first alone. What is free at the heap's end stays, up to what
+// RocksDB holds unwritten (three buffers of 64 MiB) and the frames of some
+// streams: given back, it is cleared anew for what is stored next, which took a
+// third of storing.
 void UseHugePages(char** argv) {
   char path[PATH_MAX] = "";
   if (readlink("/proc/self/exe", path, sizeof(path) - 1) <= 0) return;
   if (std::getenv("GLIBC_TUNABLES") != nullptr) return;
-  setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
-         "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456", 0);
+  setenv("GLIBC_TUNABLES",
+         "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
+         "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold="
+         "268435456",
+         0);
   execv(path, argv);
 }
 
-// Blocks SIGTERM and SIGINT in this thread and those it will start, so that one sigwait gets them.
+// Blocks SIGTERM and SIGINT in this thread and those it will start, so that one
+// sigwait gets them.
 sigset_t BlockStopSignals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -45,22 +52,25 @@ sigset_t BlockStopSignals() {
 }
 
 int Fail(const absl::Status& status) {
-  std::fprintf(stderr, "latentkvd: %s\n", std::string(status.message()).c_str());
+  std::fprintf(stderr, "latentkvd: %s\n",
+               std::string(status.message()).c_str());
   return absl::IsInvalidArgument(status) ? 2 : 1;
 }
 
 int Serve(const DaemonOptions& options, const sigset_t& signals) {
-  auto store = RocksDbBlockStore::Open({.path = options.data,
-                                        .capacity_bytes = options.capacity_bytes,
-                                        .memory_tier_bytes = options.memory_bytes,
-                                        .clock = &SystemClock()});
+  auto store =
+      RocksDbBlockStore::Open({.path = options.data,
+                               .capacity_bytes = options.capacity_bytes,
+                               .memory_tier_bytes = options.memory_bytes,
+                               .clock = &SystemClock()});
   if (!store.ok()) return Fail(store.status());
   ServerConfig config;
   config.listen = options.listen;
   config.metrics_address = options.metrics_address;
   auto server = Server::Start(config, store->get());
   if (!server.ok()) return Fail(server.status());
-  std::printf("latentkvd listening on %s\n", absl::StrJoin((*server)->addresses(), ",").c_str());
+  std::printf("latentkvd listening on %s\n",
+              absl::StrJoin((*server)->addresses(), ",").c_str());
   std::fflush(stdout);
 
   int signal = 0;

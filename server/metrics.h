@@ -15,7 +15,8 @@ namespace latentkv {
 class DaemonMetrics final : public prometheus::Collectable {
  public:
   // Both outlive it.
-  DaemonMetrics(const BlockStore* store, const CacheService* cache) : store_(store), cache_(cache) {}
+  DaemonMetrics(const BlockStore* store, const CacheService* cache)
+      : store_(store), cache_(cache) {}
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:

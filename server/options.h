@@ -23,11 +23,14 @@ struct DaemonOptions {
   bool version = false;
 };
 
-// InvalidArgument names the flag that is wrong. Flags are --name=value or --name value.
-absl::StatusOr<DaemonOptions> ParseDaemonOptions(absl::Span<const std::string> arguments);
+// InvalidArgument names the flag that is wrong. Flags are --name=value or
+// --name value.
+absl::StatusOr<DaemonOptions> ParseDaemonOptions(
+    absl::Span<const std::string> arguments);
 std::string DaemonHelp();
 
-// Bytes of "4096", "512MiB", "10GiB", "2TB": powers of 1024 with an i, of 1000 without. InvalidArgument.
+// Bytes of "4096", "512MiB", "10GiB", "2TB": powers of 1024 with an i, of 1000
+// without. InvalidArgument.
 absl::StatusOr<uint64_t> ParseByteSize(absl::string_view text);
 
 }  // namespace latentkv

@@ -9,14 +9,16 @@ namespace latentkv {
 namespace {
 
 constexpr uint8_t kRecordVersion = 1;
-// Chains being stored at one time: far above the requests that an engine runs together.
+// Chains being stored at one time: far above the requests that an engine runs
+// together.
 constexpr size_t kRunsMax = 1024;
 
 bool Accepts(const PrefixQuery& query, const RecordEntry& entry) {
   if (!(entry.loss_chain <= query.loss_chain_max)) return false;
   const Encoding& encoding = entry.id.encoding;
   if (encoding.IsExact()) return query.accept_exact;
-  return std::find(query.accept_bases.begin(), query.accept_bases.end(), encoding.basis) != query.accept_bases.end();
+  return std::find(query.accept_bases.begin(), query.accept_bases.end(),
+                   encoding.basis) != query.accept_bases.end();
 }
 
 }  // namespace
@@ -34,17 +36,23 @@ Bytes SerializeRecord(const IndexedRecord& record) {
   return value;
 }
 
-std::string SerializeRecordId(const RecordId& id) { return std::string(AsText(id.key.span())) + id.encoding.ToBytes(); }
+std::string SerializeRecordId(const RecordId& id) {
+  return std::string(AsText(id.key.span())) + id.encoding.ToBytes();
+}
 
 absl::StatusOr<IndexedRecord> ParseRecord(ByteSpan id, ByteSpan value) {
   ByteReader id_reader(id);
   ByteReader reader(value);
-  absl::StatusOr<Digest> key = DigestFromBytes(id_reader.GetBytes(sizeof(Digest::bytes)));
-  absl::StatusOr<Encoding> encoding = EncodingFromBytes(id_reader.GetBytes(kEncodingBytes));
-  if (!key.ok() || !encoding.ok() || id_reader.remaining() != 0) return absl::DataLossError("not a record's id");
+  absl::StatusOr<Digest> key =
+      DigestFromBytes(id_reader.GetBytes(sizeof(Digest::bytes)));
+  absl::StatusOr<Encoding> encoding =
+      EncodingFromBytes(id_reader.GetBytes(kEncodingBytes));
+  if (!key.ok() || !encoding.ok() || id_reader.remaining() != 0)
+    return absl::DataLossError("not a record's id");
   if (const int version = reader.Get<uint8_t>(); version != kRecordVersion) {
-    return absl::DataLossError(absl::StrCat("a record's entry of version ", version, ", where this daemon knows ",
-                                            kRecordVersion, ": start it on an empty folder"));
+    return absl::DataLossError(absl::StrCat(
+        "a record's entry of version ", version, ", where this daemon knows ",
+        kRecordVersion, ": start it on an empty folder"));
   }
   IndexedRecord record;
   record.entry.id = {*key, *encoding};
@@ -54,7 +62,8 @@ absl::StatusOr<IndexedRecord> ParseRecord(ByteSpan id, ByteSpan value) {
   record.entry.loss_chain = reader.Get<float>();
   record.first_token = reader.Get<uint32_t>();
   record.tick = reader.Get<uint64_t>();
-  if (!reader.ok() || reader.remaining() != 0) return absl::DataLossError("a record's entry has another length");
+  if (!reader.ok() || reader.remaining() != 0)
+    return absl::DataLossError("a record's entry has another length");
   return record;
 }
 
@@ -70,7 +79,8 @@ bool RecordIndex::Restore(const IndexedRecord& record) {
 }
 
 IndexedRecord RecordIndex::Place(IndexedRecord record, const Digest& parent) {
-  auto run = std::find_if(runs_.begin(), runs_.end(), [&](const Run& run) { return run.last == parent; });
+  auto run = std::find_if(runs_.begin(), runs_.end(),
+                          [&](const Run& run) { return run.last == parent; });
   if (run != runs_.end()) {
     record.tick = run->tick;
   } else if (!parent.IsZero() && !by_key_.contains(parent) && !runs_.empty()) {
@@ -114,12 +124,14 @@ std::vector<RecordId> RecordIndex::FindAll(const Digest& key) const {
   return ids;
 }
 
-RecordIndex::Node* RecordIndex::BestOf(const Digest& key, const PrefixQuery& query) const {
+RecordIndex::Node* RecordIndex::BestOf(const Digest& key,
+                                       const PrefixQuery& query) const {
   auto found = by_key_.find(key);
   if (found == by_key_.end()) return nullptr;
   Node* best = nullptr;
   auto cost = [](const Node* node) {
-    return std::tuple(node->record.entry.loss_chain, node->record.entry.frame_bytes);
+    return std::tuple(node->record.entry.loss_chain,
+                      node->record.entry.frame_bytes);
   };
   for (const auto& node : found->second) {
     if (!Accepts(query, node->record.entry)) continue;
@@ -140,8 +152,11 @@ PrefixHit RecordIndex::FindPrefix(const PrefixQuery& query, absl::Time now) {
   }
   if (hit.records.empty()) return hit;
   AddRun(hit.records.back().id.key, tick);
-  if (query.lease_ms > 0 && leased_records_ + hit.records.size() <= kLeasedRecordsMax) {
-    hit.lease_id = AddLease(hit.records, now + std::min<absl::Duration>(absl::Milliseconds(query.lease_ms), kLeaseMax));
+  if (query.lease_ms > 0 &&
+      leased_records_ + hit.records.size() <= kLeasedRecordsMax) {
+    hit.lease_id = AddLease(
+        hit.records, now + std::min<absl::Duration>(
+                               absl::Milliseconds(query.lease_ms), kLeaseMax));
   }
   return hit;
 }
@@ -154,7 +169,8 @@ void RecordIndex::Touch(Node* node, uint64_t tick) {
 }
 
 void RecordIndex::AddRun(const Digest& last, uint64_t tick) {
-  auto run = std::find_if(runs_.begin(), runs_.end(), [&](const Run& run) { return run.last == last; });
+  auto run = std::find_if(runs_.begin(), runs_.end(),
+                          [&](const Run& run) { return run.last == last; });
   if (run != runs_.end()) runs_.erase(run);
   runs_.push_front({last, tick});
   if (runs_.size() > kRunsMax) runs_.pop_back();
@@ -168,16 +184,20 @@ bool RecordIndex::Erase(const RecordId& id) {
   bytes_ -= node->record.entry.frame_bytes;
   auto found = by_key_.find(id.key);
   auto& nodes = found->second;
-  nodes.erase(std::find_if(nodes.begin(), nodes.end(), [&](const auto& each) { return each.get() == node; }));
+  nodes.erase(std::find_if(nodes.begin(), nodes.end(), [&](const auto& each) {
+    return each.get() == node;
+  }));
   if (nodes.empty()) by_key_.erase(found);
   return true;
 }
 
-std::optional<std::vector<IndexedRecord>> RecordIndex::Victims(uint64_t bytes, absl::Time now) {
+std::optional<std::vector<IndexedRecord>> RecordIndex::Victims(uint64_t bytes,
+                                                               absl::Time now) {
   EndLeases(now);
   std::vector<IndexedRecord> victims;
   uint64_t freed = 0;
-  for (auto node = order_.begin(); freed < bytes && node != order_.end(); ++node) {
+  for (auto node = order_.begin(); freed < bytes && node != order_.end();
+       ++node) {
     if ((*node)->leases > 0) continue;
     freed += (*node)->record.entry.frame_bytes;
     victims.push_back((*node)->record);
@@ -186,7 +206,8 @@ std::optional<std::vector<IndexedRecord>> RecordIndex::Victims(uint64_t bytes, a
   return victims;
 }
 
-uint64_t RecordIndex::AddLease(const std::vector<RecordEntry>& records, absl::Time end) {
+uint64_t RecordIndex::AddLease(const std::vector<RecordEntry>& records,
+                               absl::Time end) {
   Lease lease{end, {}};
   for (const RecordEntry& entry : records) {
     Node* node = FindNode(entry.id);
@@ -213,7 +234,8 @@ void RecordIndex::ReleaseLease(uint64_t lease_id) {
 }
 
 void RecordIndex::EndLeases(absl::Time now) {
-  while (!lease_ends_.empty() && lease_ends_.begin()->first <= now) ReleaseLease(lease_ends_.begin()->second);
+  while (!lease_ends_.empty() && lease_ends_.begin()->first <= now)
+    ReleaseLease(lease_ends_.begin()->second);
 }
 
 std::vector<IndexedRecord> RecordIndex::TakeTouched(size_t limit) {

@@ -1,4 +1,5 @@
-// What is stored, in memory: records by key, in the order in which they may be evicted, with leases. No files here.
+// What is stored, in memory: records by key, in the order in which they may be
+// evicted, with leases. No files here.
 #ifndef LATENTKV_STORAGE_RECORD_INDEX_H_
 #define LATENTKV_STORAGE_RECORD_INDEX_H_
 
@@ -32,15 +33,18 @@ std::string SerializeRecordId(const RecordId& id);
 // DataLoss for bytes that these two do not write.
 absl::StatusOr<IndexedRecord> ParseRecord(ByteSpan id, ByteSpan value);
 
-// Records leave in the order of their tick, and within a tick from the highest position to the lowest. All blocks of
-// a chain get one tick when they are found, and a block stored behind another gets the tick of the block before it,
-// so that a chain is taken from its end. Not thread-safe.
+// Records leave in the order of their tick, and within a tick from the highest
+// position to the lowest. All blocks of a chain get one tick when they are
+// found, and a block stored behind another gets the tick of the block before
+// it, so that a chain is taken from its end. Not thread-safe.
 class RecordIndex {
  public:
-  // A record read back at opening, with its tick; false if the id is there already.
+  // A record read back at opening, with its tick; false if the id is there
+  // already.
   bool Restore(const IndexedRecord& record);
-  // `record` with its tick: that of the chain whose last block is `parent`, or a new one. Of ranks that store a chain
-  // together one may be ahead: a block whose parent is not there takes the tick of the chain that was used last.
+  // `record` with its tick: that of the chain whose last block is `parent`, or
+  // a new one. Of ranks that store a chain together one may be ahead: a block
+  // whose parent is not there takes the tick of the chain that was used last.
   IndexedRecord Place(IndexedRecord record, const Digest& parent);
   // Adds a record that Place returned. Its id must not be there.
   void Insert(const IndexedRecord& placed);
@@ -48,17 +52,20 @@ class RecordIndex {
   // nullptr if absent; valid until the next change.
   const IndexedRecord* Find(const RecordId& id) const;
   std::vector<RecordId> FindAll(const Digest& key) const;
-  // The longest prefix all of whose blocks have an acceptable record, each with the least loss (then fewest bytes);
-  // touched, and leased when the query says so, within the bounds of block_store.h.
+  // The longest prefix all of whose blocks have an acceptable record, each with
+  // the least loss (then fewest bytes); touched, and leased when the query says
+  // so, within the bounds of block_store.h.
   PrefixHit FindPrefix(const PrefixQuery& query, absl::Time now);
   bool Erase(const RecordId& id);
 
-  // The records to evict until `bytes` are freed, coldest first, none of them leased; they stay until erased.
-  // nullopt if that is not possible.
-  std::optional<std::vector<IndexedRecord>> Victims(uint64_t bytes, absl::Time now);
+  // The records to evict until `bytes` are freed, coldest first, none of them
+  // leased; they stay until erased. nullopt if that is not possible.
+  std::optional<std::vector<IndexedRecord>> Victims(uint64_t bytes,
+                                                    absl::Time now);
   void ReleaseLease(uint64_t lease_id);
 
-  // Up to `limit` records whose tick has changed since they were stored or last taken; unmarks them.
+  // Up to `limit` records whose tick has changed since they were stored or last
+  // taken; unmarks them.
   std::vector<IndexedRecord> TakeTouched(size_t limit);
   size_t touched() const { return touched_.size(); }
 
@@ -77,9 +84,11 @@ class RecordIndex {
   };
   struct Lease {
     absl::Time end;
-    std::vector<std::pair<RecordId, uint64_t>> records;  // With the sequence, as the id may be stored anew.
+    // With the sequence, as the id may be stored anew.
+    std::vector<std::pair<RecordId, uint64_t>> records;
   };
-  // The end of a chain that was stored or found lately: who names it as its parent continues it.
+  // The end of a chain that was stored or found lately: who names it as its
+  // parent continues it.
   struct Run {
     Digest last;
     uint64_t tick;
@@ -92,7 +101,8 @@ class RecordIndex {
   uint64_t AddLease(const std::vector<RecordEntry>& records, absl::Time end);
   void EndLeases(absl::Time now);
 
-  absl::flat_hash_map<Digest, absl::InlinedVector<std::unique_ptr<Node>, 1>> by_key_;
+  absl::flat_hash_map<Digest, absl::InlinedVector<std::unique_ptr<Node>, 1>>
+      by_key_;
   std::set<Node*, Colder> order_;  // Coldest first.
   absl::flat_hash_set<Node*> touched_;
   std::deque<Run> runs_;  // Used last first; one a chain's end.

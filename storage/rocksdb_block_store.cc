@@ -17,20 +17,25 @@
 namespace latentkv {
 namespace {
 
-// How often the maintenance thread looks at the disk, and tries again to write after a refusal.
+// How often the maintenance thread looks at the disk, and tries again to write
+// after a refusal.
 constexpr std::chrono::milliseconds kMaintenancePeriod{500};
-// Order of use is written this many records at a time; a kill -9 forgets at most the touches of a period.
+// Order of use is written this many records at a time; a kill -9 forgets at
+// most the touches of a period.
 constexpr size_t kTouchBatch = 4096;
 // How long a Put waits for space of removed records before it is refused.
 constexpr std::chrono::seconds kReclaimWait{2};
-// The longest pause after reclaims that failed, each of which costs an opening of the files.
+// The longest pause after reclaims that failed, each of which costs an opening
+// of the files.
 constexpr std::chrono::milliseconds kReclaimPauseMax{8000};
 constexpr size_t kSpaceBytesMax = 255;
 
 class Store : public BlockStore {
  public:
   Store(RocksDbBlockStore::Config config, std::unique_ptr<Database> database)
-      : config_(std::move(config)), database_(std::move(database)), tier_(config_.memory_tier_bytes) {}
+      : config_(std::move(config)),
+        database_(std::move(database)),
+        tier_(config_.memory_tier_bytes) {}
   ~Store() override { (void)Close(); }
 
   // Reads the index back, then starts the maintenance thread.
@@ -41,21 +46,30 @@ class Store : public BlockStore {
   absl::StatusOr<SharedBytes> Get(const RecordId& id) override;
   void ReleaseLease(uint64_t lease_id) override;
   absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys) override;
-  absl::Status PutNamed(absl::string_view space, absl::string_view name, ByteSpan value) override;
-  absl::StatusOr<Bytes> GetNamed(absl::string_view space, absl::string_view name) override;
-  absl::StatusOr<std::vector<std::string>> ListNamed(absl::string_view space) override;
-  absl::Status DeleteNamed(absl::string_view space, absl::string_view name) override;
+  absl::Status PutNamed(absl::string_view space, absl::string_view name,
+                        ByteSpan value) override;
+  absl::StatusOr<Bytes> GetNamed(absl::string_view space,
+                                 absl::string_view name) override;
+  absl::StatusOr<std::vector<std::string>> ListNamed(
+      absl::string_view space) override;
+  absl::Status DeleteNamed(absl::string_view space,
+                           absl::string_view name) override;
   StoreStats Stats() const override;
   absl::Status Close() override;
 
  private:
-  static absl::Status Closed() { return absl::UnavailableError("the store is closed"); }
+  static absl::Status Closed() {
+    return absl::UnavailableError("the store is closed");
+  }
   static void Remove(const IndexedRecord& record, std::vector<Change>* changes);
 
-  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent);
-  // Writes, and when the disk refuses asks for recovery, and refuses itself until then. Every write of the store goes
-  // through here, under write_mutex_. `added` is a record among the changes.
-  absl::Status Write(std::vector<Change> changes, const IndexedRecord* added = nullptr);
+  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame,
+                           const Digest& parent);
+  // Writes, and when the disk refuses asks for recovery, and refuses itself
+  // until then. Every write of the store goes through here, under write_mutex_.
+  // `added` is a record among the changes.
+  absl::Status Write(std::vector<Change> changes,
+                     const IndexedRecord* added = nullptr);
   absl::Status WriteOne(Change change);
   absl::Status WaitForSpace(uint64_t bytes);
   void Quarantine(const IndexedRecord& record);
@@ -79,10 +93,11 @@ class Store : public BlockStore {
   std::chrono::milliseconds reclaim_pause_ = kMaintenancePeriod;
   std::chrono::steady_clock::time_point reclaim_at_{};
 
-  // Held over a decision and the write that carries it out, so that disk and index change in the same order. Taken
-  // before mutex_.
+  // Held over a decision and the write that carries it out, so that disk and
+  // index change in the same order. Taken before mutex_.
   std::mutex write_mutex_;
-  // Written by a batch that the disk refused: may or may not be there after a recovery. Under write_mutex_.
+  // Written by a batch that the disk refused: may or may not be there after a
+  // recovery. Under write_mutex_.
   std::vector<IndexedRecord> uncertain_;
 
   mutable std::mutex mutex_;  // Of everything below.
@@ -98,17 +113,21 @@ class Store : public BlockStore {
 
 absl::Status Store::Start() {
   absl::Status damaged;
-  absl::Status status = database_->Scan(Family::kIndex, "", [&](absl::string_view key, absl::string_view value) {
-    absl::StatusOr<IndexedRecord> record = ParseRecord(AsBytes(key), AsBytes(value));
-    std::lock_guard lock(mutex_);
-    if (!record.ok()) {
-      damaged = record.status();
-    } else {
-      index_.Restore(*record);
-    }
-  });
+  absl::Status status = database_->Scan(
+      Family::kIndex, "", [&](absl::string_view key, absl::string_view value) {
+        absl::StatusOr<IndexedRecord> record =
+            ParseRecord(AsBytes(key), AsBytes(value));
+        std::lock_guard lock(mutex_);
+        if (!record.ok()) {
+          damaged = record.status();
+        } else {
+          index_.Restore(*record);
+        }
+      });
   if (status.ok()) status = damaged;
-  if (!status.ok()) return absl::Status(status.code(), absl::StrCat("index of ", config_.path, ": ", status.message()));
+  if (!status.ok())
+    return absl::Status(status.code(), absl::StrCat("index of ", config_.path,
+                                                    ": ", status.message()));
   status = EvictToCapacity();
   if (!status.ok()) return status;
   BoundDisk();
@@ -123,7 +142,10 @@ absl::Status Store::EvictToCapacity() {
   {
     std::lock_guard lock(mutex_);
     if (index_.bytes() <= config_.capacity_bytes) return absl::OkStatus();
-    victims = index_.Victims(index_.bytes() - config_.capacity_bytes, config_.clock->Now()).value();
+    victims = index_
+                  .Victims(index_.bytes() - config_.capacity_bytes,
+                           config_.clock->Now())
+                  .value();
   }
   std::vector<Change> changes;
   for (const IndexedRecord& victim : victims) Remove(victim, &changes);
@@ -136,18 +158,24 @@ absl::Status Store::EvictToCapacity() {
 }
 
 void Store::Remove(const IndexedRecord& record, std::vector<Change>* changes) {
-  changes->push_back({Family::kIndex, SerializeRecordId(record.entry.id), {}, true});
-  changes->push_back({Family::kPayload, SequenceKey(record.sequence), {}, true});
+  changes->push_back(
+      {Family::kIndex, SerializeRecordId(record.entry.id), {}, true});
+  changes->push_back(
+      {Family::kPayload, SequenceKey(record.sequence), {}, true});
 }
 
-absl::Status Store::Write(std::vector<Change> changes, const IndexedRecord* added) {
+absl::Status Store::Write(std::vector<Change> changes,
+                          const IndexedRecord* added) {
   {
     std::lock_guard lock(mutex_);
-    if (refused_) return absl::ResourceExhaustedError("the disk refuses to store; it is tried again twice a second");
+    if (refused_)
+      return absl::ResourceExhaustedError(
+          "the disk refuses to store; it is tried again twice a second");
   }
   std::vector<Change> all;
   for (const IndexedRecord& record : uncertain_) Remove(record, &all);
-  all.insert(all.end(), std::make_move_iterator(changes.begin()), std::make_move_iterator(changes.end()));
+  all.insert(all.end(), std::make_move_iterator(changes.begin()),
+             std::make_move_iterator(changes.end()));
   absl::Status status = database_->Write(all);
   if (status.ok()) {
     uncertain_.clear();
@@ -193,18 +221,25 @@ absl::Status Store::Put(ByteSpan frame, const Digest& parent, bool sync) {
 
 absl::Status Store::WaitForSpace(uint64_t bytes) {
   std::unique_lock lock(mutex_);
-  auto fits = [&] { return closed_ || disk_bytes_ + bytes <= disk_bytes_max_ + config_.capacity_bytes / 4; };
+  auto fits = [&] {
+    return closed_ ||
+           disk_bytes_ + bytes <= disk_bytes_max_ + config_.capacity_bytes / 4;
+  };
   const bool fitted = changed_.wait_for(lock, kReclaimWait, fits);
   if (closed_) return Closed();
   if (fitted) return absl::OkStatus();
-  return absl::ResourceExhaustedError("space of evicted records is still being given back; store again later");
+  return absl::ResourceExhaustedError(
+      "space of evicted records is still being given back; store again later");
 }
 
-absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const Digest& parent) {
+absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame,
+                                const Digest& parent) {
   std::lock_guard write_lock(write_mutex_);
   IndexedRecord record;
-  record.entry = {
-      {header.key, header.encoding}, frame.size(), static_cast<uint32_t>(header.sections.size()), header.loss_chain};
+  record.entry = {{header.key, header.encoding},
+                  frame.size(),
+                  static_cast<uint32_t>(header.sections.size()),
+                  header.loss_chain};
   record.first_token = header.first_token;
   std::vector<IndexedRecord> victims;
   {
@@ -212,8 +247,12 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
     if (closed_) return Closed();
     if (index_.Find(record.entry.id) != nullptr) return absl::OkStatus();
     if (index_.bytes() + frame.size() > config_.capacity_bytes) {
-      auto found = index_.Victims(index_.bytes() + frame.size() - config_.capacity_bytes, config_.clock->Now());
-      if (!found.has_value()) return absl::ResourceExhaustedError("the store is full and nothing can be evicted");
+      auto found =
+          index_.Victims(index_.bytes() + frame.size() - config_.capacity_bytes,
+                         config_.clock->Now());
+      if (!found.has_value())
+        return absl::ResourceExhaustedError(
+            "the store is full and nothing can be evicted");
       victims = *std::move(found);
     }
     // Before the write, so that nobody finds and leases what it takes away.
@@ -224,7 +263,8 @@ absl::Status Store::PutVerified(const FrameHeader& header, ByteSpan frame, const
   const Bytes entry = SerializeRecord(record);
   std::vector<Change> changes;
   for (const IndexedRecord& victim : victims) Remove(victim, &changes);
-  changes.push_back({Family::kIndex, SerializeRecordId(record.entry.id), entry});
+  changes.push_back(
+      {Family::kIndex, SerializeRecordId(record.entry.id), entry});
   changes.push_back({Family::kPayload, SequenceKey(record.sequence), frame});
   absl::Status status = Write(std::move(changes), &record);
   std::lock_guard lock(mutex_);
@@ -250,9 +290,12 @@ absl::StatusOr<PrefixHit> Store::FindPrefix(const PrefixQuery& query) {
 }
 
 absl::StatusOr<SharedBytes> Store::ReadVerified(const IndexedRecord& record) {
-  absl::StatusOr<SharedBytes> frame = database_->Read(Family::kPayload, SequenceKey(record.sequence));
-  // The index names it, so that its absence is damage too, unless it has been removed meanwhile (Get looks).
-  if (absl::IsNotFound(frame.status())) return absl::DataLossError("payload is gone");
+  absl::StatusOr<SharedBytes> frame =
+      database_->Read(Family::kPayload, SequenceKey(record.sequence));
+  // The index names it, so that its absence is damage too, unless it has been
+  // removed meanwhile (Get looks).
+  if (absl::IsNotFound(frame.status()))
+    return absl::DataLossError("payload is gone");
   if (!frame.ok()) return frame.status();
   absl::StatusOr<FrameHeader> header = VerifyFrame(frame->bytes);
   if (!header.ok()) return absl::DataLossError(header.status().message());
@@ -270,7 +313,8 @@ absl::StatusOr<SharedBytes> Store::Get(const RecordId& id) {
     const IndexedRecord* found = index_.Find(id);
     if (found == nullptr) return absl::NotFoundError("not stored");
     record = *found;
-    if (SharedBytes frame = tier_.Find(record.sequence); frame.owner != nullptr) {
+    if (SharedBytes frame = tier_.Find(record.sequence);
+        frame.owner != nullptr) {
       counts_.fetched_bytes += frame.bytes.size();
       return frame;
     }
@@ -280,7 +324,8 @@ absl::StatusOr<SharedBytes> Store::Get(const RecordId& id) {
     {
       std::lock_guard lock(mutex_);
       const IndexedRecord* now = index_.Find(id);
-      if (now == nullptr || now->sequence != record.sequence) return absl::NotFoundError("removed meanwhile");
+      if (now == nullptr || now->sequence != record.sequence)
+        return absl::NotFoundError("removed meanwhile");
     }
     if (absl::IsDataLoss(frame.status())) Quarantine(record);
     return frame.status();
@@ -288,7 +333,8 @@ absl::StatusOr<SharedBytes> Store::Get(const RecordId& id) {
   std::lock_guard lock(mutex_);
   counts_.fetched_bytes += frame->bytes.size();
   const IndexedRecord* now = index_.Find(id);
-  if (now != nullptr && now->sequence == record.sequence) tier_.Insert(record.sequence, *frame);
+  if (now != nullptr && now->sequence == record.sequence)
+    tier_.Insert(record.sequence, *frame);
   return frame;
 }
 
@@ -303,7 +349,8 @@ void Store::Quarantine(const IndexedRecord& record) {
   }
   std::vector<Change> changes;
   Remove(record, &changes);
-  // Should the disk refuse, then it is removed with the next write that succeeds.
+  // Should the disk refuse, then it is removed with the next write that
+  // succeeds.
   if (!Write(std::move(changes)).ok()) uncertain_.push_back(record);
 }
 
@@ -320,7 +367,8 @@ absl::StatusOr<uint64_t> Store::Forget(absl::Span<const Digest> keys) {
     std::lock_guard lock(mutex_);
     if (closed_) return Closed();
     for (const Digest& key : keys) {
-      for (const RecordId& id : index_.FindAll(key)) records.push_back(*index_.Find(id));
+      for (const RecordId& id : index_.FindAll(key))
+        records.push_back(*index_.Find(id));
     }
   }
   if (records.empty()) return 0;
@@ -338,44 +386,54 @@ absl::StatusOr<uint64_t> Store::Forget(absl::Span<const Digest> keys) {
 
 // `space` behind its length, so that no space is the prefix of another.
 std::string NamedKey(absl::string_view space, absl::string_view name) {
-  return absl::StrCat(std::string(1, static_cast<char>(space.size())), space, name);
+  return absl::StrCat(std::string(1, static_cast<char>(space.size())), space,
+                      name);
 }
 
 absl::Status CheckSpace(absl::string_view space) {
   if (!space.empty() && space.size() <= kSpaceBytesMax) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("a space's name has 1 to ", kSpaceBytesMax, " bytes"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("a space's name has 1 to ", kSpaceBytesMax, " bytes"));
 }
 
-absl::Status Store::PutNamed(absl::string_view space, absl::string_view name, ByteSpan value) {
+absl::Status Store::PutNamed(absl::string_view space, absl::string_view name,
+                             ByteSpan value) {
   absl::Status status = CheckSpace(space);
-  if (status.ok()) status = WriteOne({Family::kNamed, NamedKey(space, name), value});
+  if (status.ok())
+    status = WriteOne({Family::kNamed, NamedKey(space, name), value});
   return status;
 }
 
-absl::StatusOr<Bytes> Store::GetNamed(absl::string_view space, absl::string_view name) {
+absl::StatusOr<Bytes> Store::GetNamed(absl::string_view space,
+                                      absl::string_view name) {
   absl::Status status = CheckSpace(space);
   if (!status.ok()) return status;
-  absl::StatusOr<SharedBytes> value = database_->Read(Family::kNamed, NamedKey(space, name));
+  absl::StatusOr<SharedBytes> value =
+      database_->Read(Family::kNamed, NamedKey(space, name));
   if (!value.ok()) return value.status();
   return Bytes(value->bytes.begin(), value->bytes.end());
 }
 
-absl::StatusOr<std::vector<std::string>> Store::ListNamed(absl::string_view space) {
+absl::StatusOr<std::vector<std::string>> Store::ListNamed(
+    absl::string_view space) {
   absl::Status status = CheckSpace(space);
   std::vector<std::string> names;
   const std::string prefix = NamedKey(space, "");
   if (status.ok()) {
-    status = database_->Scan(Family::kNamed, prefix, [&](absl::string_view key, absl::string_view) {
-      names.emplace_back(key.substr(prefix.size()));
-    });
+    status = database_->Scan(Family::kNamed, prefix,
+                             [&](absl::string_view key, absl::string_view) {
+                               names.emplace_back(key.substr(prefix.size()));
+                             });
   }
   if (!status.ok()) return status;
   return names;
 }
 
-absl::Status Store::DeleteNamed(absl::string_view space, absl::string_view name) {
+absl::Status Store::DeleteNamed(absl::string_view space,
+                                absl::string_view name) {
   absl::Status status = CheckSpace(space);
-  if (status.ok()) status = WriteOne({Family::kNamed, NamedKey(space, name), {}, true});
+  if (status.ok())
+    status = WriteOne({Family::kNamed, NamedKey(space, name), {}, true});
   return status;
 }
 
@@ -399,14 +457,18 @@ absl::Status Store::WriteTouched() {
       std::lock_guard lock(mutex_);
       records = index_.TakeTouched(kTouchBatch);
     }
-    if (records.empty()) return uncertain_.empty() ? absl::OkStatus() : Write({});
+    if (records.empty())
+      return uncertain_.empty() ? absl::OkStatus() : Write({});
     std::vector<Bytes> entries;
-    for (const IndexedRecord& record : records) entries.push_back(SerializeRecord(record));
+    for (const IndexedRecord& record : records)
+      entries.push_back(SerializeRecord(record));
     std::vector<Change> changes;
     for (size_t i = 0; i < records.size(); ++i) {
-      changes.push_back({Family::kIndex, SerializeRecordId(records[i].entry.id), entries[i]});
+      changes.push_back(
+          {Family::kIndex, SerializeRecordId(records[i].entry.id), entries[i]});
     }
-    // Touches that the disk refuses are lost: only the order of eviction after a restart suffers.
+    // Touches that the disk refuses are lost: only the order of eviction after
+    // a restart suffers.
     absl::Status status = Write(std::move(changes));
     if (!status.ok()) return status;
   }
@@ -421,7 +483,8 @@ bool Store::MeasureDisk() {
 }
 
 void Store::BoundDisk() {
-  const uint64_t bytes_max = config_.capacity_bytes + database_->OverheadBytes();
+  const uint64_t bytes_max =
+      config_.capacity_bytes + database_->OverheadBytes();
   std::lock_guard lock(mutex_);
   disk_bytes_max_ = bytes_max;
 }
@@ -445,7 +508,8 @@ bool Store::ReclaimSpace() {
   return cleared;
 }
 
-// A payload that cannot be read stands in the way of rewriting its file: finds them all, once a failed reclaim.
+// A payload that cannot be read stands in the way of rewriting its file: finds
+// them all, once a failed reclaim.
 bool Store::QuarantineDamaged() {
   std::vector<RecordId> ids;
   uint64_t before = 0;
@@ -475,8 +539,10 @@ void Store::Maintain() {
     bool refused = false;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, kMaintenancePeriod,
-                        [&] { return closed_ || (!in_vain && (refused_ || disk_bytes_ > disk_bytes_max_)); });
+      changed_.wait_for(lock, kMaintenancePeriod, [&] {
+        return closed_ ||
+               (!in_vain && (refused_ || disk_bytes_ > disk_bytes_max_));
+      });
       if (closed_) return;
       refused = std::exchange(refused_, false);
     }
@@ -506,11 +572,15 @@ absl::Status Store::Close() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<BlockStore>> RocksDbBlockStore::Open(Config config) {
-  if (config.path.empty()) return absl::InvalidArgumentError("the store needs a data folder");
-  if (config.capacity_bytes == 0) return absl::InvalidArgumentError("the store needs a capacity above zero");
+absl::StatusOr<std::unique_ptr<BlockStore>> RocksDbBlockStore::Open(
+    Config config) {
+  if (config.path.empty())
+    return absl::InvalidArgumentError("the store needs a data folder");
+  if (config.capacity_bytes == 0)
+    return absl::InvalidArgumentError("the store needs a capacity above zero");
   if (config.clock == nullptr) config.clock = &SystemClock();
-  absl::StatusOr<std::unique_ptr<Database>> database = Database::Open(config.path, config.capacity_bytes);
+  absl::StatusOr<std::unique_ptr<Database>> database =
+      Database::Open(config.path, config.capacity_bytes);
   if (!database.ok()) return database.status();
   auto store = std::make_unique<Store>(std::move(config), *std::move(database));
   absl::Status status = store->Start();

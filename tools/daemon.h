@@ -14,8 +14,9 @@ namespace latentkv {
 // Of one call: a person waits for it.
 CallLimits DaemonLimits();
 
-// A verb's outcome when `status` came from the daemon at `address`, or from looking for it: what is wrong and what to
-// do about it. Misused if the address is of no known form.
+// A verb's outcome when `status` came from the daemon at `address`, or from
+// looking for it: what is wrong and what to do about it. Misused if the address
+// is of no known form.
 Outcome DaemonFailure(const absl::Status& status, absl::string_view address);
 
 }  // namespace latentkv

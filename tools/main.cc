@@ -1,4 +1,5 @@
-// The command `latentkv`: takes the command line apart and prints what a verb answers.
+// The command `latentkv`: takes the command line apart and prints what a verb
+// answers.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -26,13 +27,21 @@ flags:
   -h, --help
 )";
 
-std::array<Verb, 3> Verbs() { return {StatsVerb(), SessionsVerb(), InspectVerb()}; }
+std::array<Verb, 3> Verbs() {
+  return {StatsVerb(), SessionsVerb(), InspectVerb()};
+}
 
 std::string Help() {
-  std::string text = "usage: latentkv COMMAND [flags]\n\nLooks at latentkv: at a running daemon, or at a file.\n\n";
-  for (const Verb& verb : Verbs()) absl::StrAppendFormat(&text, "  %-10s  %s\n", verb.name, verb.summary);
-  return text + "\n\"latentkv COMMAND --help\" tells more; --version names the version.\n" +
-         "Exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly.\n";
+  std::string text =
+      "usage: latentkv COMMAND [flags]\n\nLooks at latentkv: at a running "
+      "daemon, or at a file.\n\n";
+  for (const Verb& verb : Verbs())
+    absl::StrAppendFormat(&text, "  %-10s  %s\n", verb.name, verb.summary);
+  return text +
+         "\n\"latentkv COMMAND --help\" tells more; --version names the "
+         "version.\n" +
+         "Exit status: 0 done, 1 it could not be done, 2 it was asked for "
+         "wrongly.\n";
 }
 
 struct CommandLine {
@@ -40,12 +49,15 @@ struct CommandLine {
   Invocation invocation;
   bool help = false;
   bool version = false;
-  bool for_daemon = false;  // A flag was given that only those verbs take that ask the daemon.
+  // A flag was given that only those verbs take that ask the daemon.
+  bool for_daemon = false;
 };
 
-absl::StatusOr<CommandLine> Parse(const std::vector<std::string>& arguments, const char* address) {
+absl::StatusOr<CommandLine> Parse(const std::vector<std::string>& arguments,
+                                  const char* address) {
   CommandLine line;
-  line.invocation.address = address == nullptr || *address == 0 ? kDefaultAddress : address;
+  line.invocation.address =
+      address == nullptr || *address == 0 ? kDefaultAddress : address;
   std::vector<std::string> operands;
   bool flags_ended = false;
   for (size_t i = 0; i < arguments.size(); ++i) {
@@ -64,11 +76,14 @@ absl::StatusOr<CommandLine> Parse(const std::vector<std::string>& arguments, con
       line.invocation.address = argument.substr(argument.find('=') + 1);
       line.for_daemon = true;
     } else if (argument == "--address") {
-      if (++i == arguments.size()) return absl::InvalidArgumentError("--address needs a value (see --help)");
+      if (++i == arguments.size())
+        return absl::InvalidArgumentError(
+            "--address needs a value (see --help)");
       line.invocation.address = arguments[i];
       line.for_daemon = true;
     } else {
-      return absl::InvalidArgumentError(absl::StrCat("there is no flag ", argument, " (see --help)"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("there is no flag ", argument, " (see --help)"));
     }
   }
   if (operands.empty()) return line;
@@ -80,26 +95,37 @@ absl::StatusOr<CommandLine> Parse(const std::vector<std::string>& arguments, con
 Outcome Run(const CommandLine& line) {
   if (line.version) return Outcome::Done("latentkv " LATENTKV_VERSION "\n");
   if (line.verb.empty()) {
-    return line.help ? Outcome::Done(Help()) : Outcome::Misused("a command is missing\n\n" + Help());
+    return line.help ? Outcome::Done(Help())
+                     : Outcome::Misused("a command is missing\n\n" + Help());
   }
   for (const Verb& verb : Verbs()) {
     if (verb.name != line.verb) continue;
-    if (line.help) return Outcome::Done(absl::StrCat(verb.help, verb.asks_daemon ? kDaemonFlags : kFlags));
+    if (line.help)
+      return Outcome::Done(
+          absl::StrCat(verb.help, verb.asks_daemon ? kDaemonFlags : kFlags));
     if (line.for_daemon && !verb.asks_daemon) {
       return Outcome::Misused(
-          absl::StrCat(verb.name, " asks no daemon: it takes neither --address nor --json (see --help)"));
+          absl::StrCat(verb.name,
+                       " asks no daemon: it takes neither --address nor --json "
+                       "(see --help)"));
     }
     Outcome outcome = verb.run(line.invocation);
-    if (outcome.exit_status == 2) absl::StrAppend(&outcome.error, "; see \"latentkv ", verb.name, " --help\"");
+    if (outcome.exit_status == 2)
+      absl::StrAppend(&outcome.error, "; see \"latentkv ", verb.name,
+                      " --help\"");
     return outcome;
   }
   return Outcome::Misused(
-      absl::StrCat("there is no command \"", line.verb, "\": it is stats, sessions or inspect (see --help)"));
+      absl::StrCat("there is no command \"", line.verb,
+                   "\": it is stats, sessions or inspect (see --help)"));
 }
 
 int Main(const std::vector<std::string>& arguments) {
-  absl::StatusOr<CommandLine> line = Parse(arguments, std::getenv("LATENTKV_ADDRESS"));
-  Outcome outcome = line.ok() ? Run(*line) : Outcome::Misused(std::string(line.status().message()));
+  absl::StatusOr<CommandLine> line =
+      Parse(arguments, std::getenv("LATENTKV_ADDRESS"));
+  Outcome outcome =
+      line.ok() ? Run(*line)
+                : Outcome::Misused(std::string(line.status().message()));
   std::fputs(outcome.output.c_str(), stdout);
   if (std::fflush(stdout) != 0) {
     std::perror("latentkv: standard output");
@@ -113,4 +139,6 @@ int Main(const std::vector<std::string>& arguments) {
 }  // namespace
 }  // namespace latentkv
 
-int main(int argc, char** argv) { return latentkv::Main(std::vector<std::string>(argv + 1, argv + argc)); }
+int main(int argc, char** argv) {
+  return latentkv::Main(std::vector<std::string>(argv + 1, argv + argc));
+}

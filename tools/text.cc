@@ -47,23 +47,31 @@ std::string HumanBytes(uint64_t bytes) {
     value /= 1000;
     unit = larger;
   }
-  return absl::StrFormat("%.*f %s", value < 9.995 ? 2 : value < 99.95 ? 1 : 0, value, unit);
+  return absl::StrFormat("%.*f %s",
+                         value < 9.995   ? 2
+                         : value < 99.95 ? 1
+                                         : 0,
+                         value, unit);
 }
 
 std::string HumanTime(int64_t unix_ms) {
   if (unix_ms == 0) return "never";
-  return absl::FormatTime("%Y-%m-%d %H:%M:%S", absl::FromUnixMillis(unix_ms), absl::LocalTimeZone());
+  return absl::FormatTime("%Y-%m-%d %H:%M:%S", absl::FromUnixMillis(unix_ms),
+                          absl::LocalTimeZone());
 }
 
 std::string Printable(absl::string_view text) { return Escaped(text, ""); }
 
-std::string PrintableLines(absl::string_view text) { return Escaped(text, "\n\t"); }
+std::string PrintableLines(absl::string_view text) {
+  return Escaped(text, "\n\t");
+}
 
 void JsonObject::AddName(absl::string_view name) {
   absl::StrAppend(&members_, members_.empty() ? "" : ", ", Quoted(name), ": ");
 }
 
-JsonObject& JsonObject::AddText(absl::string_view name, absl::string_view value) {
+JsonObject& JsonObject::AddText(absl::string_view name,
+                                absl::string_view value) {
   AddName(name);
   members_ += Quoted(value);
   return *this;

@@ -13,12 +13,14 @@ namespace latentkv {
 std::string HumanBytes(uint64_t bytes);
 // "2026-11-24 14:03:10" in local time; "never" for 0.
 std::string HumanTime(int64_t unix_ms);
-// Somebody else's text for a terminal: control characters are escaped, which keeps it from steering the terminal.
+// Somebody else's text for a terminal: control characters are escaped, which
+// keeps it from steering the terminal.
 std::string Printable(absl::string_view text);
 // The same, but lines and tabs stay.
 std::string PrintableLines(absl::string_view text);
 
-// A JSON object, its members in the order of their adding. Texts must be UTF-8, as all strings of the wire are.
+// A JSON object, its members in the order of their adding. Texts must be UTF-8,
+// as all strings of the wire are.
 class JsonObject {
  public:
   JsonObject& AddText(absl::string_view name, absl::string_view value);

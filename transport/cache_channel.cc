@@ -5,7 +5,8 @@
 namespace latentkv {
 
 void CancelToken::Cancel() {
-  // Hooks run under the lock: that is what lets Unhook promise that none runs after it.
+  // Hooks run under the lock: that is what lets Unhook promise that none runs
+  // after it.
   std::lock_guard<std::mutex> lock(mutex_);
   if (cancelled_) return;
   cancelled_ = true;
@@ -31,8 +32,10 @@ uint64_t CancelToken::Hook(std::function<void()> hook) {
 
 void CancelToken::Unhook(uint64_t id) {
   std::lock_guard<std::mutex> lock(mutex_);
-  hooks_.erase(std::remove_if(hooks_.begin(), hooks_.end(), [id](const auto& entry) { return entry.first == id; }),
-               hooks_.end());
+  hooks_.erase(
+      std::remove_if(hooks_.begin(), hooks_.end(),
+                     [id](const auto& entry) { return entry.first == id; }),
+      hooks_.end());
 }
 
 }  // namespace latentkv

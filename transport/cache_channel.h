@@ -1,5 +1,6 @@
-// The daemon as its client sees it. Errors carry the codes of latentkv/v1/cache.proto; a daemon that is away is
-// Unavailable, a call past its limit DeadlineExceeded, a cancelled one Cancelled.
+// The daemon as its client sees it. Errors carry the codes of
+// latentkv/v1/cache.proto; a daemon that is away is Unavailable, a call past
+// its limit DeadlineExceeded, a cancelled one Cancelled.
 #ifndef LATENTKV_TRANSPORT_CACHE_CHANNEL_H_
 #define LATENTKV_TRANSPORT_CACHE_CHANNEL_H_
 
@@ -21,13 +22,14 @@
 
 namespace latentkv {
 
-// Cancels the calls that were given it, those that run and those to come. Any thread. Outlives its calls.
+// Cancels the calls that were given it, those that run and those to come. Any
+// thread. Outlives its calls.
 class CancelToken {
  public:
   void Cancel();
   bool cancelled() const;
-  // For channels: `hook` runs once, at Cancel, or now if that was before. It does not run any more when Unhook has
-  // returned; it may not call the token.
+  // For channels: `hook` runs once, at Cancel, or now if that was before. It
+  // does not run any more when Unhook has returned; it may not call the token.
   uint64_t Hook(std::function<void()> hook);
   void Unhook(uint64_t id);
 
@@ -69,13 +71,15 @@ struct LookupAnswer {
   uint64_t lease_id = 0;
 };
 
-// One section, or the news that a record is gone. The spans are valid as long as somebody holds `owner`. Checksums have
-// been verified by the daemon, not on this side of the wire.
+// One section, or the news that a record is gone. The spans are valid as long
+// as somebody holds `owner`. Checksums have been verified by the daemon, not on
+// this side of the wire.
 struct FetchedSection {
   uint32_t record = 0;  // Index into the request.
   uint32_t section = 0;
   bool missing = false;  // The record is gone; no further section of it comes.
-  ByteSpan header;       // With a record's first section: the frame's bytes before its sections.
+  // With a record's first section: the frame's bytes before its sections.
+  ByteSpan header;
   ByteSpan payload;
   std::shared_ptr<const void> owner;
 };
@@ -86,18 +90,21 @@ struct StoreItem {
   uint64_t sequence = 0;
   Digest parent;  // Zero for the chain's first block.
   bool sync = false;
-  std::shared_ptr<const Bytes> frame;  // Kept until it has been sent, not copied.
+  // Kept until it has been sent, not copied.
+  std::shared_ptr<const Bytes> frame;
 };
 struct StoreAck {
   uint64_t sequence = 0;
   absl::Status status;  // OK: stored, or there already.
 };
 
-// One thread may Send while another reads. Acknowledgements come in the order of Send.
+// One thread may Send while another reads. Acknowledgements come in the order
+// of Send.
 class StoreStream {
  public:
   virtual ~StoreStream() = default;  // Cancels what still runs.
-  // False when the stream broke: Finish tells why. Blocks while the daemon's window is full.
+  // False when the stream broke: Finish tells why. Blocks while the daemon's
+  // window is full.
   virtual bool Send(const StoreItem& item) = 0;
   // No more sends. Reading goes on.
   virtual void SendDone() = 0;
@@ -124,8 +131,10 @@ struct RemoteBasis {
 
 struct RemoteStats {
   std::string version;
-  uint64_t records = 0, stored_bytes = 0, disk_bytes = 0, capacity_bytes = 0, memory_bytes = 0;
-  uint64_t hits = 0, misses = 0, fetched_bytes = 0, evicted_records = 0, quarantined_records = 0;
+  uint64_t records = 0, stored_bytes = 0, disk_bytes = 0, capacity_bytes = 0,
+           memory_bytes = 0;
+  uint64_t hits = 0, misses = 0, fetched_bytes = 0, evicted_records = 0,
+           quarantined_records = 0;
   uint64_t sessions = 0, uptime_ms = 0, stores = 0, stores_refused = 0;
 };
 
@@ -134,26 +143,37 @@ class CacheChannel {
  public:
   virtual ~CacheChannel() = default;
 
-  virtual absl::StatusOr<LookupAnswer> Lookup(const LookupQuery& query, const CallLimits& limits) = 0;
+  virtual absl::StatusOr<LookupAnswer> Lookup(const LookupQuery& query,
+                                              const CallLimits& limits) = 0;
   // Sections in group-major order. The lease is released when the call ends.
-  virtual absl::Status Fetch(absl::Span<const RemoteRecord> records, uint64_t lease_id, const CallLimits& limits,
+  virtual absl::Status Fetch(absl::Span<const RemoteRecord> records,
+                             uint64_t lease_id, const CallLimits& limits,
                              const FetchCallback& callback) = 0;
   // The limits hold for the whole stream.
   virtual std::unique_ptr<StoreStream> OpenStore(const CallLimits& limits) = 0;
-  // Releases the lease (0 for none) and removes every encoding of the keys; the number of records removed.
-  virtual absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys, uint64_t lease_id,
+  // Releases the lease (0 for none) and removes every encoding of the keys; the
+  // number of records removed.
+  virtual absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys,
+                                          uint64_t lease_id,
                                           const CallLimits& limits) = 0;
 
-  virtual absl::Status PutSession(const RemoteSession& session, const CallLimits& limits) = 0;
-  virtual absl::StatusOr<RemoteSession> GetSession(absl::string_view name, const CallLimits& limits) = 0;
+  virtual absl::Status PutSession(const RemoteSession& session,
+                                  const CallLimits& limits) = 0;
+  virtual absl::StatusOr<RemoteSession> GetSession(
+      absl::string_view name, const CallLimits& limits) = 0;
   // Without tokens and records.
-  virtual absl::StatusOr<std::vector<RemoteSession>> ListSessions(const CallLimits& limits) = 0;
-  virtual absl::Status DeleteSession(absl::string_view name, const CallLimits& limits) = 0;
+  virtual absl::StatusOr<std::vector<RemoteSession>> ListSessions(
+      const CallLimits& limits) = 0;
+  virtual absl::Status DeleteSession(absl::string_view name,
+                                     const CallLimits& limits) = 0;
 
   // The digest of `basis`, under which the daemon now has it.
-  virtual absl::StatusOr<Digest> PutBasis(ByteSpan basis, const CallLimits& limits) = 0;
-  virtual absl::StatusOr<Bytes> GetBasis(const Digest& digest, const CallLimits& limits) = 0;
-  virtual absl::StatusOr<std::vector<RemoteBasis>> ListBases(const CallLimits& limits) = 0;
+  virtual absl::StatusOr<Digest> PutBasis(ByteSpan basis,
+                                          const CallLimits& limits) = 0;
+  virtual absl::StatusOr<Bytes> GetBasis(const Digest& digest,
+                                         const CallLimits& limits) = 0;
+  virtual absl::StatusOr<std::vector<RemoteBasis>> ListBases(
+      const CallLimits& limits) = 0;
 
   virtual absl::StatusOr<RemoteStats> Stats(const CallLimits& limits) = 0;
   virtual absl::Status Drain(const CallLimits& limits) = 0;

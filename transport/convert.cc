@@ -6,16 +6,19 @@ namespace latentkv {
 
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                      status.error_message());
 }
 
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()),
+                      std::string(status.message()));
 }
 
 std::string DigestBytes(const Digest& digest) {
-  return std::string(reinterpret_cast<const char*>(digest.bytes.data()), digest.bytes.size());
+  return std::string(reinterpret_cast<const char*>(digest.bytes.data()),
+                     digest.bytes.size());
 }
 
 void FillRef(const Digest& key, const Encoding& encoding, v1::RecordRef* ref) {
@@ -26,7 +29,8 @@ void FillRef(const Digest& key, const Encoding& encoding, v1::RecordRef* ref) {
 absl::StatusOr<RecordName> FromRef(const v1::RecordRef& ref) {
   absl::StatusOr<Digest> key = DigestFromBytes(AsBytes(ref.key()));
   if (!key.ok()) return key.status();
-  absl::StatusOr<Encoding> encoding = EncodingFromBytes(AsBytes(ref.encoding()));
+  absl::StatusOr<Encoding> encoding =
+      EncodingFromBytes(AsBytes(ref.encoding()));
   if (!encoding.ok()) return encoding.status();
   return RecordName{*key, *encoding};
 }
@@ -34,7 +38,8 @@ absl::StatusOr<RecordName> FromRef(const v1::RecordRef& ref) {
 void FillSession(const RemoteSession& session, v1::Session* message) {
   message->set_name(session.name);
   message->set_last_key(DigestBytes(session.last_key));
-  message->mutable_tokens()->Assign(session.tokens.begin(), session.tokens.end());
+  message->mutable_tokens()->Assign(session.tokens.begin(),
+                                    session.tokens.end());
   message->set_record(session.record);
   message->set_created_ms(session.created_ms);
   message->set_updated_ms(session.updated_ms);

@@ -1,4 +1,5 @@
-// Between the wire's messages and our types. Everything that comes off the wire is checked here.
+// Between the wire's messages and our types. Everything that comes off the wire
+// is checked here.
 #ifndef LATENTKV_TRANSPORT_CONVERT_H_
 #define LATENTKV_TRANSPORT_CONVERT_H_
 

@@ -10,9 +10,10 @@
 
 namespace latentkv {
 
-// "host:port" or "unix:/path". Does not connect: a daemon that is away shows as Unavailable in each call.
-// InvalidArgument for an address of another form.
-absl::StatusOr<std::unique_ptr<CacheChannel>> MakeGrpcChannel(absl::string_view address);
+// "host:port" or "unix:/path". Does not connect: a daemon that is away shows as
+// Unavailable in each call. InvalidArgument for an address of another form.
+absl::StatusOr<std::unique_ptr<CacheChannel>> MakeGrpcChannel(
+    absl::string_view address);
 
 }  // namespace latentkv
 

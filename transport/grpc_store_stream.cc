@@ -12,7 +12,8 @@ static_assert(v1::StoreRequest::kFrameFieldNumber == kLargeField);
 
 class GrpcStoreStream final : public StoreStream {
  public:
-  GrpcStoreStream(const std::shared_ptr<grpc::Channel>& channel, const CallLimits& limits)
+  GrpcStoreStream(const std::shared_ptr<grpc::Channel>& channel,
+                  const CallLimits& limits)
       : call_(channel, "/latentkv.v1.Cache/Store", limits) {}
 
   bool Send(const StoreItem& item) override {
@@ -27,11 +28,14 @@ class GrpcStoreStream final : public StoreStream {
   bool ReadAck(StoreAck* ack) override {
     grpc::ByteBuffer message;
     v1::StoreResponse response;
-    if (!call_.Receive(&message) || !ParseMessage(message, &response)) return false;
+    if (!call_.Receive(&message) || !ParseMessage(message, &response))
+      return false;
     ack->sequence = response.sequence();
-    ack->status = response.code() == 0
-                      ? absl::OkStatus()
-                      : absl::Status(static_cast<absl::StatusCode>(response.code()), response.message());
+    ack->status =
+        response.code() == 0
+            ? absl::OkStatus()
+            : absl::Status(static_cast<absl::StatusCode>(response.code()),
+                           response.message());
     return true;
   }
   absl::Status Finish() override { return call_.Finish(); }
@@ -42,7 +46,8 @@ class GrpcStoreStream final : public StoreStream {
 
 }  // namespace
 
-std::unique_ptr<StoreStream> OpenGrpcStore(const std::shared_ptr<grpc::Channel>& channel, const CallLimits& limits) {
+std::unique_ptr<StoreStream> OpenGrpcStore(
+    const std::shared_ptr<grpc::Channel>& channel, const CallLimits& limits) {
   return std::make_unique<GrpcStoreStream>(channel, limits);
 }
 

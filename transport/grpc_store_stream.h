@@ -10,7 +10,8 @@
 
 namespace latentkv {
 
-std::unique_ptr<StoreStream> OpenGrpcStore(const std::shared_ptr<grpc::Channel>& channel, const CallLimits& limits);
+std::unique_ptr<StoreStream> OpenGrpcStore(
+    const std::shared_ptr<grpc::Channel>& channel, const CallLimits& limits);
 
 }  // namespace latentkv
 

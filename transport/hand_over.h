@@ -1,4 +1,5 @@
-// Tells TSan what it cannot see: gRPC's libraries, which are not instrumented, hand something from thread to thread.
+// Tells TSan what it cannot see: gRPC's libraries, which are not instrumented,
+// hand something from thread to thread.
 #ifndef LATENTKV_TRANSPORT_HAND_OVER_H_
 #define LATENTKV_TRANSPORT_HAND_OVER_H_
 
@@ -8,7 +9,8 @@
 
 namespace latentkv {
 
-// Everything before GiveToGrpc(p) happens before what follows TakeFromGrpc(p). Without TSan they are nothing.
+// Everything before GiveToGrpc(p) happens before what follows TakeFromGrpc(p).
+// Without TSan they are nothing.
 inline void GiveToGrpc([[maybe_unused]] void* given) {
 #if defined(__SANITIZE_THREAD__)
   __tsan_release(given);

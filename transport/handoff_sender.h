@@ -19,12 +19,13 @@ namespace latentkv {
 
 absl::Status CheckHandoff(const HandoffPlan& plan);
 
-// One thread runs it; one of its own reads what the receiver answers, so that a receiver that dies ends a batch at
-// once.
+// One thread runs it; one of its own reads what the receiver answers, so that a
+// receiver that dies ends a batch at once.
 class HandoffSender {
  public:
   // `plan` outlives it, and has been checked.
-  HandoffSender(std::shared_ptr<grpc::Channel> channel, const HandoffPlan& plan, const CallLimits& limits)
+  HandoffSender(std::shared_ptr<grpc::Channel> channel, const HandoffPlan& plan,
+                const CallLimits& limits)
       : channel_(std::move(channel)), plan_(plan), limits_(limits) {}
 
   absl::StatusOr<HandoffReport> Run();
@@ -41,7 +42,8 @@ class HandoffSender {
   absl::Status Stream(WireCall* call, size_t index);
   void GiveUpLink(const absl::Status& why);
   template <typename Condition>
-  bool Await(std::unique_lock<std::mutex>* lock, absl::Time deadline, Condition condition);
+  bool Await(std::unique_lock<std::mutex>* lock, absl::Time deadline,
+             Condition condition);
 
   const std::shared_ptr<grpc::Channel> channel_;
   const HandoffPlan& plan_;

@@ -7,8 +7,8 @@
 
 namespace latentkv {
 
-// OK for unix:PATH and for host:port where host is a loopback address. No server asks for credentials, so every other
-// address is InvalidArgument.
+// OK for unix:PATH and for host:port where host is a loopback address. No
+// server asks for credentials, so every other address is InvalidArgument.
 absl::Status CheckListenAddress(absl::string_view address);
 
 }  // namespace latentkv

@@ -12,17 +12,22 @@
 
 namespace latentkv {
 
-inline constexpr int kLargeField = 15;  // Of every message that has one: proto/README.md.
+// Of every message that has one: proto/README.md.
+inline constexpr int kLargeField = 15;
 // The largest frame and what is around it.
-inline constexpr int kMessageBytesMax = static_cast<int>(kFrameBytesMax + (1u << 20));
+inline constexpr int kMessageBytesMax =
+    static_cast<int>(kFrameBytesMax + (1u << 20));
 
-// What `head` with its large field set to `bytes` serializes to. `owner` keeps them until they have been sent.
-grpc::ByteBuffer LayOutMessage(const google::protobuf::MessageLite& head, ByteSpan bytes,
+// What `head` with its large field set to `bytes` serializes to. `owner` keeps
+// them until they have been sent.
+grpc::ByteBuffer LayOutMessage(const google::protobuf::MessageLite& head,
+                               ByteSpan bytes,
                                std::shared_ptr<const void> owner);
 
 grpc::ByteBuffer SerializeMessage(const google::protobuf::MessageLite& message);
 // False if the bytes are not such a message.
-bool ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
+bool ParseMessage(const grpc::ByteBuffer& bytes,
+                  google::protobuf::MessageLite* message);
 
 }  // namespace latentkv
 

@@ -11,13 +11,16 @@
 
 namespace latentkv {
 
-absl::StatusOr<std::unique_ptr<PeerClient>> PeerClient::Open(absl::string_view address) {
-  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = OpenWireChannel(address);
+absl::StatusOr<std::unique_ptr<PeerClient>> PeerClient::Open(
+    absl::string_view address) {
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
+      OpenWireChannel(address);
   if (!channel.ok()) return channel.status();
   return std::unique_ptr<PeerClient>(new PeerClient(*std::move(channel)));
 }
 
-absl::StatusOr<Meeting> PeerClient::Join(const GroupPlace& place, ByteSpan id, const CallLimits& limits) {
+absl::StatusOr<Meeting> PeerClient::Join(const GroupPlace& place, ByteSpan id,
+                                         const CallLimits& limits) {
   absl::Status status = CheckJoin(place, id);
   if (!status.ok()) return status;
   v1::JoinRequest request;
@@ -34,13 +37,16 @@ absl::StatusOr<Meeting> PeerClient::Join(const GroupPlace& place, ByteSpan id, c
   while (call.Receive(&message)) parsed = ParseMessage(message, &response);
   status = call.Finish();
   if (!status.ok()) return status;
-  if (!parsed || response.generation() == 0 || response.id().empty() || response.id().size() > kGroupIdBytesMax) {
+  if (!parsed || response.generation() == 0 || response.id().empty() ||
+      response.id().size() > kGroupIdBytesMax) {
     return absl::InternalError("the answer to a join is none");
   }
-  return Meeting{response.generation(), Bytes(response.id().begin(), response.id().end())};
+  return Meeting{response.generation(),
+                 Bytes(response.id().begin(), response.id().end())};
 }
 
-absl::StatusOr<HandoffReport> PeerClient::HandOff(const HandoffPlan& plan, const CallLimits& limits) {
+absl::StatusOr<HandoffReport> PeerClient::HandOff(const HandoffPlan& plan,
+                                                  const CallLimits& limits) {
   absl::Status status = CheckHandoff(plan);
   if (!status.ok()) return status;
   return HandoffSender(channel_, plan, limits).Run();

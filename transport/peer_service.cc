@@ -17,8 +17,10 @@
 namespace latentkv {
 namespace {
 
-constexpr absl::Duration kJoinMax = absl::Minutes(5);  // A rank holds a thread while it waits.
-constexpr int kThreadsMax = 256;                       // Every stream and every rank that waits holds one.
+// A rank holds a thread while it waits.
+constexpr absl::Duration kJoinMax = absl::Minutes(5);
+// Every stream and every rank that waits holds one.
+constexpr int kThreadsMax = 256;
 static_assert(kJoinsMax <= kThreadsMax / 2);
 
 class GrpcPeerServer final : public PeerServer {
@@ -39,18 +41,22 @@ class GrpcPeerServer final : public PeerServer {
 }  // namespace
 
 absl::StatusOr<ExpectedTransfer> PeerService::Expect(ReceptionPlan plan) {
-  if (plan.transfer.empty() || plan.transfer.size() > kTransferNameBytesMax || plan.sink == nullptr) {
+  if (plan.transfer.empty() || plan.transfer.size() > kTransferNameBytesMax ||
+      plan.sink == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat("a transfer has a name of 1 to ", kTransferNameBytesMax, " bytes, and a sink"));
+        absl::StrCat("a transfer has a name of 1 to ", kTransferNameBytesMax,
+                     " bytes, and a sink"));
   }
   std::lock_guard lock(mutex_);
   if (receptions_.size() >= kReceptionsMax) {
-    return absl::ResourceExhaustedError(absl::StrCat(kReceptionsMax, " transfers are expected already"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(kReceptionsMax, " transfers are expected already"));
   }
   const std::string name = plan.transfer;
   auto reception = std::make_shared<Reception>(std::move(plan));
   if (!receptions_.emplace(name, reception).second) {
-    return absl::AlreadyExistsError(absl::StrCat("transfer ", name, " is expected already"));
+    return absl::AlreadyExistsError(
+        absl::StrCat("transfer ", name, " is expected already"));
   }
   return ExpectedTransfer(reception.get(), [this, name](Reception* expected) {
     std::shared_ptr<Reception> forgotten;
@@ -68,11 +74,14 @@ absl::StatusOr<ExpectedTransfer> PeerService::Expect(ReceptionPlan plan) {
   });
 }
 
-grpc::Status PeerService::Join(grpc::ServerContext* context, const v1::JoinRequest* request,
+grpc::Status PeerService::Join(grpc::ServerContext* context,
+                               const v1::JoinRequest* request,
                                v1::JoinResponse* response) {
-  const absl::Time deadline = std::min(absl::FromChrono(context->deadline()), absl::Now() + kJoinMax);
+  const absl::Time deadline =
+      std::min(absl::FromChrono(context->deadline()), absl::Now() + kJoinMax);
   absl::StatusOr<Meeting> meeting =
-      meetings_.Join({request->group(), request->rank(), request->ranks()}, AsBytes(request->id()), deadline,
+      meetings_.Join({request->group(), request->rank(), request->ranks()},
+                     AsBytes(request->id()), deadline,
                      [context] { return context->IsCancelled(); });
   if (!meeting.ok()) return ToGrpc(meeting.status());
   response->set_generation(meeting->generation);
@@ -81,15 +90,18 @@ grpc::Status PeerService::Join(grpc::ServerContext* context, const v1::JoinReque
 }
 
 bool PeerService::IsComplete(const v1::HandOffBegin& begin) const {
-  const auto found = std::find_if(complete_.begin(), complete_.end(),
-                                  [&](const auto& complete) { return complete.first == begin.transfer(); });
+  const auto found = std::find_if(
+      complete_.begin(), complete_.end(),
+      [&](const auto& complete) { return complete.first == begin.transfer(); });
   return found != complete_.end() && found->second == begin.frames();
 }
 
-grpc::Status PeerService::HandOff(grpc::ServerContext* context, HandoffStream* stream) {
+grpc::Status PeerService::HandOff(grpc::ServerContext* context,
+                                  HandoffStream* stream) {
   v1::HandOffRequest first;
   if (!stream->Read(&first) || !first.has_begin()) {
-    return {grpc::StatusCode::INVALID_ARGUMENT, "the stream does not begin with `begin`"};
+    return {grpc::StatusCode::INVALID_ARGUMENT,
+            "the stream does not begin with `begin`"};
   }
   std::shared_ptr<Reception> reception;
   {
@@ -109,9 +121,12 @@ grpc::Status PeerService::HandOff(grpc::ServerContext* context, HandoffStream* s
   return reception->Serve(context, stream, first.begin());
 }
 
-grpc::Status PeerService::Deliver(grpc::ServerContext*, grpc::ServerReader<v1::RankMessage>* stream,
+grpc::Status PeerService::Deliver(grpc::ServerContext*,
+                                  grpc::ServerReader<v1::RankMessage>* stream,
                                   v1::RankReceipt*) {
-  if (ranks_ == nullptr) return {grpc::StatusCode::UNIMPLEMENTED, "no rank of an engine is served here"};
+  if (ranks_ == nullptr)
+    return {grpc::StatusCode::UNIMPLEMENTED,
+            "no rank of an engine is served here"};
   v1::RankMessage message;
   while (stream->Read(&message)) {
     absl::Status status = ranks_->Take(message);
@@ -120,21 +135,28 @@ grpc::Status PeerService::Deliver(grpc::ServerContext*, grpc::ServerReader<v1::R
   return grpc::Status::OK;
 }
 
-absl::StatusOr<std::unique_ptr<PeerServer>> PeerServer::Start(const std::string& address, PeerService* service) {
+absl::StatusOr<std::unique_ptr<PeerServer>> PeerServer::Start(
+    const std::string& address, PeerService* service) {
   absl::Status status = CheckListenAddress(address);
   if (!status.ok()) return status;
   KeepGrpcUp();
   int port = 0;
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);
-  builder.SetResourceQuota(grpc::ResourceQuota("latentkv peer").SetMaxThreads(kThreadsMax));
+  builder.SetResourceQuota(
+      grpc::ResourceQuota("latentkv peer").SetMaxThreads(kThreadsMax));
   // Or a second process on the same port would take half of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port).RegisterService(service);
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port)
+      .RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr) return absl::UnavailableError(absl::StrCat("cannot listen on ", address, ": is it taken?"));
+  if (server == nullptr)
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", address, ": is it taken?"));
   std::string bound =
-      absl::StartsWith(address, "unix:") ? address : absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+      absl::StartsWith(address, "unix:")
+          ? address
+          : absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
   return std::make_unique<GrpcPeerServer>(std::move(server), std::move(bound));
 }
 

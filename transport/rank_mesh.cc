@@ -25,31 +25,43 @@
 namespace latentkv {
 namespace {
 
-// Parts move no slower than this, over whatever: a tenth of what gRPC moves between two busy processes.
+// Parts move no slower than this, over whatever: a tenth of what gRPC moves
+// between two busy processes.
 constexpr double kBytesPerSecondMin = 64 << 20;
-// How long a rank is waited for that did not come to the batch before, and longer once something came of it again:
-// ranks that are well come within a part of it.
-constexpr absl::Duration kAwayPatience = absl::Milliseconds(100), kBackPatience = absl::Milliseconds(500);
-// Telling the others that a batch is given up is worth no more: they find out themselves.
+// How long a rank is waited for that did not come to the batch before, and
+// longer once something came of it again: ranks that are well come within a
+// part of it.
+constexpr absl::Duration kAwayPatience = absl::Milliseconds(100),
+                         kBackPatience = absl::Milliseconds(500);
+// Telling the others that a batch is given up is worth no more: they find out
+// themselves.
 constexpr absl::Duration kStopDuration = absl::Milliseconds(200);
-// Batches that were given up, or that some rank is ready for, before this rank came to them: an engine that runs ahead
-// of one rank by so many stores has lost that rank.
+// Batches that were given up, or that some rank is ready for, before this rank
+// came to them: an engine that runs ahead of one rank by so many stores has
+// lost that rank.
 constexpr size_t kEarlyMax = 1024;
-// Ranks store in step. What was stored so much earlier than a batch, and is the same blocks, is an earlier attempt.
+// Ranks store in step. What was stored so much earlier than a batch, and is the
+// same blocks, is an earlier attempt.
 constexpr int64_t kAttemptMs = 1000;
 // Between attempts to make a link; twice as long after each that failed.
-constexpr absl::Duration kLinkPauseMin = absl::Seconds(30), kLinkPauseMax = absl::Minutes(10);
+constexpr absl::Duration kLinkPauseMin = absl::Seconds(30),
+                         kLinkPauseMax = absl::Minutes(10);
 constexpr char kGroup[] = "ranks";  // Of the meeting at rank 0.
 
-std::string AddressOf(const std::string& meeting, uint32_t rank) { return absl::StrCat("unix:", meeting, ".", rank); }
+std::string AddressOf(const std::string& meeting, uint32_t rank) {
+  return absl::StrCat("unix:", meeting, ".", rank);
+}
 
 // One call that delivers messages to a rank.
 class Delivery {
  public:
-  Delivery(const std::shared_ptr<grpc::Channel>& channel, const CallLimits& limits)
+  Delivery(const std::shared_ptr<grpc::Channel>& channel,
+           const CallLimits& limits)
       : call_(channel, "/latentkv.v1.Peer/Deliver", limits) {}
   bool Send(const v1::RankMessage& head, const RankPart* part = nullptr) {
-    return call_.Send(part == nullptr ? SerializeMessage(head) : LayOutMessage(head, part->bytes, part->owner));
+    return call_.Send(part == nullptr
+                          ? SerializeMessage(head)
+                          : LayOutMessage(head, part->bytes, part->owner));
   }
   absl::Status Finish() {
     call_.SendDone();
@@ -71,33 +83,43 @@ class Inbox final : public RankSink {
   absl::Status Take(const v1::RankMessage& message) override {
     absl::StatusOr<Digest> id = DigestFromBytes(AsBytes(message.batch()));
     if (!id.ok()) return id.status();
-    if (message.from() >= ranks_) return absl::InvalidArgumentError(absl::StrCat("there is no rank ", message.from()));
+    if (message.from() >= ranks_)
+      return absl::InvalidArgumentError(
+          absl::StrCat("there is no rank ", message.from()));
     std::shared_ptr<RankRound> round;
     {
       std::lock_guard lock(mutex_);
       heard_[message.from()] = true;
       auto found = rounds_.find(*id);
       if (found != rounds_.end()) {
-        // A part is as good whatever attempt it is of: the same heads of the same tokens.
-        const bool earlier = message.stored_ms() < found->second.stored_ms - kAttemptMs && message.part().empty();
-        if (earlier) return absl::FailedPreconditionError("this rank is at a later attempt");
+        // A part is as good whatever attempt it is of: the same heads of the
+        // same tokens.
+        const bool earlier =
+            message.stored_ms() < found->second.stored_ms - kAttemptMs &&
+            message.part().empty();
+        if (earlier)
+          return absl::FailedPreconditionError(
+              "this rank is at a later attempt");
         round = found->second.round;
       } else if (message.has_ready() || !message.stop().empty()) {
         Keep(*id, message);
         return absl::OkStatus();
       }
     }
-    if (round == nullptr) return absl::FailedPreconditionError("this rank is not at that batch");
+    if (round == nullptr)
+      return absl::FailedPreconditionError("this rank is not at that batch");
     return Give(message, round.get());
   }
 
-  void Open(const Digest& id, int64_t stored_ms, const std::shared_ptr<RankRound>& round) {
+  void Open(const Digest& id, int64_t stored_ms,
+            const std::shared_ptr<RankRound>& round) {
     std::lock_guard lock(mutex_);
     rounds_[id] = {stored_ms, round};
     auto early = early_.find(id);
     if (early == early_.end()) return;
     for (const v1::RankMessage& message : early->second) {
-      if (message.stored_ms() >= stored_ms - kAttemptMs) Give(message, round.get()).IgnoreError();
+      if (message.stored_ms() >= stored_ms - kAttemptMs)
+        Give(message, round.get()).IgnoreError();
     }
     early_.erase(early);
   }
@@ -133,14 +155,17 @@ class Inbox final : public RankSink {
     } else if (!message.stop().empty()) {
       round->Stop(message.stop());
     } else {
-      return round->Part(message.from(), message.block(), AsBytes(message.part()));
+      return round->Part(message.from(), message.block(),
+                         AsBytes(message.part()));
     }
     return absl::OkStatus();
   }
   void Keep(const Digest& id, const v1::RankMessage& message) {
     auto [found, fresh] = early_.try_emplace(id);
     std::vector<v1::RankMessage>& kept = found->second;
-    std::erase_if(kept, [&](const v1::RankMessage& one) { return one.stored_ms() < message.stored_ms() - kAttemptMs; });
+    std::erase_if(kept, [&](const v1::RankMessage& one) {
+      return one.stored_ms() < message.stored_ms() - kAttemptMs;
+    });
     if (kept.size() < 2 * ranks_) kept.push_back(message);
     if (fresh) early_order_.push_back(id);
     if (early_order_.size() > kEarlyMax) {
@@ -160,16 +185,20 @@ class Inbox final : public RankSink {
 class RankMesh final : public RankExchange {
  public:
   explicit RankMesh(const RankMeshOptions& options)
-      : options_(options), inbox_(options.ranks), service_(&inbox_), away_(options.ranks) {}
+      : options_(options),
+        inbox_(options.ranks),
+        service_(&inbox_),
+        away_(options.ranks) {}
 
   absl::Status Open() {
     for (uint32_t rank = 0; rank < options_.ranks; ++rank) {
-      absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = OpenWireChannel(AddressOf(options_.meeting, rank));
+      absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
+          OpenWireChannel(AddressOf(options_.meeting, rank));
       if (!channel.ok()) return channel.status();
       channels_.push_back(*std::move(channel));
     }
-    absl::StatusOr<std::unique_ptr<PeerServer>> server =
-        PeerServer::Start(AddressOf(options_.meeting, options_.rank), &service_);
+    absl::StatusOr<std::unique_ptr<PeerServer>> server = PeerServer::Start(
+        AddressOf(options_.meeting, options_.rank), &service_);
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
     return absl::OkStatus();
@@ -186,23 +215,31 @@ class RankMesh final : public RankExchange {
     inbox_.StopAll("the client was closed");
   }
 
-  absl::StatusOr<RankAgreement> Exchange(const RankBatch& batch, const TakePart& take) override {
+  absl::StatusOr<RankAgreement> Exchange(const RankBatch& batch,
+                                         const TakePart& take) override {
     // Not behind the batch that said so, whose blocks would wait for it.
-    if (std::exchange(joins_, false) && batch.device.has_value() && !cancel_.cancelled()) MakeLink(batch);
+    if (std::exchange(joins_, false) && batch.device.has_value() &&
+        !cancel_.cancelled())
+      MakeLink(batch);
     v1::RankGo go;
     absl::Status status;
     {
-      const auto round = std::make_shared<RankRound>(rank(), ranks(), batch, take);
-      // Also when something throws: nobody may give a part to a batch that is gone.
+      const auto round =
+          std::make_shared<RankRound>(rank(), ranks(), batch, take);
+      // Also when something throws: nobody may give a part to a batch that is
+      // gone.
       const absl::Cleanup close = [&] {
         round->Close();
         inbox_.Close(batch.id);
       };
       inbox_.Open(batch.id, absl::ToUnixMillis(batch.stored), round);
-      status = cancel_.cancelled() ? absl::CancelledError("the client was closed") : Run(batch, round.get(), &go);
+      status = cancel_.cancelled()
+                   ? absl::CancelledError("the client was closed")
+                   : Run(batch, round.get(), &go);
     }
     if (!status.ok() && !cancel_.cancelled()) TellStop(batch, status.message());
-    if (cancel_.cancelled()) return absl::CancelledError("the client was closed");
+    if (cancel_.cancelled())
+      return absl::CancelledError("the client was closed");
     joins_ = go.join();
     if (!status.ok()) return status;
     return RankAgreement{go.blocks(), go.loss_inherited()};
@@ -216,16 +253,21 @@ class RankMesh final : public RankExchange {
     ready.set_loss_inherited(batch.loss_inherited);
     ready.set_joins(options_.make_link != nullptr && batch.device.has_value() &&
                     !absl::IsFailedPrecondition(link_status_));
-    if (link_ != nullptr && batch.part_bytes <= link_->bytes_max()) ready.set_generation(link_->generation());
+    if (link_ != nullptr && batch.part_bytes <= link_->bytes_max())
+      ready.set_generation(link_->generation());
     absl::StatusOr<v1::RankGo> agreed =
-        rank() == 0 ? Lead(batch, ready, round, deadline) : Follow(batch, ready, round, deadline);
+        rank() == 0 ? Lead(batch, ready, round, deadline)
+                    : Follow(batch, ready, round, deadline);
     if (!agreed.ok()) return agreed.status();
     *go = *std::move(agreed);
-    const double bytes = static_cast<double>(batch.part_bytes) * batch.parts.size();
-    const absl::Time moved = absl::Now() + options_.patience + absl::Seconds(bytes / kBytesPerSecondMin);
+    const double bytes =
+        static_cast<double>(batch.part_bytes) * batch.parts.size();
+    const absl::Time moved = absl::Now() + options_.patience +
+                             absl::Seconds(bytes / kBytesPerSecondMin);
     for (uint32_t block = 0; block < go->blocks(); ++block) {
       if (!round->Owns(block)) continue;
-      absl::Status status = round->Part(rank(), block, batch.parts[block].bytes);
+      absl::Status status =
+          round->Part(rank(), block, batch.parts[block].bytes);
       if (!status.ok()) return status;
     }
     if (go->generation() != 0) return MoveOverLink(batch, *go, round, moved);
@@ -233,19 +275,24 @@ class RankMesh final : public RankExchange {
     return status.ok() ? round->AwaitParts(go->blocks(), moved) : status;
   }
 
-  // Rank 0. One that did not come to a batch is not waited for as long again before something came of it.
-  absl::StatusOr<v1::RankGo> Lead(const RankBatch& batch, const v1::RankReady& own, RankRound* round,
+  // Rank 0. One that did not come to a batch is not waited for as long again
+  // before something came of it.
+  absl::StatusOr<v1::RankGo> Lead(const RankBatch& batch,
+                                  const v1::RankReady& own, RankRound* round,
                                   absl::Time deadline) {
     std::vector<bool> came;
     absl::Duration patience = absl::InfiniteDuration();
     for (uint32_t other = 1; other < ranks(); ++other) {
-      if (away_[other]) patience = std::min(patience, inbox_.heard(other) ? kBackPatience : kAwayPatience);
+      if (away_[other])
+        patience = std::min(
+            patience, inbox_.heard(other) ? kBackPatience : kAwayPatience);
     }
-    absl::StatusOr<std::vector<v1::RankReady>> ready =
-        round->AwaitReady(own, std::min(deadline, absl::Now() + patience), &came);
+    absl::StatusOr<std::vector<v1::RankReady>> ready = round->AwaitReady(
+        own, std::min(deadline, absl::Now() + patience), &came);
     if (ready.ok()) away_.assign(ranks(), false);
     if (absl::IsDeadlineExceeded(ready.status())) {
-      for (uint32_t other = 1; other < ranks(); ++other) SetAway(other, !came[other]);
+      for (uint32_t other = 1; other < ranks(); ++other)
+        SetAway(other, !came[other]);
     }
     if (!ready.ok()) return ready.status();
     v1::RankGo go;
@@ -254,7 +301,8 @@ class RankMesh final : public RankExchange {
     bool join = true;
     for (const v1::RankReady& one : *ready) {
       go.set_blocks(std::min(go.blocks(), one.blocks()));
-      go.set_loss_inherited(std::max(go.loss_inherited(), one.loss_inherited()));
+      go.set_loss_inherited(
+          std::max(go.loss_inherited(), one.loss_inherited()));
       if (one.generation() != go.generation()) go.set_generation(0);
       join &= one.joins();
     }
@@ -264,35 +312,42 @@ class RankMesh final : public RankExchange {
     for (uint32_t other = 1; other < ranks(); ++other) {
       absl::Status status = Deliver(other, message, deadline);
       if (status.ok()) continue;
-      SetAway(other, absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status));
+      SetAway(other,
+              absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status));
       return status;
     }
     return go;
   }
 
-  absl::StatusOr<v1::RankGo> Follow(const RankBatch& batch, const v1::RankReady& own, RankRound* round,
+  absl::StatusOr<v1::RankGo> Follow(const RankBatch& batch,
+                                    const v1::RankReady& own, RankRound* round,
                                     absl::Time deadline) {
     v1::RankMessage message = Message(batch);
     *message.mutable_ready() = own;
     absl::Status status = Deliver(0, message, deadline);
     if (!status.ok()) return status;
-    // Rank 0 may have begun to wait when this rank did, and its word takes a moment.
+    // Rank 0 may have begun to wait when this rank did, and its word takes a
+    // moment.
     return round->AwaitGo(deadline + kStopDuration);
   }
 
-  absl::Status SendParts(const RankBatch& batch, const v1::RankGo& go, RankRound* round, absl::Time deadline) {
+  absl::Status SendParts(const RankBatch& batch, const v1::RankGo& go,
+                         RankRound* round, absl::Time deadline) {
     std::vector<std::unique_ptr<Delivery>> deliveries(ranks());
     v1::RankMessage message = Message(batch);
     for (uint32_t block = 0; block < go.blocks(); ++block) {
       const uint32_t owner = round->OwnerOf(block);
       if (owner == rank()) continue;
       if (deliveries[owner] == nullptr) {
-        deliveries[owner] = std::make_unique<Delivery>(channels_[owner], CallLimits{deadline, &cancel_});
+        deliveries[owner] = std::make_unique<Delivery>(
+            channels_[owner], CallLimits{deadline, &cancel_});
       }
       message.set_block(block);
       if (deliveries[owner]->Send(message, &batch.parts[block])) continue;
       absl::Status status = OfRank(owner, deliveries[owner]->Finish());
-      return status.ok() ? absl::UnavailableError(absl::StrCat("rank ", owner, " takes no more")) : status;
+      return status.ok() ? absl::UnavailableError(
+                               absl::StrCat("rank ", owner, " takes no more"))
+                         : status;
     }
     for (uint32_t other = 0; other < ranks(); ++other) {
       if (deliveries[other] == nullptr) continue;
@@ -302,7 +357,8 @@ class RankMesh final : public RankExchange {
     return absl::OkStatus();
   }
 
-  absl::Status MoveOverLink(const RankBatch& batch, const v1::RankGo& go, RankRound* round, absl::Time deadline) {
+  absl::Status MoveOverLink(const RankBatch& batch, const v1::RankGo& go,
+                            RankRound* round, absl::Time deadline) {
     // As many blocks of each rank as one message has room for.
     const uint32_t stretch = link_->bytes_max() / batch.part_bytes * ranks();
     for (uint32_t first = 0; first < go.blocks(); first += stretch) {
@@ -323,7 +379,9 @@ class RankMesh final : public RankExchange {
           to, from_bytes,
           [&](uint32_t from, ByteSpan bytes) {
             for (size_t i = 0; i < own.size(); ++i) {
-              taken.Update(round->Part(from, own[i], bytes.subspan(i * batch.part_bytes, batch.part_bytes)));
+              taken.Update(round->Part(
+                  from, own[i],
+                  bytes.subspan(i * batch.part_bytes, batch.part_bytes)));
             }
           },
           deadline);
@@ -338,18 +396,23 @@ class RankMesh final : public RankExchange {
     return absl::OkStatus();
   }
 
-  // All ranks come here before the batch that follows the one that rank 0 said so of.
+  // All ranks come here before the batch that follows the one that rank 0 said
+  // so of.
   void MakeLink(const RankBatch& batch) {
     link_.reset();
     const absl::Time deadline = absl::Now() + kLinkPatience;
     const GroupPlace place = {kGroup, rank(), ranks()};
     const RankJoin join = [&](ByteSpan id) -> absl::StatusOr<Meeting> {
-      if (rank() == 0) return service_.meetings()->Join(place, id, deadline, [&] { return cancel_.cancelled(); });
-      absl::StatusOr<std::unique_ptr<PeerClient>> client = PeerClient::Open(AddressOf(options_.meeting, 0));
+      if (rank() == 0)
+        return service_.meetings()->Join(place, id, deadline,
+                                         [&] { return cancel_.cancelled(); });
+      absl::StatusOr<std::unique_ptr<PeerClient>> client =
+          PeerClient::Open(AddressOf(options_.meeting, 0));
       if (!client.ok()) return client.status();
       return (*client)->Join(place, id, {deadline, &cancel_});
     };
-    absl::StatusOr<std::unique_ptr<RankLink>> link = options_.make_link(*batch.device, place, join, deadline);
+    absl::StatusOr<std::unique_ptr<RankLink>> link =
+        options_.make_link(*batch.device, place, join, deadline);
     link_status_ = link.status();
     if (link.ok()) {
       link_ = *std::move(link);
@@ -367,7 +430,8 @@ class RankMesh final : public RankExchange {
     message.set_from(rank());
     return message;
   }
-  absl::Status Deliver(uint32_t to, const v1::RankMessage& message, absl::Time deadline) {
+  absl::Status Deliver(uint32_t to, const v1::RankMessage& message,
+                       absl::Time deadline) {
     Delivery delivery(channels_[to], {deadline, &cancel_});
     delivery.Send(message);
     return OfRank(to, delivery.Finish());
@@ -375,15 +439,18 @@ class RankMesh final : public RankExchange {
   static absl::Status OfRank(uint32_t rank, const absl::Status& status) {
     if (status.ok()) return status;
     if (absl::IsDeadlineExceeded(status)) {
-      return absl::DeadlineExceededError(absl::StrCat("rank ", rank, " did not answer in time"));
+      return absl::DeadlineExceededError(
+          absl::StrCat("rank ", rank, " did not answer in time"));
     }
-    return absl::Status(status.code(), absl::StrCat("rank ", rank, ": ", status.message()));
+    return absl::Status(status.code(),
+                        absl::StrCat("rank ", rank, ": ", status.message()));
   }
   void TellStop(const RankBatch& batch, absl::string_view why) {
     v1::RankMessage message = Message(batch);
     message.set_stop(why.data(), why.size());
     for (uint32_t other = 0; other < ranks(); ++other) {
-      if (other != rank()) Deliver(other, message, absl::Now() + kStopDuration).IgnoreError();
+      if (other != rank())
+        Deliver(other, message, absl::Now() + kStopDuration).IgnoreError();
     }
   }
   void SetAway(uint32_t other, bool away) {
@@ -410,11 +477,14 @@ class RankMesh final : public RankExchange {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<RankExchange>> OpenRankMesh(const RankMeshOptions& options) {
-  if (options.ranks < 2 || options.ranks > kRanksMax || options.rank >= options.ranks || options.meeting.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", options.rank, " of ", options.ranks, " at \"",
-                                                   options.meeting, "\": an engine has 2 to ", kRanksMax,
-                                                   " ranks that exchange, and a path at which they meet"));
+absl::StatusOr<std::unique_ptr<RankExchange>> OpenRankMesh(
+    const RankMeshOptions& options) {
+  if (options.ranks < 2 || options.ranks > kRanksMax ||
+      options.rank >= options.ranks || options.meeting.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", options.rank, " of ", options.ranks, " at \"",
+                     options.meeting, "\": an engine has 2 to ", kRanksMax,
+                     " ranks that exchange, and a path at which they meet"));
   }
   auto mesh = std::make_unique<RankMesh>(options);
   absl::Status status = mesh->Open();

@@ -22,10 +22,13 @@ namespace latentkv {
 class RankRound {
  public:
   // All are used until Close.
-  RankRound(uint32_t rank, uint32_t ranks, const RankBatch& batch, const TakePart& take);
+  RankRound(uint32_t rank, uint32_t ranks, const RankBatch& batch,
+            const TakePart& take);
 
   bool Owns(uint32_t block) const { return OwnerOf(block) == rank_; }
-  uint32_t OwnerOf(uint32_t block) const { return (batch_.first_owner + block) % ranks_; }
+  uint32_t OwnerOf(uint32_t block) const {
+    return (batch_.first_owner + block) % ranks_;
+  }
 
   // What came.
   void Ready(uint32_t from, const v1::RankReady& ready);
@@ -34,9 +37,10 @@ class RankRound {
   // InvalidArgument for a part that cannot be.
   absl::Status Part(uint32_t from, uint32_t block, ByteSpan bytes);
 
-  // Every rank's, this one's given, by rank. DeadlineExceeded, with those that came in `came`.
-  absl::StatusOr<std::vector<v1::RankReady>> AwaitReady(const v1::RankReady& own, absl::Time deadline,
-                                                        std::vector<bool>* came);
+  // Every rank's, this one's given, by rank. DeadlineExceeded, with those that
+  // came in `came`.
+  absl::StatusOr<std::vector<v1::RankReady>> AwaitReady(
+      const v1::RankReady& own, absl::Time deadline, std::vector<bool>* came);
   absl::StatusOr<v1::RankGo> AwaitGo(absl::Time deadline);
   // Until all parts of this rank's blocks below `blocks` came.
   absl::Status AwaitParts(uint32_t blocks, absl::Time deadline);
@@ -47,7 +51,8 @@ class RankRound {
  private:
   // Until `done`; DeadlineExceeded says who is missing, by `missing`.
   template <typename Done, typename Missing>
-  absl::Status Await(std::unique_lock<std::mutex>* lock, absl::Time deadline, const Done& done, const Missing& missing);
+  absl::Status Await(std::unique_lock<std::mutex>* lock, absl::Time deadline,
+                     const Done& done, const Missing& missing);
   std::string MissingParts(uint32_t blocks) const;
 
   const uint32_t rank_, ranks_;
@@ -58,8 +63,9 @@ class RankRound {
   std::map<uint32_t, v1::RankReady> ready_;
   std::optional<v1::RankGo> go_;
   std::optional<std::string> stopped_;
-  std::vector<bool> taken_;         // [blocks][ranks]
-  std::vector<uint32_t> missing_;   // [blocks] parts that have not come; 0 of blocks of others.
+  std::vector<bool> taken_;  // [blocks][ranks]
+  // [blocks] parts that have not come; 0 of blocks of others.
+  std::vector<uint32_t> missing_;
   bool closed_ = false;
 };
 

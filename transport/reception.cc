@@ -13,8 +13,10 @@
 namespace latentkv {
 namespace {
 
-constexpr std::chrono::milliseconds kLastAnswer(100);   // To arrive, and the sender to end the stream upon it.
-constexpr std::chrono::milliseconds kTurnInterval(20);  // How often a stream that waits for its turn looks for its end.
+// To arrive, and the sender to end the stream upon it.
+constexpr std::chrono::milliseconds kLastAnswer(100);
+// How often a stream that waits for its turn looks for its end.
+constexpr std::chrono::milliseconds kTurnInterval(20);
 
 }  // namespace
 
@@ -26,8 +28,10 @@ absl::Status Reception::Await(absl::Time deadline) {
   if (!refusal_.ok()) return refusal_;
   if (closed_) return absl::CancelledError("the reception was closed");
   return absl::DeadlineExceededError(
-      frames_ == 0 ? absl::StrCat("no sender of transfer ", plan_.transfer, " came")
-                   : absl::StrCat("transfer ", plan_.transfer, ": ", next_, " of ", frames_, " frames came"));
+      frames_ == 0
+          ? absl::StrCat("no sender of transfer ", plan_.transfer, " came")
+          : absl::StrCat("transfer ", plan_.transfer, ": ", next_, " of ",
+                         frames_, " frames came"));
 }
 
 uint64_t Reception::frames_complete() const {
@@ -55,32 +59,39 @@ void Reception::Close() {
   closed_ = true;
   changed_.notify_all();
   // Whoever sent the last frame is told so.
-  if (Complete()) changed_.wait_for(lock, kLastAnswer, [this] { return served_ == nullptr; });
+  if (Complete())
+    changed_.wait_for(lock, kLastAnswer, [this] { return served_ == nullptr; });
   if (served_ != nullptr) served_->TryCancel();
   if (batch_runs_) plan_.link->Abort();
   changed_.wait(lock, [this] { return served_ == nullptr; });
 }
 
-absl::Status Reception::Admit(grpc::ServerContext* context, const v1::HandOffBegin& begin) {
+absl::Status Reception::Admit(grpc::ServerContext* context,
+                              const v1::HandOffBegin& begin) {
   std::unique_lock lock(mutex_);
   const uint64_t turn = ++last_turn_;
   changed_.notify_all();
-  while (served_ != nullptr && !closed_ && turn == last_turn_ && !context->IsCancelled()) {
+  while (served_ != nullptr && !closed_ && turn == last_turn_ &&
+         !context->IsCancelled()) {
     served_->TryCancel();
     if (batch_runs_) plan_.link->Abort();
     changed_.wait_for(lock, kTurnInterval);
   }
-  if (closed_) return absl::NotFoundError("nobody expects this transfer any more");
+  if (closed_)
+    return absl::NotFoundError("nobody expects this transfer any more");
   if (turn != last_turn_ || served_ != nullptr) {
     return absl::AbortedError("another sender of this transfer took over");
   }
-  if (begin.frames() == 0 || begin.frames() > kTransferFramesMax || begin.frames() < next_) {
-    return absl::InvalidArgumentError(absl::StrCat("a transfer of ", begin.frames(), " frames: it may have 1 to ",
-                                                   kTransferFramesMax, ", and the receiver has ", next_, " already"));
+  if (begin.frames() == 0 || begin.frames() > kTransferFramesMax ||
+      begin.frames() < next_) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a transfer of ", begin.frames(), " frames: it may have 1 to ",
+        kTransferFramesMax, ", and the receiver has ", next_, " already"));
   }
   if (frames_ != 0 && frames_ != begin.frames()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the transfer had ", frames_, " frames before, and has ", begin.frames(), " now"));
+    return absl::InvalidArgumentError(absl::StrCat("the transfer had ", frames_,
+                                                   " frames before, and has ",
+                                                   begin.frames(), " now"));
   }
   frames_ = begin.frames();
   generation_ = begin.generation();
@@ -89,7 +100,9 @@ absl::Status Reception::Admit(grpc::ServerContext* context, const v1::HandOffBeg
   return absl::OkStatus();
 }
 
-grpc::Status Reception::Serve(grpc::ServerContext* context, HandoffStream* stream, const v1::HandOffBegin& begin) {
+grpc::Status Reception::Serve(grpc::ServerContext* context,
+                              HandoffStream* stream,
+                              const v1::HandOffBegin& begin) {
   absl::Status status = Admit(context, begin);
   if (!status.ok()) return ToGrpc(status);
   {
@@ -99,7 +112,8 @@ grpc::Status Reception::Serve(grpc::ServerContext* context, HandoffStream* strea
   if (status.ok()) Answer(stream, absl::OkStatus());
   v1::HandOffRequest request;
   while (status.ok() && stream->Read(&request)) {
-    // More comes while a batch is on its way only if the sender has given that up.
+    // More comes while a batch is on its way only if the sender has given that
+    // up.
     EndBatch();
     if (request.has_begin()) {
       status = absl::InvalidArgumentError("a stream begins once");
@@ -121,25 +135,30 @@ grpc::Status Reception::Serve(grpc::ServerContext* context, HandoffStream* strea
 
 absl::Status Reception::TakeStreamed(const v1::HandOffRequest& request) {
   const uint64_t next = taken();
-  if (request.first() < next) return absl::OkStatus();  // It came over the link after all.
+  // It came over the link after all.
+  if (request.first() < next) return absl::OkStatus();
   if (request.first() > next) {
-    return absl::InvalidArgumentError(absl::StrCat("frame ", request.first(), " came, and ", next, " is next"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "frame ", request.first(), " came, and ", next, " is next"));
   }
   const ByteSpan bytes = AsBytes(request.frame());
   if (bytes.empty() || bytes.size() > kFrameBytesMax || next == frames_) {
-    return absl::InvalidArgumentError(absl::StrCat("frame ", next, " of ", frames_, " has ", bytes.size(),
-                                                   " bytes: 1 to ", kFrameBytesMax, " may be"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("frame ", next, " of ", frames_, " has ", bytes.size(),
+                     " bytes: 1 to ", kFrameBytesMax, " may be"));
   }
   return TakeFrame({bytes.data(), bytes.size(), false, nullptr}, false);
 }
 
 absl::Status Reception::CheckBatch(const v1::HandOffRequest& request) const {
   if (request.first() != next_) {
-    return absl::InvalidArgumentError(absl::StrCat("a batch from ", request.first(), " on, and ", next_, " is next"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a batch from ", request.first(), " on, and ", next_, " is next"));
   }
   const size_t count = request.batch_bytes_size();
   if (count > kBatchFramesMax || count > frames_ - next_) {
-    return absl::InvalidArgumentError(absl::StrCat("a batch of ", count, " frames of the ", frames_ - next_, " left"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a batch of ", count, " frames of the ", frames_ - next_, " left"));
   }
   uint64_t left = plan_.link == nullptr ? 0 : plan_.link->batch_bytes_max();
   for (const uint64_t bytes : request.batch_bytes()) {
@@ -150,30 +169,42 @@ absl::Status Reception::CheckBatch(const v1::HandOffRequest& request) const {
   return absl::OkStatus();
 }
 
-absl::Status Reception::StartBatch(const v1::HandOffRequest& request, HandoffStream* stream) {
+absl::Status Reception::StartBatch(const v1::HandOffRequest& request,
+                                   HandoffStream* stream) {
   {
     std::lock_guard lock(mutex_);
     absl::Status status =
-        plan_.link == nullptr ? absl::InvalidArgumentError("no batch was offered") : CheckBatch(request);
+        plan_.link == nullptr
+            ? absl::InvalidArgumentError("no batch was offered")
+            : CheckBatch(request);
     if (!status.ok()) return status;
     batch_runs_ = true;
   }
-  std::vector<uint64_t> frame_bytes(request.batch_bytes().begin(), request.batch_bytes().end());
+  std::vector<uint64_t> frame_bytes(request.batch_bytes().begin(),
+                                    request.batch_bytes().end());
   try {
-    batch_ = std::thread([this, stream, frame_bytes = std::move(frame_bytes)] { TakeBatch(frame_bytes, stream); });
+    batch_ = std::thread([this, stream, frame_bytes = std::move(frame_bytes)] {
+      TakeBatch(frame_bytes, stream);
+    });
   } catch (const std::system_error& error) {
-    GiveUpLink(absl::ResourceExhaustedError(absl::StrCat("no thread for a batch: ", error.what())));
+    GiveUpLink(absl::ResourceExhaustedError(
+        absl::StrCat("no thread for a batch: ", error.what())));
     Answer(stream, absl::OkStatus());
   }
   return absl::OkStatus();
 }
 
-void Reception::TakeBatch(const std::vector<uint64_t>& frame_bytes, HandoffStream* stream) {
-  absl::StatusOr<std::vector<HandoffFrame>> frames = absl::CancelledError("the link was given up before");
-  if (LinkBytesMax() > 0) frames = plan_.link->Receive(frame_bytes, absl::Now() + plan_.batch_patience);
+void Reception::TakeBatch(const std::vector<uint64_t>& frame_bytes,
+                          HandoffStream* stream) {
+  absl::StatusOr<std::vector<HandoffFrame>> frames =
+      absl::CancelledError("the link was given up before");
+  if (LinkBytesMax() > 0)
+    frames =
+        plan_.link->Receive(frame_bytes, absl::Now() + plan_.batch_patience);
   absl::Status refusal;
   if (frames.ok()) {
-    for (size_t i = 0; i < frames->size() && refusal.ok(); ++i) refusal = TakeFrame((*frames)[i], true);
+    for (size_t i = 0; i < frames->size() && refusal.ok(); ++i)
+      refusal = TakeFrame((*frames)[i], true);
     // Before the answer, upon which the next message may come.
     std::lock_guard lock(mutex_);
     batch_runs_ = false;
@@ -221,7 +252,8 @@ void Reception::GiveUpLink(const absl::Status& why) {
 
 uint64_t Reception::LinkBytesMax() const {
   std::lock_guard lock(mutex_);
-  const bool shared = plan_.link != nullptr && generation_ != 0 && plan_.link->generation() == generation_;
+  const bool shared = plan_.link != nullptr && generation_ != 0 &&
+                      plan_.link->generation() == generation_;
   return shared && !link_failed_ ? plan_.link->batch_bytes_max() : 0;
 }
 

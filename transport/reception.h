@@ -20,25 +20,31 @@
 
 namespace latentkv {
 
-using HandoffStream = grpc::ServerReaderWriter<v1::HandOffResponse, v1::HandOffRequest>;
+using HandoffStream =
+    grpc::ServerReaderWriter<v1::HandOffResponse, v1::HandOffRequest>;
 
 struct ReceptionPlan {
-  std::string transfer;        // 1 to kTransferNameBytesMax bytes; what the sender calls it.
-  uint64_t frames_held = 0;    // Of an earlier reception: those below are not sent again.
-  FrameSink* sink = nullptr;   // Outlives the reception.
-  DeviceLink* link = nullptr;  // Null: gRPC alone. Outlives the reception, and serves no other meanwhile.
+  // 1 to kTransferNameBytesMax bytes; what the sender calls it.
+  std::string transfer;
+  // Of an earlier reception: those below are not sent again.
+  uint64_t frames_held = 0;
+  FrameSink* sink = nullptr;  // Outlives the reception.
+  // Null: gRPC alone. Outlives the reception, and serves no other meanwhile.
+  DeviceLink* link = nullptr;
   absl::Duration batch_patience = kBatchPatience;
 };
 
-// What was taken stays taken when a stream breaks, whichever side died; the sender, or one that was started in its
-// place, goes on from there. Any thread.
+// What was taken stays taken when a stream breaks, whichever side died; the
+// sender, or one that was started in its place, goes on from there. Any thread.
 class Reception {
  public:
-  explicit Reception(ReceptionPlan plan) : plan_(std::move(plan)), next_(plan_.frames_held) {}
+  explicit Reception(ReceptionPlan plan)
+      : plan_(std::move(plan)), next_(plan_.frames_held) {}
   Reception(const Reception&) = delete;
   Reception& operator=(const Reception&) = delete;
 
-  // OK when the sink has every frame; what the sink answered if it refused one; DeadlineExceeded says how many came.
+  // OK when the sink has every frame; what the sink answered if it refused one;
+  // DeadlineExceeded says how many came.
   absl::Status Await(absl::Time deadline);
   uint64_t taken() const;
   // How many the transfer has, once all of them are taken; 0 before.
@@ -47,18 +53,24 @@ class Reception {
   // Why the link was given up; OK if it was not.
   absl::Status link_status() const;
 
-  // Serves one stream, from its `begin` on. A later one takes over from an earlier, which may hang.
-  grpc::Status Serve(grpc::ServerContext* context, HandoffStream* stream, const v1::HandOffBegin& begin);
+  // Serves one stream, from its `begin` on. A later one takes over from an
+  // earlier, which may hang.
+  grpc::Status Serve(grpc::ServerContext* context, HandoffStream* stream,
+                     const v1::HandOffBegin& begin);
   // Ends what is served. From its return on neither sink nor link is used.
   void Close();
 
  private:
-  bool Complete() const { return frames_ > 0 && next_ == frames_; }  // Under mutex_.
-  absl::Status Admit(grpc::ServerContext* context, const v1::HandOffBegin& begin);
+  // Under mutex_.
+  bool Complete() const { return frames_ > 0 && next_ == frames_; }
+  absl::Status Admit(grpc::ServerContext* context,
+                     const v1::HandOffBegin& begin);
   absl::Status TakeStreamed(const v1::HandOffRequest& request);
   absl::Status CheckBatch(const v1::HandOffRequest& request) const;
-  absl::Status StartBatch(const v1::HandOffRequest& request, HandoffStream* stream);
-  void TakeBatch(const std::vector<uint64_t>& frame_bytes, HandoffStream* stream);
+  absl::Status StartBatch(const v1::HandOffRequest& request,
+                          HandoffStream* stream);
+  void TakeBatch(const std::vector<uint64_t>& frame_bytes,
+                 HandoffStream* stream);
   void EndBatch();
   absl::Status TakeFrame(const HandoffFrame& frame, bool over_link);
   void GiveUpLink(const absl::Status& why);
@@ -66,7 +78,8 @@ class Reception {
   void Answer(HandoffStream* stream, const absl::Status& refusal);
 
   const ReceptionPlan plan_;
-  std::thread batch_;  // Of the stream that is served, as are frames_ and generation_ while it is.
+  // Of the stream that is served, as are frames_ and generation_ while it is.
+  std::thread batch_;
 
   mutable std::mutex mutex_;  // Of everything below.
   std::condition_variable changed_;

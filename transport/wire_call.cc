@@ -14,19 +14,25 @@
 namespace latentkv {
 namespace {
 
-// Received ahead of whoever takes messages: some round trips of the largest window that gRPC gives itself.
+// Received ahead of whoever takes messages: some round trips of the largest
+// window that gRPC gives itself.
 constexpr size_t kReceivedBytesMax = 8u << 20;
 
 }  // namespace
 
-// The state that the queue's thread and the caller's share. Each running operation holds it, which may be long after
-// the caller went away.
+// The state that the queue's thread and the caller's share. Each running
+// operation holds it, which may be long after the caller went away.
 class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
  public:
-  explicit Exchange(absl::Time deadline) : deadline_(absl::ToChronoTime(deadline)) { context_.set_deadline(deadline_); }
+  explicit Exchange(absl::Time deadline)
+      : deadline_(absl::ToChronoTime(deadline)) {
+    context_.set_deadline(deadline_);
+  }
 
-  void Start(const std::shared_ptr<grpc::Channel>& channel, const char* method) {
-    stream_ = grpc::GenericStub(channel).PrepareCall(&context_, method, ClientQueue());
+  void Start(const std::shared_ptr<grpc::Channel>& channel,
+             const char* method) {
+    stream_ = grpc::GenericStub(channel).PrepareCall(&context_, method,
+                                                     ClientQueue());
     stream_->StartCall(Begin(&send_));
     stream_->Read(&incoming_, Begin(&read_));
   }
@@ -63,7 +69,8 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
     std::unique_lock lock(mutex_);
     Await(&lock, [this] { return done_; });
     if (cancelled_) return absl::CancelledError("cancelled");
-    if (!done_) return absl::DeadlineExceededError("the daemon did not answer in time");
+    if (!done_)
+      return absl::DeadlineExceededError("the daemon did not answer in time");
     return FromGrpc(status_);
   }
 
@@ -94,10 +101,12 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
     void (Exchange::*const then_)(bool);
     std::shared_ptr<Exchange> exchange_;
   };
-  void* Begin(Operation* operation) { return operation->Begin(shared_from_this()); }
+  void* Begin(Operation* operation) {
+    return operation->Begin(shared_from_this());
+  }
 
-  // Waits until what is being sent has been taken, and whether more can be. What is not taken by the deadline is left
-  // behind, and ends sending.
+  // Waits until what is being sent has been taken, and whether more can be.
+  // What is not taken by the deadline is left behind, and ends sending.
   bool AwaitSent() {
     std::unique_lock lock(mutex_);
     Await(&lock, [this] { return !sending_; });
@@ -113,7 +122,8 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
   // Until `condition`, the deadline or a cancel.
   template <typename Condition>
   void Await(std::unique_lock<std::mutex>* lock, Condition condition) {
-    changed_.wait_until(*lock, deadline_, [&] { return cancelled_ || condition(); });
+    changed_.wait_until(*lock, deadline_,
+                        [&] { return cancelled_ || condition(); });
   }
   void OnRead(bool ok) {
     {
@@ -151,8 +161,10 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
   grpc::ByteBuffer incoming_;  // Of the read that runs.
-  grpc::Status status_;        // Of the finish that runs, and to be read when it is done.
-  Operation send_{&Exchange::OnSend}, read_{&Exchange::OnRead}, finish_{&Exchange::OnFinish};
+  // Of the finish that runs, and to be read when it is done.
+  grpc::Status status_;
+  Operation send_{&Exchange::OnSend}, read_{&Exchange::OnRead},
+      finish_{&Exchange::OnFinish};
 
   std::mutex mutex_;  // Of everything below.
   std::condition_variable changed_;
@@ -166,10 +178,13 @@ class WireCall::Exchange final : public std::enable_shared_from_this<Exchange> {
   bool done_ = false;
 };
 
-WireCall::WireCall(const std::shared_ptr<grpc::Channel>& channel, const char* method, const CallLimits& limits)
-    : exchange_(std::make_shared<Exchange>(limits.deadline)), cancel_(limits.cancel) {
+WireCall::WireCall(const std::shared_ptr<grpc::Channel>& channel,
+                   const char* method, const CallLimits& limits)
+    : exchange_(std::make_shared<Exchange>(limits.deadline)),
+      cancel_(limits.cancel) {
   exchange_->Start(channel, method);
-  if (cancel_ != nullptr) hook_ = cancel_->Hook([exchange = exchange_.get()] { exchange->Cancel(); });
+  if (cancel_ != nullptr)
+    hook_ = cancel_->Hook([exchange = exchange_.get()] { exchange->Cancel(); });
 }
 
 WireCall::~WireCall() {
@@ -177,9 +192,13 @@ WireCall::~WireCall() {
   exchange_->Cancel();
 }
 
-bool WireCall::Send(const grpc::ByteBuffer& message) { return exchange_->Send(message); }
+bool WireCall::Send(const grpc::ByteBuffer& message) {
+  return exchange_->Send(message);
+}
 void WireCall::SendDone() { exchange_->SendDone(); }
-bool WireCall::Receive(grpc::ByteBuffer* message) { return exchange_->Receive(message); }
+bool WireCall::Receive(grpc::ByteBuffer* message) {
+  return exchange_->Receive(message);
+}
 absl::Status WireCall::Finish() { return exchange_->Finish(); }
 
 }  // namespace latentkv

@@ -11,9 +11,10 @@
 
 namespace latentkv {
 
-// "host:port" or "unix:/path". Does not connect: a server that is away shows as Unavailable in each call.
-// InvalidArgument for an address of another form.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenWireChannel(absl::string_view address);
+// "host:port" or "unix:/path". Does not connect: a server that is away shows as
+// Unavailable in each call. InvalidArgument for an address of another form.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenWireChannel(
+    absl::string_view address);
 
 }  // namespace latentkv
 

@@ -48,13 +48,17 @@ absl::Status NotNull(const void* pointer, const char* name) {
   return absl::InvalidArgumentError(absl::StrCat(name, " is NULL"));
 }
 
-absl::Status CheckStructBytes(size_t struct_bytes, size_t expected, const char* name) {
+absl::Status CheckStructBytes(size_t struct_bytes, size_t expected,
+                              const char* name) {
   if (struct_bytes == expected) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, ".struct_bytes is ", struct_bytes, ", not ", expected,
-                                                 ": the caller was built for another version"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ".struct_bytes is ", struct_bytes, ", not ", expected,
+                   ": the caller was built for another version"));
 }
 
-std::string TextOr(const char* text, const char* otherwise) { return text == nullptr ? otherwise : text; }
+std::string TextOr(const char* text, const char* otherwise) {
+  return text == nullptr ? otherwise : text;
+}
 
 Digest DigestAt(const uint8_t* bytes) {
   Digest digest;
@@ -62,20 +66,25 @@ Digest DigestAt(const uint8_t* bytes) {
   return digest;
 }
 
-absl::StatusOr<Geometry> GeometryOf(const latentkv_layer* layers, uint32_t layer_count) {
+absl::StatusOr<Geometry> GeometryOf(const latentkv_layer* layers,
+                                    uint32_t layer_count) {
   absl::Status status = NotNull(layers, "layers");
   if (!status.ok()) return status;
   if (layer_count > kLayersMax) {
-    return absl::InvalidArgumentError(absl::StrCat(layer_count, " layers; at most ", kLayersMax));
+    return absl::InvalidArgumentError(
+        absl::StrCat(layer_count, " layers; at most ", kLayersMax));
   }
   Geometry geometry;
   for (uint32_t i = 0; i < layer_count; ++i) {
     const latentkv_layer& from = layers[i];
-    if (from.rotary_dim > from.head_dim || from.head_dim > kChannelsMax || from.dtype > 0xff || from.pairing > 0xff) {
-      return absl::InvalidArgumentError(absl::StrCat("layer ", i, " has a field out of bounds"));
+    if (from.rotary_dim > from.head_dim || from.head_dim > kChannelsMax ||
+        from.dtype > 0xff || from.pairing > 0xff) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", i, " has a field out of bounds"));
     }
     const uint32_t pairs = from.rotary_dim / 2;
-    if (pairs > 0) status = NotNull(from.inverse_frequencies, "inverse_frequencies");
+    if (pairs > 0)
+      status = NotNull(from.inverse_frequencies, "inverse_frequencies");
     if (!status.ok()) return status;
     LayerGeometry& layer = geometry.layers.emplace_back();
     layer.kv_heads = from.kv_heads;
@@ -85,12 +94,14 @@ absl::StatusOr<Geometry> GeometryOf(const latentkv_layer* layers, uint32_t layer
     layer.rotary_scale = from.rotary_scale;
     layer.window = from.window;
     layer.dtype = static_cast<DType>(from.dtype);
-    layer.inverse_frequencies.assign(from.inverse_frequencies, from.inverse_frequencies + pairs);
+    layer.inverse_frequencies.assign(from.inverse_frequencies,
+                                     from.inverse_frequencies + pairs);
   }
   return geometry;
 }
 
-absl::Status CopyOut(const void* bytes, size_t count, uint8_t** copy, size_t* copy_bytes) {
+absl::Status CopyOut(const void* bytes, size_t count, uint8_t** copy,
+                     size_t* copy_bytes) {
   auto* memory = static_cast<uint8_t*>(std::malloc(std::max<size_t>(count, 1)));
   if (memory == nullptr) return absl::ResourceExhaustedError("out of memory");
   if (count > 0) std::memcpy(memory, bytes, count);

@@ -9,8 +9,9 @@
 
 namespace latentkv {
 
-// Writes `bytes` beside `path`, syncs, and gives the file its name, replacing what had it. On an error, which carries
-// the system's code, nothing is left and `path` is as it was.
+// Writes `bytes` beside `path`, syncs, and gives the file its name, replacing
+// what had it. On an error, which carries the system's code, nothing is left
+// and `path` is as it was.
 absl::Status WriteWholeFile(const std::string& path, ByteSpan bytes);
 
 }  // namespace latentkv

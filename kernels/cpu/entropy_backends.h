@@ -1,5 +1,6 @@
-// The decoders behind DecodeSymbols, one a backend. Each starts from the states of the 32 lanes, leaves the final ones
-// in `states`, and returns whether exactly all of `words` was used; it reads nothing else.
+// The decoders behind DecodeSymbols, one a backend. Each starts from the states
+// of the 32 lanes, leaves the final ones in `states`, and returns whether
+// exactly all of `words` was used; it reads nothing else.
 #ifndef LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
 #define LATENTKV_KERNELS_CPU_ENTROPY_BACKENDS_H_
 
@@ -12,23 +13,31 @@
 
 namespace latentkv::kernels {
 
-inline constexpr size_t kGroupBytesMax = kEntropyLanes * sizeof(uint16_t);  // One word a lane.
+// One word a lane.
+inline constexpr size_t kGroupBytesMax = kEntropyLanes * sizeof(uint16_t);
 
 // `slots` [tables][kProbabilityOne] are those of MakeSlots.
-bool DecodePortable(const EntropyShape& shape, const uint32_t* slots, ByteSpan words, uint32_t* states,
-                    uint8_t* symbols);
-bool DecodeAvx2(const EntropyShape& shape, const uint32_t* slots, ByteSpan words, uint32_t* states, uint8_t* symbols);
-bool DecodeAvx512(const EntropyShape& shape, const uint32_t* slots, ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodePortable(const EntropyShape& shape, const uint32_t* slots,
+                    ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodeAvx2(const EntropyShape& shape, const uint32_t* slots,
+                ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodeAvx512(const EntropyShape& shape, const uint32_t* slots,
+                  ByteSpan words, uint32_t* states, uint8_t* symbols);
 
-// Exponents of a channel lie close together: tables without symbols from here on fit registers.
+// Exponents of a channel lie close together: tables without symbols from here
+// on fit registers.
 inline constexpr uint32_t kFewSymbols = 32;
 // If SymbolsAreFew: looks symbols up in registers.
-bool DecodeFewAvx512(const EntropyShape& shape, ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodeFewAvx512(const EntropyShape& shape, ByteSpan words,
+                     uint32_t* states, uint8_t* symbols);
 
-// What RansEncoder gives; false if a symbol has frequency 0, then `coded` stays as it is.
-bool EncodeAvx512(const EntropyShape& shape, const uint8_t* symbols, Bytes* coded);
+// What RansEncoder gives; false if a symbol has frequency 0, then `coded` stays
+// as it is.
+bool EncodeAvx512(const EntropyShape& shape, const uint8_t* symbols,
+                  Bytes* coded);
 
-// Unnamed: each backend compiles this for its own instruction set, and the linker must not merge them.
+// Unnamed: each backend compiles this for its own instruction set, and the
+// linker must not merge them.
 namespace {
 
 inline bool SymbolsAreFew(const EntropyShape& shape) {
@@ -38,14 +47,17 @@ inline bool SymbolsAreFew(const EntropyShape& shape) {
   return true;
 }
 
-// Where the next word lies, for decoders that load 32 words and use some: near the end the rest moves to a padded copy.
+// Where the next word lies, for decoders that load 32 words and use some: near
+// the end the rest moves to a padded copy.
 class WordCursor {
  public:
-  explicit WordCursor(ByteSpan words) : next_(words.data()), end_(words.data() + words.size()) {}
-  // Call before each group of 32 symbols; after true, kGroupBytesMax bytes at next() can be read. False: words used up
-  // that were not there.
+  explicit WordCursor(ByteSpan words)
+      : next_(words.data()), end_(words.data() + words.size()) {}
+  // Call before each group of 32 symbols; after true, kGroupBytesMax bytes at
+  // next() can be read. False: words used up that were not there.
   bool Prepare() {
-    if (end_ - next_ >= static_cast<ptrdiff_t>(kGroupBytesMax)) [[likely]] return true;
+    if (end_ - next_ >= static_cast<ptrdiff_t>(kGroupBytesMax)) [[likely]]
+      return true;
     if (in_tail_) return next_ <= end_;
     const size_t rest = end_ - next_;
     if (rest > 0) std::memcpy(tail_, next_, rest);

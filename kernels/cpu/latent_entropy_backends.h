@@ -11,16 +11,21 @@
 namespace latentkv::kernels {
 
 // `latents` are class_of_row.size() rows of kBlockTokens.
-CodedLatents EncodeLatentsPortable(const LatentTables& tables, absl::Span<const uint8_t> class_of_row,
+CodedLatents EncodeLatentsPortable(const LatentTables& tables,
+                                   absl::Span<const uint8_t> class_of_row,
                                    const int16_t* latents);
-CodedLatents EncodeLatentsAvx512(const LatentTables& tables, absl::Span<const uint8_t> class_of_row,
+CodedLatents EncodeLatentsAvx512(const LatentTables& tables,
+                                 absl::Span<const uint8_t> class_of_row,
                                  const int16_t* latents);
 
-bool DecodeLatentsPortable(const LatentTables& tables, absl::Span<const uint8_t> class_of_row, ByteSpan words,
-                           uint32_t* states, uint8_t* symbols);
-bool DecodeLatentsAvx2(const LatentTables& tables, absl::Span<const uint8_t> class_of_row, ByteSpan words,
+bool DecodeLatentsPortable(const LatentTables& tables,
+                           absl::Span<const uint8_t> class_of_row,
+                           ByteSpan words, uint32_t* states, uint8_t* symbols);
+bool DecodeLatentsAvx2(const LatentTables& tables,
+                       absl::Span<const uint8_t> class_of_row, ByteSpan words,
                        uint32_t* states, uint8_t* symbols);
-bool DecodeLatentsAvx512(const LatentTables& tables, absl::Span<const uint8_t> class_of_row, ByteSpan words,
+bool DecodeLatentsAvx512(const LatentTables& tables,
+                         absl::Span<const uint8_t> class_of_row, ByteSpan words,
                          uint32_t* states, uint8_t* symbols);
 
 }  // namespace latentkv::kernels

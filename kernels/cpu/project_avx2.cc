@@ -8,15 +8,19 @@
 
 namespace latentkv::kernels {
 
-float WeighAvx2(const float* values, const float* base, const float* root_weight, size_t count, float* weighted) {
+float WeighAvx2(const float* values, const float* base,
+                const float* root_weight, size_t count, float* weighted) {
   __m256i largest = _mm256_setzero_si256();
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   size_t c = 0;
   for (; c + 8 <= count; c += 8) {
-    const __m256 left = _mm256_sub_ps(_mm256_loadu_ps(values + c), _mm256_loadu_ps(base + c));
-    const __m256 product = _mm256_mul_ps(left, _mm256_loadu_ps(root_weight + c));
+    const __m256 left =
+        _mm256_sub_ps(_mm256_loadu_ps(values + c), _mm256_loadu_ps(base + c));
+    const __m256 product =
+        _mm256_mul_ps(left, _mm256_loadu_ps(root_weight + c));
     _mm256_storeu_ps(weighted + c, product);
-    largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(product), magnitude));
+    largest = _mm256_max_epi32(
+        largest, _mm256_and_si256(_mm256_castps_si256(product), magnitude));
   }
   alignas(32) int32_t lanes[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), largest);
@@ -28,23 +32,31 @@ float WeighAvx2(const float* values, const float* base, const float* root_weight
   return std::bit_cast<float>(bits);
 }
 
-void RoundAvx2(const float* weighted, float factor, size_t count, int16_t* whole) {
+void RoundAvx2(const float* weighted, float factor, size_t count,
+               int16_t* whole) {
   const __m256 factors = _mm256_set1_ps(factor);
   size_t c = 0;
   for (; c + 16 <= count; c += 16) {
-    const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(weighted + c), factors));
-    const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(weighted + c + 8), factors));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(whole + c),
-                        _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+    const __m256i low = _mm256_cvtps_epi32(
+        _mm256_mul_ps(_mm256_loadu_ps(weighted + c), factors));
+    const __m256i high = _mm256_cvtps_epi32(
+        _mm256_mul_ps(_mm256_loadu_ps(weighted + c + 8), factors));
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(whole + c),
+        _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
   }
-  for (; c < count; ++c) whole[c] = static_cast<int16_t>(RoundSmall(weighted[c] * factor));
+  for (; c < count; ++c)
+    whole[c] = static_cast<int16_t>(RoundSmall(weighted[c] * factor));
 }
 
-float WeightedDistanceAvx2(const float* a, const float* b, const float* weight, size_t count) {
+float WeightedDistanceAvx2(const float* a, const float* b, const float* weight,
+                           size_t count) {
   static_assert(kDistanceLanes == 16);
   const auto term = [&](size_t c) {
-    const __m256 difference = _mm256_sub_ps(_mm256_loadu_ps(a + c), _mm256_loadu_ps(b + c));
-    return _mm256_mul_ps(_mm256_loadu_ps(weight + c), _mm256_mul_ps(difference, difference));
+    const __m256 difference =
+        _mm256_sub_ps(_mm256_loadu_ps(a + c), _mm256_loadu_ps(b + c));
+    return _mm256_mul_ps(_mm256_loadu_ps(weight + c),
+                         _mm256_mul_ps(difference, difference));
   };
   __m256 low = _mm256_setzero_ps(), high = low;
   size_t c = 0;

@@ -6,8 +6,10 @@
 
 namespace latentkv::kernels {
 
-float WeighPortable(const float* values, const float* base, const float* root_weight, size_t count, float* weighted) {
-  // As integers magnitudes have the same order, and NaN lies above infinity: a loop that becomes vectors.
+float WeighPortable(const float* values, const float* base,
+                    const float* root_weight, size_t count, float* weighted) {
+  // As integers magnitudes have the same order, and NaN lies above infinity: a
+  // loop that becomes vectors.
   int32_t bits = 0;
   for (size_t c = 0; c < count; ++c) {
     weighted[c] = (values[c] - base[c]) * root_weight[c];
@@ -16,11 +18,14 @@ float WeighPortable(const float* values, const float* base, const float* root_we
   return std::bit_cast<float>(bits);
 }
 
-void RoundPortable(const float* weighted, float factor, size_t count, int16_t* whole) {
-  for (size_t c = 0; c < count; ++c) whole[c] = static_cast<int16_t>(RoundSmall(weighted[c] * factor));
+void RoundPortable(const float* weighted, float factor, size_t count,
+                   int16_t* whole) {
+  for (size_t c = 0; c < count; ++c)
+    whole[c] = static_cast<int16_t>(RoundSmall(weighted[c] * factor));
 }
 
-float WeightedDistancePortable(const float* a, const float* b, const float* weight, size_t count) {
+float WeightedDistancePortable(const float* a, const float* b,
+                               const float* weight, size_t count) {
   float sums[kDistanceLanes] = {};
   for (size_t first = 0; first < count; first += kDistanceLanes) {
     const size_t lanes = std::min(kDistanceLanes, count - first);

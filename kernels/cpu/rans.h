@@ -1,4 +1,5 @@
-// The stream of words and states that all entropy coders of kernels/ share: docs/formats/entropy.md.
+// The stream of words and states that all entropy coders of kernels/ share:
+// docs/formats/entropy.md.
 #ifndef LATENTKV_KERNELS_CPU_RANS_H_
 #define LATENTKV_KERNELS_CPU_RANS_H_
 
@@ -14,7 +15,8 @@
 
 namespace latentkv::kernels {
 
-inline constexpr uint32_t kEntropyStart = 1u << 16;  // Every state lies in [2^16, 2^32).
+// Every state lies in [2^16, 2^32).
+inline constexpr uint32_t kEntropyStart = 1u << 16;
 inline constexpr uint32_t kWordBits = 16;
 inline constexpr size_t kStateBytes = kEntropyLanes * sizeof(uint32_t);
 
@@ -42,11 +44,14 @@ class RansEncoder {
 
 using RansStates = std::array<uint32_t, kEntropyLanes>;
 
-// Decodes one symbol under a table's `slots`, moving the lane's state and, if it wants a word, `next`. False if there is
-// none left. Unnamed: each backend compiles this for its own instruction set, and the linker must not merge them.
+// Decodes one symbol under a table's `slots`, moving the lane's state and, if
+// it wants a word, `next`. False if there is none left. Unnamed: each backend
+// compiles this for its own instruction set, and the linker must not merge
+// them.
 namespace {
 
-inline bool DecodeSymbol(const uint32_t* slots, uint32_t* state, const uint8_t** next, const uint8_t* end,
+inline bool DecodeSymbol(const uint32_t* slots, uint32_t* state,
+                         const uint8_t** next, const uint8_t* end,
                          uint8_t* symbol) {
   uint32_t x = *state;
   const uint32_t slot = slots[x & (kProbabilityOne - 1)];
@@ -65,9 +70,11 @@ inline bool DecodeSymbol(const uint32_t* slots, uint32_t* state, const uint8_t**
 
 }  // namespace
 
-// The words of `coded`, and its states. DataLoss for bytes that no encoder writes.
+// The words of `coded`, and its states. DataLoss for bytes that no encoder
+// writes.
 absl::StatusOr<ByteSpan> OpenStream(ByteSpan coded, RansStates* states);
-// DataLoss unless a decoder used all words (`exact`) and came to the start state in every lane.
+// DataLoss unless a decoder used all words (`exact`) and came to the start
+// state in every lane.
 absl::Status CheckStreamEnd(bool exact, const RansStates& states);
 
 }  // namespace latentkv::kernels

@@ -1,4 +1,5 @@
-// The loops behind kernels/rotary.h, one a backend: AVX-512 machines use the AVX2 ones, which memory already limits.
+// The loops behind kernels/rotary.h, one a backend: AVX-512 machines use the
+// AVX2 ones, which memory already limits.
 #ifndef LATENTKV_KERNELS_CPU_ROTARY_BACKENDS_H_
 #define LATENTKV_KERNELS_CPU_ROTARY_BACKENDS_H_
 
@@ -7,9 +8,12 @@
 
 namespace latentkv::kernels {
 
-// One head: pairs (i, i + pairs) if halves, else (2i, 2i + 1). `undo` turns the other way.
-void RotateHeadPortable(float* head, const float* cosine, const float* sine, uint32_t pairs, bool halves, bool undo);
-void RotateHeadAvx2(float* head, const float* cosine, const float* sine, uint32_t pairs, bool halves, bool undo);
+// One head: pairs (i, i + pairs) if halves, else (2i, 2i + 1). `undo` turns the
+// other way.
+void RotateHeadPortable(float* head, const float* cosine, const float* sine,
+                        uint32_t pairs, bool halves, bool undo);
+void RotateHeadAvx2(float* head, const float* cosine, const float* sine,
+                    uint32_t pairs, bool halves, bool undo);
 
 uint16_t Bf16FromFloat(float value);
 uint16_t Fp16FromFloat(float value);

@@ -6,9 +6,10 @@
 
 namespace latentkv::kernels {
 
-// to[column][row] = from[row][column]. Strides are of rows of `from` and of `to`, in bytes; nothing need be aligned.
-void Transpose16(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride, uint32_t rows,
-                 uint32_t columns);
+// to[column][row] = from[row][column]. Strides are of rows of `from` and of
+// `to`, in bytes; nothing need be aligned.
+void Transpose16(const uint8_t* from, int64_t from_stride, uint8_t* to,
+                 int64_t to_stride, uint32_t rows, uint32_t columns);
 
 }  // namespace latentkv::kernels
 

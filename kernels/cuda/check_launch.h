@@ -11,16 +11,20 @@
 
 namespace latentkv::cuda {
 
-// ResourceExhausted if memory ran out, Internal with CUDA's text otherwise. `what` was being done.
+// ResourceExhausted if memory ran out, Internal with CUDA's text otherwise.
+// `what` was being done.
 inline absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
   cudaGetLastError();  // It is told here, and not again by the next launch.
   const std::string text = absl::StrCat(what, ": ", cudaGetErrorString(error));
-  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(text) : absl::InternalError(text);
+  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(text)
+                                            : absl::InternalError(text);
 }
 
 // Of the launch just made.
-inline absl::Status LaunchStatus(absl::string_view what) { return CudaStatus(cudaGetLastError(), what); }
+inline absl::Status LaunchStatus(absl::string_view what) {
+  return CudaStatus(cudaGetLastError(), what);
+}
 
 }  // namespace latentkv::cuda
 

@@ -1,4 +1,5 @@
-// What the parts of a CUDA device share: the thread's current device, and events.
+// What the parts of a CUDA device share: the thread's current device, and
+// events.
 #ifndef LATENTKV_KERNELS_CUDA_CUDA_EVENT_H_
 #define LATENTKV_KERNELS_CUDA_CUDA_EVENT_H_
 
@@ -14,13 +15,16 @@
 
 namespace latentkv {
 
-// By the rate of the bus a copy of a section takes some 20 us: waking from a sleep costs more. What takes longer waits
-// for the engine, whose cores it should not take.
-inline constexpr std::chrono::microseconds kSpinDuration{100}, kSleepDuration{50};
+// By the rate of the bus a copy of a section takes some 20 us: waking from a
+// sleep costs more. What takes longer waits for the engine, whose cores it
+// should not take.
+inline constexpr std::chrono::microseconds kSpinDuration{100},
+    kSleepDuration{50};
 
 using cuda::CudaStatus;
 
-// Makes a device the thread's current one, and gives the engine's thread back what was.
+// Makes a device the thread's current one, and gives the engine's thread back
+// what was.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int number) {
@@ -44,11 +48,13 @@ class CurrentDevice {
 
 class CudaEvent final : public DeviceEvent {
  public:
-  static absl::StatusOr<std::shared_ptr<CudaEvent>> RecordedIn(cudaStream_t stream, int device) {
+  static absl::StatusOr<std::shared_ptr<CudaEvent>> RecordedIn(
+      cudaStream_t stream, int device) {
     CurrentDevice current(device);
     if (!current.status().ok()) return current.status();
     auto event = std::make_shared<CudaEvent>();
-    cudaError_t error = cudaEventCreateWithFlags(&event->event_, cudaEventDisableTiming);
+    cudaError_t error =
+        cudaEventCreateWithFlags(&event->event_, cudaEventDisableTiming);
     if (error == cudaSuccess) error = cudaEventRecord(event->event_, stream);
     absl::Status status = CudaStatus(error, "marking a point in a stream");
     if (!status.ok()) return status;
@@ -71,7 +77,8 @@ class CudaEvent final : public DeviceEvent {
   }
   // `stream` waits for it.
   absl::Status HoldsUp(cudaStream_t stream) const {
-    return CudaStatus(cudaStreamWaitEvent(stream, event_, 0), "making a stream wait");
+    return CudaStatus(cudaStreamWaitEvent(stream, event_, 0),
+                      "making a stream wait");
   }
 
  private:

@@ -13,18 +13,22 @@
 
 namespace latentkv::cuda {
 
-// Runs `work(stream)` on a stream of its own, and waits for it alone: what it has done is there for every stream.
+// Runs `work(stream)` on a stream of its own, and waits for it alone: what it
+// has done is there for every stream.
 template <typename Work>
 absl::Status OnOwnStream(Work work) {
   cudaStream_t stream = nullptr;
   cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = work(stream);
-  const cudaError_t over = stream == nullptr ? cudaSuccess : cudaStreamSynchronize(stream);
+  const cudaError_t over =
+      stream == nullptr ? cudaSuccess : cudaStreamSynchronize(stream);
   if (stream != nullptr) cudaStreamDestroy(stream);
-  return CudaStatus(error == cudaSuccess ? over : error, "filling device memory");
+  return CudaStatus(error == cudaSuccess ? over : error,
+                    "filling device memory");
 }
 
-// Of trivial type, not initialised. Movable. The device it was made on must be current where it is destroyed.
+// Of trivial type, not initialised. Movable. The device it was made on must be
+// current where it is destroyed.
 template <typename T>
 class DeviceArray {
  public:
@@ -41,8 +45,11 @@ class DeviceArray {
   static absl::StatusOr<DeviceArray> Make(size_t size) {
     DeviceArray array;
     void* memory = nullptr;
-    const cudaError_t error = cudaMalloc(&memory, (size == 0 ? 1 : size) * sizeof(T));
-    if (error != cudaSuccess) return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of device memory"));
+    const cudaError_t error =
+        cudaMalloc(&memory, (size == 0 ? 1 : size) * sizeof(T));
+    if (error != cudaSuccess)
+      return CudaStatus(
+          error, absl::StrCat(size * sizeof(T), " bytes of device memory"));
     array.data_ = static_cast<T*>(memory);
     array.size_ = size;
     return array;
@@ -52,7 +59,9 @@ class DeviceArray {
     absl::StatusOr<DeviceArray> array = Make(host.size());
     if (!array.ok()) return array;
     absl::Status status = OnOwnStream([&](cudaStream_t stream) {
-      return cudaMemcpyAsync(array->data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
+      return cudaMemcpyAsync(array->data(), host.data(),
+                             host.size() * sizeof(T), cudaMemcpyHostToDevice,
+                             stream);
     });
     if (!status.ok()) return status;
     return array;
@@ -84,8 +93,11 @@ class PinnedArray {
   static absl::StatusOr<PinnedArray> Make(size_t size) {
     PinnedArray array;
     void* memory = nullptr;
-    const cudaError_t error = cudaMallocHost(&memory, (size == 0 ? 1 : size) * sizeof(T));
-    if (error != cudaSuccess) return CudaStatus(error, absl::StrCat(size * sizeof(T), " bytes of pinned memory"));
+    const cudaError_t error =
+        cudaMallocHost(&memory, (size == 0 ? 1 : size) * sizeof(T));
+    if (error != cudaSuccess)
+      return CudaStatus(
+          error, absl::StrCat(size * sizeof(T), " bytes of pinned memory"));
     array.data_ = static_cast<T*>(memory);
     array.size_ = size;
     return array;
@@ -107,15 +119,18 @@ struct MirroredArray {
   DeviceArray<T> device;
 
   T* data() const { return device.data(); }
-  // Elements [first, first + count), which must stay as they are until the stream has passed.
+  // Elements [first, first + count), which must stay as they are until the
+  // stream has passed.
   absl::Status Upload(size_t first, size_t count, cudaStream_t stream) const {
-    return CudaStatus(cudaMemcpyAsync(device.data() + first, host.data() + first, count * sizeof(T),
-                                      cudaMemcpyHostToDevice, stream),
-                      "copying to the device");
+    return CudaStatus(
+        cudaMemcpyAsync(device.data() + first, host.data() + first,
+                        count * sizeof(T), cudaMemcpyHostToDevice, stream),
+        "copying to the device");
   }
 };
 
-// Arrays of a batch, one behind the other in both, so that few copies bring what the host wrote to the device.
+// Arrays of a batch, one behind the other in both, so that few copies bring
+// what the host wrote to the device.
 class MirroredArena {
  public:
   template <typename T>
@@ -131,7 +146,8 @@ class MirroredArena {
   }
 
   MirroredArena() = default;
-  explicit MirroredArena(MirroredArray<uint8_t> memory) : memory_(std::move(memory)) {}
+  explicit MirroredArena(MirroredArray<uint8_t> memory)
+      : memory_(std::move(memory)) {}
 
   // From the first byte again.
   void Clear() { taken_ = uploaded_ = 0; }
@@ -143,7 +159,8 @@ class MirroredArena {
     taken_ += Bytes<T>(count);
     return array;
   }
-  // What was taken since the last one, which must stay as it is until the stream has passed.
+  // What was taken since the last one, which must stay as it is until the
+  // stream has passed.
   absl::Status Upload(cudaStream_t stream) {
     absl::Status status = memory_.Upload(uploaded_, taken_ - uploaded_, stream);
     uploaded_ = taken_;

@@ -32,7 +32,8 @@ struct DeviceGroup {
   uint32_t column = 0;  // Of its latents.
   uint32_t tile_count = 0;
   DeviceArray<ProductTile> tiles;
-  DeviceArray<float> mean, feature_scale, row_scale;  // As ProductParams has them.
+  // As ProductParams has them.
+  DeviceArray<float> mean, feature_scale, row_scale;
   DeviceArray<int8_t> decoder;  // [tile_count * kTileChannels][columns]
   CUtensorMap map;
 };
@@ -46,18 +47,24 @@ struct SectionBytes {
 // Of the device that was current when it was made. Thread-safe.
 class DeviceBasis {
  public:
-  // Waits for the device. `view` is used until it returns, but for view.classes, which is kept, and view.geometry, which
-  // must outlive the basis. Of each layer `heads` alone are restored, to pages that begin with their first; empty: all.
-  // Unimplemented for a basis that the kernels do not take, ResourceExhausted.
-  static absl::StatusOr<std::unique_ptr<DeviceBasis>> Create(const BasisView& view,
-                                                             absl::Span<const HeadRange> heads = {});
+  // Waits for the device. `view` is used until it returns, but for
+  // view.classes, which is kept, and view.geometry, which must outlive the
+  // basis. Of each layer `heads` alone are restored, to pages that begin with
+  // their first; empty: all. Unimplemented for a basis that the kernels do not
+  // take, ResourceExhausted.
+  static absl::StatusOr<std::unique_ptr<DeviceBasis>> Create(
+      const BasisView& view, absl::Span<const HeadRange> heads = {});
 
   const Geometry& geometry() const { return *geometry_; }
   DType dtype() const { return geometry_->layers[0].dtype; }
   const std::vector<DeviceGroup>& groups() const { return groups_; }
   uint32_t inherited_rank() const { return inherited_rank_; }
-  uint32_t inherited_tiles() const { return (inherited_rank_ + kRankTile - 1) / kRankTile; }
-  uint32_t feature_tiles() const { return (dims_ * history_ + kRankTile - 1) / kRankTile; }
+  uint32_t inherited_tiles() const {
+    return (inherited_rank_ + kRankTile - 1) / kRankTile;
+  }
+  uint32_t feature_tiles() const {
+    return (dims_ * history_ + kRankTile - 1) / kRankTile;
+  }
   uint32_t latent_stride() const { return latent_stride_; }
   uint32_t vocabulary() const { return vocabulary_; }
   uint32_t dims() const { return dims_; }
@@ -67,13 +74,17 @@ class DeviceBasis {
   // What a product with `group` takes from the basis; the rest is the batch's.
   ProductParams Product(uint32_t group) const;
   // Where the sinks of `group` begin among known sinks number `index`.
-  uint32_t SinkOffset(uint32_t index, uint32_t group) const { return index * sink_bytes_ + sink_offsets_[group]; }
+  uint32_t SinkOffset(uint32_t index, uint32_t group) const {
+    return index * sink_bytes_ + sink_offsets_[group];
+  }
   const DecodeGroup* decode_groups() const { return decode_groups_.data(); }
   SectionBytes BytesOf(uint32_t group) const { return bytes_of_groups_[group]; }
   const DecodeTables& tables() const { return tables_; }
   const uint32_t* columns() const { return columns_.data(); }
   const LayerShape* layers() const { return layers_.data(); }
-  const std::vector<uint32_t>& rotary_of_layer() const { return rotary_of_layer_; }
+  const std::vector<uint32_t>& rotary_of_layer() const {
+    return rotary_of_layer_;
+  }
   // Layers that rotate differently, by the index of their table.
   const std::vector<uint32_t>& rotary_layers() const { return rotary_layers_; }
 
@@ -87,7 +98,8 @@ class DeviceBasis {
   uint64_t bytes() const { return bytes_; }
 
  private:
-  // Three steps of a guard for each of a dozen profiles, in as many groups as models of today have.
+  // Three steps of a guard for each of a dozen profiles, in as many groups as
+  // models of today have.
   static constexpr size_t kModelsMax = 36 * 32;
   struct OwnedModel {
     DeviceArray<uint8_t> classes;
@@ -101,7 +113,8 @@ class DeviceBasis {
   const Geometry* geometry_ = nullptr;
   std::vector<HeadRange> heads_;  // Of each layer.
   std::vector<DeviceGroup> groups_;
-  uint32_t inherited_rank_ = 0, vocabulary_ = 0, dims_ = 0, history_ = 0, latent_stride_ = 0, sink_bytes_ = 0;
+  uint32_t inherited_rank_ = 0, vocabulary_ = 0, dims_ = 0, history_ = 0,
+           latent_stride_ = 0, sink_bytes_ = 0;
   std::vector<uint32_t> sink_offsets_;
   std::vector<SectionBytes> bytes_of_groups_;
   std::vector<uint32_t> rotary_of_layer_, rotary_layers_;

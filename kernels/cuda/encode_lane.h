@@ -12,9 +12,9 @@
 namespace latentkv {
 
 // As Device::OpenEncodeLane, on device `device`.
-absl::StatusOr<std::unique_ptr<EncodeLane>> OpenCudaEncodeLane(int device, const BasisView& basis,
-                                                               uint64_t header_bytes,
-                                                               const std::function<bool()>& cancelled);
+absl::StatusOr<std::unique_ptr<EncodeLane>> OpenCudaEncodeLane(
+    int device, const BasisView& basis, uint64_t header_bytes,
+    const std::function<bool()>& cancelled);
 
 }  // namespace latentkv
 

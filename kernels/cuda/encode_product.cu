@@ -9,18 +9,26 @@ constexpr float kResidualMax = 127;
 // Added to a whole number, its last byte is that number's.
 constexpr float kWholeBytes = 0x1.8p23f;
 
-// Signed bytes to floats, and those within [-127, 127] rounded to bytes: quicker than conversions are.
+// Signed bytes to floats, and those within [-127, 127] rounded to bytes:
+// quicker than conversions are.
 __device__ __forceinline__ float FloatOfByte(uint32_t word, uint32_t k) {
-  return __uint_as_float(__byte_perm(word ^ 0x80808080u, __float_as_uint(0x1p23f), 0x7540 | k)) - (0x1p23f + 128);
+  return __uint_as_float(__byte_perm(word ^ 0x80808080u,
+                                     __float_as_uint(0x1p23f), 0x7540 | k)) -
+         (0x1p23f + 128);
 }
-__device__ __forceinline__ uint32_t BytesOf(const float (&values)[4], float by) {
+__device__ __forceinline__ uint32_t BytesOf(const float (&values)[4],
+                                            float by) {
   uint32_t bits[4];
 #pragma unroll
-  for (uint32_t k = 0; k < 4; ++k) bits[k] = __float_as_uint(fmaf(values[k], by, kWholeBytes));
-  return __byte_perm(__byte_perm(bits[0], bits[1], 0x40), __byte_perm(bits[2], bits[3], 0x40), 0x5410);
+  for (uint32_t k = 0; k < 4; ++k)
+    bits[k] = __float_as_uint(fmaf(values[k], by, kWholeBytes));
+  return __byte_perm(__byte_perm(bits[0], bits[1], 0x40),
+                     __byte_perm(bits[2], bits[3], 0x40), 0x5410);
 }
 
-__device__ __forceinline__ bool IsFinite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
+__device__ __forceinline__ bool IsFinite(float value) {
+  return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
+}
 
 // Four floats of an address in shared memory, which has 32 bits.
 __device__ __forceinline__ float4 SharedFour(uint32_t address) {
@@ -35,11 +43,13 @@ __device__ __forceinline__ float4 SharedFour(uint32_t address) {
 struct ChunkFactors {
   float values[kChunkChannels];
   __device__ __forceinline__ ChunkFactors(const float* factors, uint32_t s) {
-    const uint32_t address = SharedAddress(factors) + (8 * s + threadIdx.x % 4) * sizeof(float4);
+    const uint32_t address =
+        SharedAddress(factors) + (8 * s + threadIdx.x % 4) * sizeof(float4);
 #pragma unroll
     for (uint32_t four = 0; four < 2; ++four) {
       const float4 f = SharedFour(address + 4 * four * sizeof(float4));
-      values[4 * four] = f.x, values[4 * four + 1] = f.y, values[4 * four + 2] = f.z, values[4 * four + 3] = f.w;
+      values[4 * four] = f.x, values[4 * four + 1] = f.y,
+                 values[4 * four + 2] = f.z, values[4 * four + 3] = f.w;
     }
   }
   __device__ __forceinline__ void Scale(float by) {
@@ -57,13 +67,16 @@ __device__ __forceinline__ uint32_t RowOfThread() {
   return threadIdx.x % product::kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4;
 }
 
-// Where a thread's four chunks of two tokens lie. All channels of a tile are of one part (product_tiles.cc).
+// Where a thread's four chunks of two tokens lie. All channels of a tile are of
+// one part (product_tiles.cc).
 struct Source {
   const uint8_t* tokens[2];  // Head 0, dimension 0.
   int64_t chunks[4];         // From there; negative: there is none.
   int64_t dim;
 
-  __device__ __forceinline__ Source(const DevicePart& part, const ProductTile& tile, const TokenSlot* slots)
+  __device__ __forceinline__ Source(const DevicePart& part,
+                                    const ProductTile& tile,
+                                    const TokenSlot* slots)
       : dim(part.dim) {
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
@@ -73,13 +86,16 @@ struct Source {
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
       const ChunkTarget target = tile.chunks[4 * s + threadIdx.x % 4];
-      chunks[s] = target.part < 0 ? -1 : target.head * part.head + target.dim * part.dim;
+      chunks[s] = target.part < 0
+                      ? -1
+                      : target.head * part.head + target.dim * part.dim;
     }
   }
   // Whether every chunk's values of kBytes lie together and are aligned.
   template <uint32_t kBytes, uint32_t kAlignment>
   __device__ __forceinline__ bool Together() const {
-    uint64_t places = reinterpret_cast<uintptr_t>(tokens[0]) | reinterpret_cast<uintptr_t>(tokens[1]);
+    uint64_t places = reinterpret_cast<uintptr_t>(tokens[0]) |
+                      reinterpret_cast<uintptr_t>(tokens[1]);
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) places |= chunks[s] < 0 ? 0 : chunks[s];
     return dim == kBytes / kChunkChannels && places % kAlignment == 0;
@@ -93,27 +109,37 @@ class Residual {
   using Params = ResidualParams;
   using Raw = RawChunk<kDType>;
   static constexpr uint32_t kRunTiles = kResidualTiles;
-  __device__ __forceinline__ Residual(const ProductParams& params, const Params& own, const product::Shared& shared)
-      : params_(params), own_(own), parts_(shared.parts), lane_(threadIdx.x % 32) {}
+  __device__ __forceinline__ Residual(const ProductParams& params,
+                                      const Params& own,
+                                      const product::Shared& shared)
+      : params_(params),
+        own_(own),
+        parts_(shared.parts),
+        lane_(threadIdx.x % 32) {}
 
   // Values come near while they are predicted.
-  __device__ __forceinline__ void Prepare(const product::TileData& data, uint32_t block_in_tile) const {
+  __device__ __forceinline__ void Prepare(const product::TileData& data,
+                                          uint32_t block_in_tile) const {
     const Source source = SourceOf(data, block_in_tile);
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
-        if (source.chunks[s] >= 0) asm volatile("prefetch.global.L2 [%0];" ::"l"(source.tokens[r] + source.chunks[s]));
+        if (source.chunks[s] >= 0)
+          asm volatile("prefetch.global.L2 [%0];" ::"l"(source.tokens[r] +
+                                                        source.chunks[s]));
       }
     }
   }
 
-  // A token at a time, so that what is loaded for one fits the registers beside all values.
+  // A token at a time, so that what is loaded for one fits the registers beside
+  // all values.
   __device__ __forceinline__ void operator()(const product::TileValues& tile) {
     const Source source = SourceOf(tile.data, tile.block_in_tile);
     const bool together = source.Together<Raw::kBytes, Raw::kAlignment>();
     DeviceRotary rotary = {};
-    if (tile.data.tile.turn != kTurnNone) rotary = params_.rotaries[tile.data.tile.rotary];
+    if (tile.data.tile.turn != kTurnNone)
+      rotary = params_.rotaries[tile.data.tile.rotary];
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
       Raw raw[4] = {};
@@ -131,11 +157,14 @@ class Residual {
 #pragma unroll
         for (uint32_t c = 0; c < 2; ++c) {
 #pragma unroll
-          for (uint32_t k = 0; k < kChunkChannels; ++k) loaded[c][k] = raw[s + 2 * c].At(k);
+          for (uint32_t k = 0; k < kChunkChannels; ++k)
+            loaded[c][k] = raw[s + 2 * c].At(k);
         }
-        if (tile.data.tile.turn != kTurnNone) Unturn(tile, rotary, r, s, loaded);
+        if (tile.data.tile.turn != kTurnNone)
+          Unturn(tile, rotary, r, s, loaded);
 #pragma unroll
-        for (uint32_t c = 0; c < 2; ++c) Subtract(tile, s + 2 * c, r, loaded[c], &left);
+        for (uint32_t c = 0; c < 2; ++c)
+          Subtract(tile, s + 2 * c, r, loaded[c], &left);
       }
       Finish(tile, r, left);
     }
@@ -156,15 +185,19 @@ class Residual {
     }
   };
 
-  __device__ __forceinline__ Source SourceOf(const product::TileData& data, uint32_t block_in_tile) const {
+  __device__ __forceinline__ Source SourceOf(const product::TileData& data,
+                                             uint32_t block_in_tile) const {
     // A tile's first chunk is always there.
-    const DevicePart& part = parts_[data.tile.chunks[0].part - params_.first_part];
-    return Source(part, data.tile, data.slots + block_in_tile * kBlockTokens + RowOfThread());
+    const DevicePart& part =
+        parts_[data.tile.chunks[0].part - params_.first_part];
+    return Source(part, data.tile,
+                  data.slots + block_in_tile * kBlockTokens + RowOfThread());
   }
 
   // Puts a chunk's residuals in the place of its predicted values.
-  __device__ __forceinline__ void Subtract(const product::TileValues& tile, uint32_t s, uint32_t r,
-                                           const float (&loaded)[kChunkChannels], Leftover* leftover) const {
+  __device__ __forceinline__ void Subtract(
+      const product::TileValues& tile, uint32_t s, uint32_t r,
+      const float (&loaded)[kChunkChannels], Leftover* leftover) const {
     ChunkFactors weights(tile.data.factor, s);
     const ChunkFactors means(tile.data.mean, s);
     weights.Scale(own_.inverse_step);
@@ -179,21 +212,27 @@ class Residual {
     }
   }
 
-  // Writes a token's share of a tile. If its largest is larger than that of the tiles before in the run, those are
-  // written anew in its units.
-  __device__ __forceinline__ void Finish(const product::TileValues& tile, uint32_t r, Leftover left) {
+  // Writes a token's share of a tile. If its largest is larger than that of the
+  // tiles before in the run, those are written anew in its units.
+  __device__ __forceinline__ void Finish(const product::TileValues& tile,
+                                         uint32_t r, Leftover left) {
     const uint32_t token = RowOfThread() + 8 * r;
     const size_t at = size_t{tile.block} * kBlockTokens + token;
-    const bool sink = tile.data.plans[tile.block_in_tile].first_token == 0 && token < kSinkTokens;
+    const bool sink = tile.data.plans[tile.block_in_tile].first_token == 0 &&
+                      token < kSinkTokens;
     left.Gather();
     // Sums that are numbers are of numbers.
     const bool numbers = IsFinite(left.with) && IsFinite(left.without);
-    if (!numbers) Rare(params_, parts_, own_, tile.data, tile.block_in_tile, tile.block, r, sink);
-    uint8_t* to = own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
+    if (!numbers)
+      Rare(params_, parts_, own_, tile.data, tile.block_in_tile, tile.block, r,
+           sink);
+    uint8_t* to = own_.residuals + at * own_.stride +
+                  tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
     float largest = sink || !numbers ? 0 : left.largest;
     if (const uint32_t before = tile.channels % kRunTiles; before > 0) {
       if (largest > largest_[r]) {
-        for (uint32_t t = 1; t <= before; ++t) Rescale(to - t * kTileChannels, largest_[r] / largest);
+        for (uint32_t t = 1; t <= before; ++t)
+          Rescale(to - t * kTileChannels, largest_[r] / largest);
       } else {
         largest = largest_[r];
       }
@@ -207,13 +246,16 @@ class Residual {
       for (uint32_t w = 0; w < 2; ++w) {
         float values[4];
 #pragma unroll
-        for (uint32_t k = 0; k < 4; ++k) values[k] = tile.values[4 * (4 * s + 2 * w + k / 2) + 2 * r + k % 2];
+        for (uint32_t k = 0; k < 4; ++k)
+          values[k] = tile.values[4 * (4 * s + 2 * w + k / 2) + 2 * r + k % 2];
         words[w] = BytesOf(values, inverse);
       }
-      *reinterpret_cast<uint2*>(to + 4 * s * kChunkChannels) = {words[0], words[1]};
+      *reinterpret_cast<uint2*>(to + 4 * s * kChunkChannels) = {words[0],
+                                                                words[1]};
     }
     if (lane_ % 4 != 0) return;
-    own_.units[size_t{tile.channels / kRunTiles} * own_.unit_stride + at] = largest / kResidualMax;
+    own_.units[size_t{tile.channels / kRunTiles} * own_.unit_stride + at] =
+        largest / kResidualMax;
     own_.energies[size_t{tile.channels} * params_.blocks * kBlockTokens + at] =
         sink ? float2{0, 0} : float2{left.with, left.without};
   }
@@ -222,38 +264,50 @@ class Residual {
   __device__ __forceinline__ static void Rescale(uint8_t* residuals, float by) {
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
-      uint2* chunk = reinterpret_cast<uint2*>(residuals + 4 * s * kChunkChannels);
+      uint2* chunk =
+          reinterpret_cast<uint2*>(residuals + 4 * s * kChunkChannels);
       const uint2 from = *chunk;
       float values[2][4];
 #pragma unroll
-      for (uint32_t k = 0; k < 4; ++k) values[0][k] = FloatOfByte(from.x, k), values[1][k] = FloatOfByte(from.y, k);
+      for (uint32_t k = 0; k < 4; ++k)
+        values[0][k] = FloatOfByte(from.x, k),
+        values[1][k] = FloatOfByte(from.y, k);
       *chunk = {BytesOf(values[0], by), BytesOf(values[1], by)};
     }
   }
 
-  // Says what cannot be encoded so: numbers that are none, or whose residuals are none.
-  __device__ __noinline__ static void Rare(const ProductParams& params, const DevicePart* parts, const Params& own,
-                                           const product::TileData& data, uint32_t block_in_tile, uint32_t block,
-                                           uint32_t r, bool sink) {
+  // Says what cannot be encoded so: numbers that are none, or whose residuals
+  // are none.
+  __device__ __noinline__ static void Rare(
+      const ProductParams& params, const DevicePart* parts, const Params& own,
+      const product::TileData& data, uint32_t block_in_tile, uint32_t block,
+      uint32_t r, bool sink) {
     const uint32_t token = RowOfThread() + 8 * r;
-    const Source source(parts[data.tile.chunks[0].part - params.first_part], data.tile,
-                        data.slots + block_in_tile * kBlockTokens + RowOfThread());
+    const Source source(
+        parts[data.tile.chunks[0].part - params.first_part], data.tile,
+        data.slots + block_in_tile * kBlockTokens + RowOfThread());
     bool finite = true;
     for (uint32_t s = 0; s < 4; ++s) {
       if (source.chunks[s] < 0) continue;
-      const Raw raw = Raw::Load((r == 0 ? source.tokens[0] : source.tokens[1]) + source.chunks[s], source.dim);
+      const Raw raw = Raw::Load(
+          (r == 0 ? source.tokens[0] : source.tokens[1]) + source.chunks[s],
+          source.dim);
 #pragma unroll
-      for (uint32_t k = 0; k < kChunkChannels; ++k) finite &= IsFinite(raw.At(k));
+      for (uint32_t k = 0; k < kChunkChannels; ++k)
+        finite &= IsFinite(raw.At(k));
     }
     if (!finite) atomicOr(own.faults + block, kEncodeNotFinite);
     if (finite && !sink) atomicOr(own.exact + block, 1ull << token);
   }
 
-  // Undoes Scatter's Turn (restore_product.cu), up to rounding, in the chunks 4 s + lane % 4 and 8 on.
-  __device__ __forceinline__ void Unturn(const product::TileValues& tile, const DeviceRotary& rotary, uint32_t r,
-                                         uint32_t s, float (&loaded)[2][kChunkChannels]) const {
+  // Undoes Scatter's Turn (restore_product.cu), up to rounding, in the chunks 4
+  // s + lane % 4 and 8 on.
+  __device__ __forceinline__ void Unturn(
+      const product::TileValues& tile, const DeviceRotary& rotary, uint32_t r,
+      uint32_t s, float (&loaded)[2][kChunkChannels]) const {
     const ProductTile& turned = tile.data.tile;
-    const uint32_t position = tile.data.plans[tile.block_in_tile].first_token + RowOfThread() + 8 * r;
+    const uint32_t position =
+        tile.data.plans[tile.block_in_tile].first_token + RowOfThread() + 8 * r;
     const size_t at = size_t{position} * rotary.pairs;
     const float undo = rotary.undo;
     const bool halves = turned.turn == kTurnHalves;
@@ -261,25 +315,32 @@ class Residual {
     for (uint32_t c = 0; c < 2; ++c) {
       const ChunkTarget& target = turned.chunks[4 * (s + 2 * c) + lane_ % 4];
       if (target.part < 0 || (halves && c == 1)) continue;
-      const float4* cosines = reinterpret_cast<const float4*>(rotary.cosine + at + target.pair);
-      const float4* sines = reinterpret_cast<const float4*>(rotary.sine + at + target.pair);
+      const float4* cosines =
+          reinterpret_cast<const float4*>(rotary.cosine + at + target.pair);
+      const float4* sines =
+          reinterpret_cast<const float4*>(rotary.sine + at + target.pair);
 #pragma unroll
       for (uint32_t four = 0; four < 2; ++four) {
         if (!halves && four == 1) continue;
         const float4 x = __ldg(cosines + four), y = __ldg(sines + four);
-        const float cosine[4] = {x.x, x.y, x.z, x.w}, sine[4] = {y.x, y.y, y.z, y.w};
+        const float cosine[4] = {x.x, x.y, x.z, x.w},
+                    sine[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
         for (uint32_t k = 0; k < 4; ++k) {
           if (halves) {
-            Unturn(cosine[k], sine[k], undo, &loaded[0][4 * four + k], &loaded[1][4 * four + k]);
+            Unturn(cosine[k], sine[k], undo, &loaded[0][4 * four + k],
+                   &loaded[1][4 * four + k]);
           } else {
-            Unturn(cosine[k], sine[k], undo, &loaded[c][2 * k], &loaded[c][2 * k + 1]);
+            Unturn(cosine[k], sine[k], undo, &loaded[c][2 * k],
+                   &loaded[c][2 * k + 1]);
           }
         }
       }
     }
   }
-  __device__ static __forceinline__ void Unturn(float cosine, float sine, float undo, float* x, float* y) {
+  __device__ static __forceinline__ void Unturn(float cosine, float sine,
+                                                float undo, float* x,
+                                                float* y) {
     const float turned = (*x * cosine + *y * sine) * undo;
     *y = (*y * cosine - *x * sine) * undo;
     *x = turned;
@@ -297,42 +358,57 @@ class Loss {
  public:
   using Params = LossParams;
   static constexpr uint32_t kRunTiles = 1;
-  __device__ __forceinline__ Loss(const ProductParams& params, const Params& own, const product::Shared&)
+  __device__ __forceinline__ Loss(const ProductParams& params,
+                                  const Params& own, const product::Shared&)
       : params_(params), own_(own), lane_(threadIdx.x % 32) {}
 
-  __device__ __forceinline__ void Prepare(const product::TileData&, uint32_t) const {}
+  __device__ __forceinline__ void Prepare(const product::TileData&,
+                                          uint32_t) const {}
 
-  __device__ __forceinline__ void operator()(const product::TileValues& tile) const {
+  __device__ __forceinline__ void operator()(
+      const product::TileValues& tile) const {
     const product::TileData& data = tile.data;
     const unsigned long long exact = own_.exact[tile.block];
     float loss = 0;
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
       const uint32_t token = RowOfThread() + 8 * r;
-      const bool sink = data.plans[tile.block_in_tile].first_token == 0 && token < kSinkTokens;
+      const bool sink = data.plans[tile.block_in_tile].first_token == 0 &&
+                        token < kSinkTokens;
       if (sink || (exact >> token & 1)) continue;
       const size_t at = size_t{tile.block} * kBlockTokens + token;
-      const uint8_t* from =
-          own_.residuals + at * own_.stride + tile.channels * kTileChannels + lane_ % 4 * kChunkChannels;
-      const float unit = own_.step * __ldg(own_.units + size_t{tile.channels / kResidualTiles} * own_.unit_stride + at);
+      const uint8_t* from = own_.residuals + at * own_.stride +
+                            tile.channels * kTileChannels +
+                            lane_ % 4 * kChunkChannels;
+      const float unit =
+          own_.step *
+          __ldg(own_.units +
+                size_t{tile.channels / kResidualTiles} * own_.unit_stride + at);
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
-        const uint2 words = __ldg(reinterpret_cast<const uint2*>(from + 4 * s * kChunkChannels));
-        const ChunkFactors unweigh(data.feature_scale, s), sensitivity(data.factor, s);
+        const uint2 words = __ldg(
+            reinterpret_cast<const uint2*>(from + 4 * s * kChunkChannels));
+        const ChunkFactors unweigh(data.feature_scale, s),
+            sensitivity(data.factor, s);
 #pragma unroll
         for (uint32_t k = 0; k < kChunkChannels; ++k) {
           const float residual = FloatOfByte(k < 4 ? words.x : words.y, k % 4);
-          const float left = residual * (unit * unweigh.values[k]) - tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
+          const float left = residual * (unit * unweigh.values[k]) -
+                             tile.values[4 * (4 * s + k / 2) + 2 * r + k % 2];
           loss += sensitivity.values[k] * (left * left);
         }
       }
     }
 #pragma unroll
-    for (uint32_t apart = 16; apart > 0; apart /= 2) loss += __shfl_xor_sync(~0u, loss, apart);
+    for (uint32_t apart = 16; apart > 0; apart /= 2)
+      loss += __shfl_xor_sync(~0u, loss, apart);
     if (lane_ != 0) return;
     const uint32_t tiles = TilesOf(params_);
     const uint32_t warp = threadIdx.x % product::kWarpgroup / 32;
-    own_.losses[(size_t{tile.block} * tiles + tile.channels / params_.tile_step) * 4 + warp] = loss;
+    own_.losses[(size_t{tile.block} * tiles +
+                 tile.channels / params_.tile_step) *
+                    4 +
+                warp] = loss;
   }
 
  private:
@@ -343,12 +419,14 @@ class Loss {
 
 }  // namespace
 
-absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params, const ResidualParams& residuals,
-                           DType dtype, uint32_t multiprocessors, cudaStream_t stream) {
+absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params,
+                           const ResidualParams& residuals, DType dtype,
+                           uint32_t multiprocessors, cudaStream_t stream) {
   if (params.blocks == 0 || params.tile_count == 0) return absl::OkStatus();
   const auto launch = [&]<DType kDType>() {
-    return product::LaunchProduct<Residual<kDType>>(maps, params, residuals, multiprocessors, stream,
-                                                    "forming residuals on the device");
+    return product::LaunchProduct<Residual<kDType>>(
+        maps, params, residuals, multiprocessors, stream,
+        "forming residuals on the device");
   };
   switch (dtype) {
     case DType::kBf16:
@@ -365,10 +443,12 @@ absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params,
 
 uint32_t LossTiles(const ProductParams& params) { return TilesOf(params); }
 
-absl::Status MeasureLosses(const ProductMaps& maps, const ProductParams& params, const LossParams& losses,
-                           uint32_t multiprocessors, cudaStream_t stream) {
+absl::Status MeasureLosses(const ProductMaps& maps, const ProductParams& params,
+                           const LossParams& losses, uint32_t multiprocessors,
+                           cudaStream_t stream) {
   if (params.blocks == 0 || params.tile_count == 0) return absl::OkStatus();
-  return product::LaunchProduct<Loss>(maps, params, losses, multiprocessors, stream, "measuring a loss on the device");
+  return product::LaunchProduct<Loss>(maps, params, losses, multiprocessors,
+                                      stream, "measuring a loss on the device");
 }
 
 }  // namespace latentkv::cuda

@@ -1,5 +1,6 @@
-// The two products of encoding that use a group's decoder (product_pipeline.cuh): what prediction leaves of the
-// engine's values, and the loss that the quantized latents of that leave.
+// The two products of encoding that use a group's decoder
+// (product_pipeline.cuh): what prediction leaves of the engine's values, and
+// the loss that the quantized latents of that leave.
 #ifndef LATENTKV_KERNELS_CUDA_ENCODE_PRODUCT_H_
 #define LATENTKV_KERNELS_CUDA_ENCODE_PRODUCT_H_
 
@@ -17,12 +18,14 @@ namespace latentkv::cuda {
 enum EncodeFault : uint32_t {
   kEncodeNotFinite = 1,  // It has an infinity or a NaN: it is stored exact.
   kEncodeRests = 2,      // More large latents than the scratch has room for.
-  kEncodeRoom = 4,       // Sections larger than the scratch or the frames' memory has room for.
+  // Sections larger than the scratch or the frames' memory has room for.
+  kEncodeRoom = 4,
 };
 
-// Residuals are int8, [blocks * kBlockTokens][stride], chunk i of a tile at its channels 8 i and on. A token's
-// of kResidualTiles tiles are in units of their own, so that the largest is 127; a unit is in steps, times the root of
-// the channel's weight.
+// Residuals are int8, [blocks * kBlockTokens][stride], chunk i of a tile at its
+// channels 8 i and on. A token's of kResidualTiles tiles are in units of their
+// own, so that the largest is 127; a unit is in steps, times the root of the
+// channel's weight.
 inline constexpr uint32_t kResidualTiles = 2;
 struct ResidualParams {
   uint8_t* residuals;
@@ -30,13 +33,18 @@ struct ResidualParams {
   float* units;     // [tile_count / kResidualTiles, rounded up][unit_stride]
   uint32_t unit_stride;
   float inverse_step;
-  float2* energies;           // [tile_count][blocks * kBlockTokens]: of a token's residuals, and of what means leave
-  unsigned long long* exact;  // [blocks], bit t set: token t is beyond what floats hold
-  uint32_t* faults;           // [blocks]
+  // [tile_count][blocks * kBlockTokens]: of a token's residuals, and of what
+  // means leave
+  float2* energies;
+  // [blocks], bit t set: token t is beyond what floats hold
+  unsigned long long* exact;
+  uint32_t* faults;  // [blocks]
 };
-// Writes those of blocks whose plan is valid; params.factor is the root of the weights. Sinks leave nothing.
-absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params, const ResidualParams& residuals,
-                           DType dtype, uint32_t multiprocessors, cudaStream_t stream);
+// Writes those of blocks whose plan is valid; params.factor is the root of the
+// weights. Sinks leave nothing.
+absl::Status FormResiduals(const ProductMaps& maps, const ProductParams& params,
+                           const ResidualParams& residuals, DType dtype,
+                           uint32_t multiprocessors, cudaStream_t stream);
 
 struct LossParams {
   const uint8_t* residuals;
@@ -49,9 +57,11 @@ struct LossParams {
 };
 // Tiles that are worked on for each block, of `params`.
 uint32_t LossTiles(const ProductParams& params);
-// params.factor is the sensitivity, params.mean 0, and params.feature_scale 1 / the root of the weight.
-absl::Status MeasureLosses(const ProductMaps& maps, const ProductParams& params, const LossParams& losses,
-                           uint32_t multiprocessors, cudaStream_t stream);
+// params.factor is the sensitivity, params.mean 0, and params.feature_scale 1 /
+// the root of the weight.
+absl::Status MeasureLosses(const ProductMaps& maps, const ProductParams& params,
+                           const LossParams& losses, uint32_t multiprocessors,
+                           cudaStream_t stream);
 
 }  // namespace latentkv::cuda
 

@@ -1,6 +1,8 @@
-// Residuals to quantized latents on the device: the product with a group's encoder in int8 on the tensor cores,
-// rounding as its epilogue. The latents are as the CPU's but where those lie near a half: each rounds what it projects
-// in its own way (docs/decisions/0021-encoding-on-the-gpu.md), and a frame says what it was written with.
+// Residuals to quantized latents on the device: the product with a group's
+// encoder in int8 on the tensor cores, rounding as its epilogue. The latents
+// are as the CPU's but where those lie near a half: each rounds what it
+// projects in its own way (docs/decisions/0021-encoding-on-the-gpu.md), and a
+// frame says what it was written with.
 #ifndef LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 #define LATENTKV_KERNELS_CUDA_ENCODE_PROJECT_H_
 
@@ -15,37 +17,49 @@
 namespace latentkv::cuda {
 
 struct ProjectMaps {
-  CUtensorMap residuals;  // [tokens][tiles * kTileChannels], boxes of kTokenRows
-  CUtensorMap encoder;    // [rank in whole tiles][tiles * kTileChannels], boxes of kDecoderRows; row 8 i + 2 k + e of a
-                        // tile is of latent 32 k + 2 i + e
+  // [tokens][tiles * kTileChannels], boxes of kTokenRows
+  CUtensorMap residuals;
+  // [rank in whole tiles][tiles * kTileChannels], boxes of kDecoderRows; row 8
+  // i + 2 k + e of a
+  CUtensorMap encoder;
+  // tile is of latent 32 k + 2 i + e
 };
 
 struct ProjectParams {
   uint32_t blocks;
-  uint32_t tiles;                // Of channels.
-  uint32_t live;                 // Latents of the group that are coded; the others are 0.
-  const float* units;            // [tiles / kResidualTiles, rounded up][unit_stride] what a token's residuals are in
-  uint32_t unit_stride;          // A multiple of kTokenRows.
-  const float* column_scale;     // [rank in whole tiles] by latent: what the encoder is in
+  uint32_t tiles;  // Of channels.
+  // Latents of the group that are coded; the others are 0.
+  uint32_t live;
+  // [tiles / kResidualTiles, rounded up][unit_stride] what a token's residuals
+  // are in
+  const float* units;
+  uint32_t unit_stride;  // A multiple of kTokenRows.
+  // [rank in whole tiles] by latent: what the encoder is in
+  const float* column_scale;
   const uint32_t* first_tokens;  // [blocks]
-  int8_t* latents;  // [blocks * kBlockTokens][latent_stride], from column `column` on: q less twice its rest
+  // [blocks * kBlockTokens][latent_stride], from column `column` on: q less
+  // twice its rest
+  int8_t* latents;
   uint64_t latent_stride;
   uint32_t column;
   uint32_t inherited_rank;
-  unsigned long long* exact;  // [blocks], bit t set: a latent of token t is out of bounds
-  uint32_t* own_sums;         // [blocks * kBlockTokens] of magnitudes, added to
-  uint32_t* inherited_sums;   // the same of the first inherited_rank
-  uint32_t* faults;           // [blocks] EncodeFault
-  uint16_t* rest_tiles;       // [blocks][kRankTilesMax], kNoRest before
-  int8_t* rests;              // [rests_max][kBlockTokens][kRankTile], zeros before
-  uint32_t* rest_count;       // Used so far, kZeroRest's among them.
+  // [blocks], bit t set: a latent of token t is out of bounds
+  unsigned long long* exact;
+  uint32_t* own_sums;        // [blocks * kBlockTokens] of magnitudes, added to
+  uint32_t* inherited_sums;  // the same of the first inherited_rank
+  uint32_t* faults;          // [blocks] EncodeFault
+  uint16_t* rest_tiles;      // [blocks][kRankTilesMax], kNoRest before
+  // [rests_max][kBlockTokens][kRankTile], zeros before
+  int8_t* rests;
+  uint32_t* rest_count;  // Used so far, kZeroRest's among them.
   uint32_t rests_max;
   uint32_t* has_rests;  // [blocks], set to 1
 };
 
 // Tiles of `live` latents, of all blocks. Needs compute capability 9.0.
-absl::Status ProjectResiduals(const ProjectMaps& maps, const ProjectParams& params, uint32_t multiprocessors,
-                              cudaStream_t stream);
+absl::Status ProjectResiduals(const ProjectMaps& maps,
+                              const ProjectParams& params,
+                              uint32_t multiprocessors, cudaStream_t stream);
 
 }  // namespace latentkv::cuda
 

@@ -9,29 +9,37 @@
 namespace latentkv::cuda {
 namespace {
 
-// Tiles of channels of which a loss is measured at most, others for other blocks: a tenth of a large group's.
+// Tiles of channels of which a loss is measured at most, others for other
+// blocks: a tenth of a large group's.
 constexpr uint32_t kLossTiles = 6;
 
 uint32_t Tiles(uint32_t rank) { return (rank + kRankTile - 1) / kRankTile; }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<GroupEncoder>> GroupEncoder::Create(DeviceBasis* basis, const DeviceEncoder* encoder,
-                                                                   const RotaryCache* rotary,
-                                                                   const EncodeLimits& limits) {
+absl::StatusOr<std::unique_ptr<GroupEncoder>> GroupEncoder::Create(
+    DeviceBasis* basis, const DeviceEncoder* encoder, const RotaryCache* rotary,
+    const EncodeLimits& limits) {
   int device = 0, multiprocessors = 0, major = 0;
-  absl::Status status = CudaStatus(cudaGetDevice(&device), "asking for the device");
-  status.Update(CudaStatus(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-                           "asking for multiprocessors"));
-  status.Update(CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                           "asking for the compute capability"));
+  absl::Status status =
+      CudaStatus(cudaGetDevice(&device), "asking for the device");
+  status.Update(
+      CudaStatus(cudaDeviceGetAttribute(&multiprocessors,
+                                        cudaDevAttrMultiProcessorCount, device),
+                 "asking for multiprocessors"));
+  status.Update(CudaStatus(
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+      "asking for the compute capability"));
   if (!status.ok()) return status;
-  if (major != 9) return absl::UnimplementedError("encoding on a device needs compute capability 9.0");
-  if (limits.blocks_max == 0 || limits.blocks_max > kPlacedBlocksMax || limits.rests_max == 0 ||
-      limits.rests_max >= kNoRest) {
+  if (major != 9)
+    return absl::UnimplementedError(
+        "encoding on a device needs compute capability 9.0");
+  if (limits.blocks_max == 0 || limits.blocks_max > kPlacedBlocksMax ||
+      limits.rests_max == 0 || limits.rests_max >= kNoRest) {
     return absl::InvalidArgumentError("limits of an encoding");
   }
-  std::unique_ptr<GroupEncoder> made(new GroupEncoder(basis, encoder, rotary, limits));
+  std::unique_ptr<GroupEncoder> made(
+      new GroupEncoder(basis, encoder, rotary, limits));
   made->multiprocessors_ = multiprocessors;
   status = made->Allocate();
   if (!status.ok()) return status;
@@ -39,7 +47,8 @@ absl::StatusOr<std::unique_ptr<GroupEncoder>> GroupEncoder::Create(DeviceBasis* 
 }
 
 absl::Status GroupEncoder::Allocate() {
-  const size_t blocks = limits_.blocks_max, tokens = blocks * kBlockTokens, groups = basis_.groups().size();
+  const size_t blocks = limits_.blocks_max, tokens = blocks * kBlockTokens,
+               groups = basis_.groups().size();
   const uint32_t feature_columns = basis_.feature_tiles() * kRankTile;
   uint32_t tiles_max = 0;
   uint64_t shift_bytes = 0, section_bytes = 0;
@@ -47,8 +56,10 @@ absl::Status GroupEncoder::Allocate() {
     const DeviceGroup& group = basis_.groups()[g];
     const SectionBytes bytes = basis_.BytesOf(g);
     tiles_max = std::max(tiles_max, group.tile_count);
-    shift_bytes += blocks * ((group.rank + kContextRows - 1) / kContextRows) * kBlockTokens;
-    section_bytes += blocks * SectionRoom(group.rank, bytes.exact_token, bytes.sinks);
+    shift_bytes += blocks * ((group.rank + kContextRows - 1) / kContextRows) *
+                   kBlockTokens;
+    section_bytes +=
+        blocks * SectionRoom(group.rank, bytes.exact_token, bytes.sinks);
   }
   absl::Status status;
   const auto keep = [&](auto made, auto* array) {
@@ -77,7 +88,8 @@ absl::Status GroupEncoder::Allocate() {
   make(&rests_, size_t{limits_.rests_max} * kBlockTokens * kRankTile);
   make(&residuals_, tokens * tiles_max * kTileChannels);
   unit_stride_ = (tokens + kTokenRows - 1) / kTokenRows * kTokenRows;
-  make(&units_, size_t{(tiles_max + kResidualTiles - 1) / kResidualTiles} * unit_stride_);
+  make(&units_, size_t{(tiles_max + kResidualTiles - 1) / kResidualTiles} *
+                    unit_stride_);
   make(&energies_, tokens * tiles_max);
   make(&partial_losses_, blocks * tiles_max * 4);
   make(&zeros_, size_t{tiles_max} * kTileChannels);
@@ -104,39 +116,54 @@ absl::Status GroupEncoder::Allocate() {
   if (!status.ok()) return status;
   status = OnOwnStream([&](cudaStream_t stream) {
     // Units of whole boxes are read, of which the last may have fewer tokens.
-    const cudaError_t error = cudaMemsetAsync(units_.data(), 0, units_.bytes(), stream);
-    return error != cudaSuccess ? error : cudaMemsetAsync(zeros_.data(), 0, zeros_.bytes(), stream);
+    const cudaError_t error =
+        cudaMemsetAsync(units_.data(), 0, units_.bytes(), stream);
+    return error != cudaSuccess
+               ? error
+               : cudaMemsetAsync(zeros_.data(), 0, zeros_.bytes(), stream);
   });
-  const auto map = [&](const auto* matrix, uint64_t rows, uint64_t columns, uint32_t box_rows, CUtensorMap* result) {
-    absl::StatusOr<CUtensorMap> made = MakeProductMap(reinterpret_cast<const int8_t*>(matrix), rows, columns, box_rows);
+  const auto map = [&](const auto* matrix, uint64_t rows, uint64_t columns,
+                       uint32_t box_rows, CUtensorMap* result) {
+    absl::StatusOr<CUtensorMap> made = MakeProductMap(
+        reinterpret_cast<const int8_t*>(matrix), rows, columns, box_rows);
     if (made.ok()) *result = *made;
     status.Update(made.status());
   };
-  map(latents_.data(), tokens, basis_.latent_stride(), kTokenRows, &latent_map_);
-  map(rests_.data(), uint64_t{limits_.rests_max} * kBlockTokens, kRankTile, kRestRows, &rest_map_);
-  if (feature_columns > 0) map(features_.data(), tokens, feature_columns, kTokenRows, &feature_map_);
+  map(latents_.data(), tokens, basis_.latent_stride(), kTokenRows,
+      &latent_map_);
+  map(rests_.data(), uint64_t{limits_.rests_max} * kBlockTokens, kRankTile,
+      kRestRows, &rest_map_);
+  if (feature_columns > 0)
+    map(features_.data(), tokens, feature_columns, kTokenRows, &feature_map_);
   residual_maps_.resize(groups);
   for (size_t g = 0; g < groups; ++g) {
-    map(residuals_.data(), tokens, uint64_t{basis_.groups()[g].tile_count} * kTileChannels, kTokenRows,
+    map(residuals_.data(), tokens,
+        uint64_t{basis_.groups()[g].tile_count} * kTileChannels, kTokenRows,
         &residual_maps_[g]);
   }
   return status;
 }
 
-absl::Status GroupEncoder::Encode(absl::Span<const RestoreBlock> blocks, absl::Span<const DevicePart> parts, float step,
-                                  uint8_t* room, uint64_t room_bytes, cudaStream_t stream) {
+absl::Status GroupEncoder::Encode(absl::Span<const RestoreBlock> blocks,
+                                  absl::Span<const DevicePart> parts,
+                                  float step, uint8_t* room,
+                                  uint64_t room_bytes, cudaStream_t stream) {
   absl::Status status = Begin(blocks, parts, step, stream);
-  for (uint32_t g = 0; g < basis_.groups().size() && status.ok(); ++g) status = EncodeGroup(g, stream);
+  for (uint32_t g = 0; g < basis_.groups().size() && status.ok(); ++g)
+    status = EncodeGroup(g, stream);
   if (status.ok()) status = Finish(room, room_bytes, stream);
   return status;
 }
 
-absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Span<const DevicePart> parts, float step,
+absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks,
+                                 absl::Span<const DevicePart> parts, float step,
                                  cudaStream_t stream) {
   const uint32_t groups = basis_.groups().size();
-  if (blocks.size() > limits_.blocks_max || parts.size() != 2 * basis_.geometry().layers.size() || !(step > 0)) {
+  if (blocks.size() > limits_.blocks_max ||
+      parts.size() != 2 * basis_.geometry().layers.size() || !(step > 0)) {
     return absl::InvalidArgumentError(
-        absl::StrCat(blocks.size(), " blocks, ", parts.size(), " parts of pages and step ", step));
+        absl::StrCat(blocks.size(), " blocks, ", parts.size(),
+                     " parts of pages and step ", step));
   }
   basis_.MakeRoomForModels();
   blocks_ = blocks.size();
@@ -146,20 +173,27 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
   for (uint32_t b = 0; b < blocks_; ++b) {
     const RestoreBlock& block = blocks[b];
     const uint64_t end = uint64_t{block.first_token} + kBlockTokens;
-    if (end > rotary_.positions() || block.tokens.size() != end || block.slots.size() != kBlockTokens) {
-      return absl::InvalidArgumentError(absl::StrCat("a block from token ", block.first_token, " on with ",
-                                                     block.tokens.size(), " tokens of its chain and ",
-                                                     block.slots.size(), " slots"));
+    if (end > rotary_.positions() || block.tokens.size() != end ||
+        block.slots.size() != kBlockTokens) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a block from token ", block.first_token, " on with ",
+                       block.tokens.size(), " tokens of its chain and ",
+                       block.slots.size(), " slots"));
     }
     first_tokens_.host[b] = block.first_token;
     for (uint32_t back = history - 1; back > 0; --back) {
-      *token++ = back <= block.first_token ? block.tokens[block.first_token - back] : kNoToken;
+      *token++ = back <= block.first_token
+                     ? block.tokens[block.first_token - back]
+                     : kNoToken;
     }
     token = std::copy_n(block.tokens.end() - kBlockTokens, kBlockTokens, token);
-    std::copy_n(block.slots.begin(), kBlockTokens, slots_.host.data() + size_t{b} * kBlockTokens);
+    std::copy_n(block.slots.begin(), kBlockTokens,
+                slots_.host.data() + size_t{b} * kBlockTokens);
     for (uint32_t g = 0; g < groups; ++g) {
       const bool known = block.first_token == 0 && block.known_sinks >= 0;
-      known_sinks_.host[Section(g) + b] = known ? static_cast<int32_t>(basis_.SinkOffset(block.known_sinks, g)) : -1;
+      known_sinks_.host[Section(g) + b] =
+          known ? static_cast<int32_t>(basis_.SinkOffset(block.known_sinks, g))
+                : -1;
     }
   }
   std::copy(parts.begin(), parts.end(), parts_.host.data());
@@ -173,9 +207,18 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
     const SectionBytes bytes = basis_.BytesOf(g);
     const uint32_t live = std::min(group.rank, encoder_.LiveRank(g, step));
     const uint64_t room = SectionRoom(live, bytes.exact_token, bytes.sinks);
-    coding_.host[g] = {group.first_layer, group.last_layer, live,   group.column, bytes.exact_token,
-                       bytes.sinks,       *model,           shifts, sections,     room};
-    shifts += uint64_t{blocks_} * ((live + kContextRows - 1) / kContextRows) * kBlockTokens;
+    coding_.host[g] = {group.first_layer,
+                       group.last_layer,
+                       live,
+                       group.column,
+                       bytes.exact_token,
+                       bytes.sinks,
+                       *model,
+                       shifts,
+                       sections,
+                       room};
+    shifts += uint64_t{blocks_} * ((live + kContextRows - 1) / kContextRows) *
+              kBlockTokens;
     sections += blocks_ * room;
     first_layers_.host[g] = group.first_layer;
     first_layers_.host[g + 1] = group.last_layer;
@@ -189,7 +232,10 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
   status.Update(known_sinks_.Upload(0, Section(groups), stream));
   status.Update(first_layers_.Upload(0, groups + 1, stream));
   const auto fill = [&](const auto& array, int value, size_t count) {
-    status.Update(CudaStatus(cudaMemsetAsync(array.data(), value, count * sizeof(*array.data()), stream), "clearing"));
+    status.Update(
+        CudaStatus(cudaMemsetAsync(array.data(), value,
+                                   count * sizeof(*array.data()), stream),
+                   "clearing"));
   };
   fill(rests_, 0, rests_.size());
   fill(rest_tiles_, 0xff, Section(groups) * kRankTilesMax);
@@ -203,10 +249,12 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks, absl::Sp
   fill(faults_.device, 0, blocks_);
   fill(section_bytes_.device, 0, Section(groups));
   if (!status.ok()) return status;
-  status = PlanFirst(blocks_, step, first_tokens_.data(), plans_.data(), rest_count_.data(), stream);
+  status = PlanFirst(blocks_, step, first_tokens_.data(), plans_.data(),
+                     rest_count_.data(), stream);
   if (!status.ok() || basis_.feature_tiles() == 0) return status;
-  return MakeFeatures({basis_.embedding(), basis_.vocabulary(), basis_.dims(), basis_.history(), tokens_.data(),
-                       blocks_, features_.data(), basis_.feature_tiles() * kRankTile},
+  return MakeFeatures({basis_.embedding(), basis_.vocabulary(), basis_.dims(),
+                       basis_.history(), tokens_.data(), blocks_,
+                       features_.data(), basis_.feature_tiles() * kRankTile},
                       stream);
 }
 
@@ -230,22 +278,30 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   const ProductMaps maps = {feature_map_, latent_map_, rest_map_, from.map};
   ProductParams product = Product(group);
   unsigned long long* exact = exact_.data() + Section(group);
-  const ResidualParams residuals = {residuals_.data(), stride,           units_.data(), unit_stride_,
-                                    1 / step_,         energies_.data(), exact,         faults_.data()};
+  const ResidualParams residuals = {
+      residuals_.data(), stride,           units_.data(), unit_stride_,
+      1 / step_,         energies_.data(), exact,         faults_.data()};
   // What prediction leaves, and again without it where it does not help.
-  absl::Status status = FormResiduals(maps, product, residuals, basis_.dtype(), multiprocessors_, stream);
-  status.Update(JudgePredictions({blocks_, from.tile_count, energies_.data(), exact, predicted_.data() + Section(group),
-                                  plans_.data(), again_.data(), again_counts_.data() + group},
-                                 stream));
+  absl::Status status = FormResiduals(maps, product, residuals, basis_.dtype(),
+                                      multiprocessors_, stream);
+  status.Update(
+      JudgePredictions({blocks_, from.tile_count, energies_.data(), exact,
+                        predicted_.data() + Section(group), plans_.data(),
+                        again_.data(), again_counts_.data() + group},
+                       stream));
   product.plans = again_.data();
   product.wanted = again_counts_.data() + group;
-  status.Update(FormResiduals(maps, product, residuals, basis_.dtype(), multiprocessors_, stream));
+  status.Update(FormResiduals(maps, product, residuals, basis_.dtype(),
+                              multiprocessors_, stream));
   // Later groups inherit of all tiles.
   if (live_tiles < basis_.inherited_tiles()) {
-    status.Update(CudaStatus(
-        cudaMemset2DAsync(latents_.data() + from.column + live_tiles * kRankTile, basis_.latent_stride(), 0,
-                          (basis_.inherited_tiles() - live_tiles) * kRankTile, size_t{blocks_} * kBlockTokens, stream),
-        "clearing"));
+    status.Update(
+        CudaStatus(cudaMemset2DAsync(
+                       latents_.data() + from.column + live_tiles * kRankTile,
+                       basis_.latent_stride(), 0,
+                       (basis_.inherited_tiles() - live_tiles) * kRankTile,
+                       size_t{blocks_} * kBlockTokens, stream),
+                   "clearing"));
   }
   if (!status.ok()) return status;
   ProjectParams project = {};
@@ -262,18 +318,23 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   project.inherited_rank = basis_.inherited_rank();
   project.exact = exact;
   project.own_sums = own_sums_.data() + Section(group) * kBlockTokens;
-  project.inherited_sums = inherited_sums_.data() + Section(group) * kBlockTokens;
+  project.inherited_sums =
+      inherited_sums_.data() + Section(group) * kBlockTokens;
   project.faults = faults_.data();
   project.rest_tiles = rest_tiles_.data() + Section(group) * kRankTilesMax;
   project.rests = rests_.data();
   project.rest_count = rest_count_.data();
   project.rests_max = limits_.rests_max;
   project.has_rests = has_rests_.data() + Section(group);
-  status = ProjectResiduals({residual_maps_[group], encoder.map}, project, multiprocessors_, stream);
+  status = ProjectResiduals({residual_maps_[group], encoder.map}, project,
+                            multiprocessors_, stream);
   status.Update(BoundLatents(
-      {group, blocks_, step_, live_tiles, from.column, latents_.data(), basis_.latent_stride(), project.rest_tiles,
-       rests_.data(), has_rests_.data(), predicted_.data() + Section(group), first_tokens_.data(), faults_.data(),
-       project.own_sums, project.inherited_sums, inherited_totals_.data(), exact, loss_plans_.data(), plans_.data()},
+      {group, blocks_, step_, live_tiles, from.column, latents_.data(),
+       basis_.latent_stride(), project.rest_tiles, rests_.data(),
+       has_rests_.data(), predicted_.data() + Section(group),
+       first_tokens_.data(), faults_.data(), project.own_sums,
+       project.inherited_sums, inherited_totals_.data(), exact,
+       loss_plans_.data(), plans_.data()},
       stream));
   if (!status.ok()) return status;
   product.plans = loss_plans_.data();
@@ -286,20 +347,24 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   product.tile_offset = first_tokens_.host[0] / kTokenRows;
   const uint32_t loss_tiles = LossTiles(product);
   status = MeasureLosses(maps, product,
-                         {residuals_.data(), stride, units_.data(), unit_stride_, step_, exact, partial_losses_.data()},
+                         {residuals_.data(), stride, units_.data(),
+                          unit_stride_, step_, exact, partial_losses_.data()},
                          multiprocessors_, stream);
-  const float scale = static_cast<float>(from.tile_count) / loss_tiles / kBlockTokens;
-  status.Update(
-      SumLosses(partial_losses_.data(), blocks_, loss_tiles * 4, scale, losses_.data() + Section(group), stream));
+  const float scale =
+      static_cast<float>(from.tile_count) / loss_tiles / kBlockTokens;
+  status.Update(SumLosses(partial_losses_.data(), blocks_, loss_tiles * 4,
+                          scale, losses_.data() + Section(group), stream));
   return status;
 }
 
-absl::Status GroupEncoder::Finish(uint8_t* room, uint64_t room_bytes, cudaStream_t stream) {
+absl::Status GroupEncoder::Finish(uint8_t* room, uint64_t room_bytes,
+                                  cudaStream_t stream) {
   const uint32_t groups = basis_.groups().size();
-  absl::Status status =
-      MatchSinks({groups, blocks_, first_layers_.data(), basis_.layers(), first_tokens_.data(), known_sinks_.data(),
-                  basis_.known_sinks(), slots_.data(), parts_.data(), sinks_.data()},
-                 basis_.dtype(), stream);
+  absl::Status status = MatchSinks(
+      {groups, blocks_, first_layers_.data(), basis_.layers(),
+       first_tokens_.data(), known_sinks_.data(), basis_.known_sinks(),
+       slots_.data(), parts_.data(), sinks_.data()},
+      basis_.dtype(), stream);
   CodingParams coding = {};
   coding.groups = groups;
   coding.blocks = blocks_;
@@ -322,14 +387,22 @@ absl::Status GroupEncoder::Finish(uint8_t* room, uint64_t room_bytes, cudaStream
   coding.section_bytes = section_bytes_.data();
   coding.section_offsets = section_offsets_.data();
   status.Update(CodeSections(coding, basis_.dtype(), multiprocessors_, stream));
-  const PlaceParams place = {groups,         blocks_,       limits_.header_bytes, room_bytes, section_bytes_.data(),
-                             faults_.data(), frames_.data()};
+  const PlaceParams place = {groups,
+                             blocks_,
+                             limits_.header_bytes,
+                             room_bytes,
+                             section_bytes_.data(),
+                             faults_.data(),
+                             frames_.data()};
   status.Update(PlaceFrames(place, stream));
-  status.Update(CopySections({place, sections_.data(), section_offsets_.data(), room}, stream));
-  const auto download = [&]<typename T>(const MirroredArray<T>& array, size_t count) {
-    status.Update(
-        CudaStatus(cudaMemcpyAsync(array.host.data(), array.data(), count * sizeof(T), cudaMemcpyDeviceToHost, stream),
-                   "copying a report"));
+  status.Update(CopySections(
+      {place, sections_.data(), section_offsets_.data(), room}, stream));
+  const auto download = [&]<typename T>(const MirroredArray<T>& array,
+                                        size_t count) {
+    status.Update(CudaStatus(
+        cudaMemcpyAsync(array.host.data(), array.data(), count * sizeof(T),
+                        cudaMemcpyDeviceToHost, stream),
+        "copying a report"));
   };
   download(section_bytes_, Section(groups));
   download(losses_, Section(groups));
@@ -339,7 +412,8 @@ absl::Status GroupEncoder::Finish(uint8_t* room, uint64_t room_bytes, cudaStream
 }
 
 EncodeReport GroupEncoder::report() const {
-  return {section_bytes_.host.data(), losses_.host.data(), frames_.host.data(), faults_.host.data()};
+  return {section_bytes_.host.data(), losses_.host.data(), frames_.host.data(),
+          faults_.host.data()};
 }
 
 }  // namespace latentkv::cuda

@@ -1,4 +1,5 @@
-// Encodes blocks in an engine's layout in device memory into the sections of their frames: one batch at a time.
+// Encodes blocks in an engine's layout in device memory into the sections of
+// their frames: one batch at a time.
 #ifndef LATENTKV_KERNELS_CUDA_GROUP_ENCODER_H_
 #define LATENTKV_KERNELS_CUDA_GROUP_ENCODER_H_
 
@@ -28,26 +29,34 @@ struct EncodeLimits {
   uint32_t header_bytes = 0;  // Of a frame, left free before its sections.
 };
 
-// What became of a batch; arrays of [groups][blocks] and [blocks] in pinned memory.
+// What became of a batch; arrays of [groups][blocks] and [blocks] in pinned
+// memory.
 struct EncodeReport {
   const uint32_t* section_bytes;  // [groups][blocks]
   const float* losses;            // [groups][blocks] nats a token
-  const uint64_t* frames;         // [blocks] where each begins in the memory for frames
-  const uint32_t* faults;         // [blocks] EncodeFault: 0, or why the block is left to the CPU
+  // [blocks] where each begins in the memory for frames
+  const uint64_t* frames;
+  // [blocks] EncodeFault: 0, or why the block is left to the CPU
+  const uint32_t* faults;
 };
 
-// One thread at a time. Of the device that was current when it was made, which must be current in every call. Nothing
-// waits for the device or allocates on it, but Encode at a step that was not seen before.
+// One thread at a time. Of the device that was current when it was made, which
+// must be current in every call. Nothing waits for the device or allocates on
+// it, but Encode at a step that was not seen before.
 class GroupEncoder {
  public:
   // `basis`, `encoder` and `rotary` outlive it. ResourceExhausted.
-  static absl::StatusOr<std::unique_ptr<GroupEncoder>> Create(DeviceBasis* basis, const DeviceEncoder* encoder,
-                                                              const RotaryCache* rotary, const EncodeLimits& limits);
+  static absl::StatusOr<std::unique_ptr<GroupEncoder>> Create(
+      DeviceBasis* basis, const DeviceEncoder* encoder,
+      const RotaryCache* rotary, const EncodeLimits& limits);
 
-  // Encodes `blocks` at `step` into `room` (pinned or device memory, aligned to 16 bytes) on `stream`: of each the room
-  // for a header, then its sections in order, as a frame has them. The batch before must have passed. `parts` are K and
-  // V of each layer. InvalidArgument for too many blocks, or positions that the rotary tables do not reach.
-  absl::Status Encode(absl::Span<const RestoreBlock> blocks, absl::Span<const DevicePart> parts, float step,
+  // Encodes `blocks` at `step` into `room` (pinned or device memory, aligned to
+  // 16 bytes) on `stream`: of each the room for a header, then its sections in
+  // order, as a frame has them. The batch before must have passed. `parts` are
+  // K and V of each layer. InvalidArgument for too many blocks, or positions
+  // that the rotary tables do not reach.
+  absl::Status Encode(absl::Span<const RestoreBlock> blocks,
+                      absl::Span<const DevicePart> parts, float step,
                       uint8_t* room, uint64_t room_bytes, cudaStream_t stream);
 
   // Of the last batch, when `stream` has passed.
@@ -57,10 +66,12 @@ class GroupEncoder {
   uint64_t bytes() const { return bytes_; }
 
  private:
-  GroupEncoder(DeviceBasis* basis, const DeviceEncoder* encoder, const RotaryCache* rotary, const EncodeLimits& limits)
+  GroupEncoder(DeviceBasis* basis, const DeviceEncoder* encoder,
+               const RotaryCache* rotary, const EncodeLimits& limits)
       : basis_(*basis), encoder_(*encoder), rotary_(*rotary), limits_(limits) {}
   absl::Status Allocate();
-  absl::Status Begin(absl::Span<const RestoreBlock> blocks, absl::Span<const DevicePart> parts, float step,
+  absl::Status Begin(absl::Span<const RestoreBlock> blocks,
+                     absl::Span<const DevicePart> parts, float step,
                      cudaStream_t stream);
   absl::Status EncodeGroup(uint32_t group, cudaStream_t stream);
   absl::Status Finish(uint8_t* room, uint64_t room_bytes, cudaStream_t stream);
@@ -84,15 +95,17 @@ class GroupEncoder {
   MirroredArray<int32_t> known_sinks_;    // [groups][blocks]
   MirroredArray<uint32_t> first_layers_;  // [groups + 1]
   DeviceArray<int8_t> features_, latents_, rests_;
-  DeviceArray<uint8_t> residuals_;   // Of one group.
-  DeviceArray<float> units_;         // The same.
-  DeviceArray<float2> energies_;     // The same.
+  DeviceArray<uint8_t> residuals_;  // Of one group.
+  DeviceArray<float> units_;        // The same.
+  DeviceArray<float2> energies_;    // The same.
   DeviceArray<float> partial_losses_, zeros_;
   DeviceArray<BlockPlan> plans_, again_, loss_plans_;
   DeviceArray<unsigned long long> exact_;  // [groups][blocks]
   DeviceArray<uint8_t> predicted_, sinks_, shifts_, sections_;
-  DeviceArray<uint32_t> own_sums_, inherited_sums_;  // [groups][blocks * kBlockTokens]
-  DeviceArray<uint32_t> inherited_totals_, has_rests_, rest_count_, again_counts_;
+  // [groups][blocks * kBlockTokens]
+  DeviceArray<uint32_t> own_sums_, inherited_sums_;
+  DeviceArray<uint32_t> inherited_totals_, has_rests_, rest_count_,
+      again_counts_;
   DeviceArray<uint16_t> rest_tiles_;  // [groups][blocks][kRankTilesMax]
   DeviceArray<uint64_t> section_offsets_;
   // What is reported.
@@ -100,7 +113,8 @@ class GroupEncoder {
   MirroredArray<float> losses_;
   MirroredArray<uint64_t> frames_;
   CUtensorMap feature_map_, latent_map_, rest_map_;
-  std::vector<CUtensorMap> residual_maps_;  // Of each group, whose residuals are as wide as its tiles.
+  // Of each group, whose residuals are as wide as its tiles.
+  std::vector<CUtensorMap> residual_maps_;
 
   uint32_t blocks_ = 0;
   float step_ = 0;

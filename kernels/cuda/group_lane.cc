@@ -13,21 +13,36 @@
 namespace latentkv {
 namespace {
 
-// Positions of cosines and sines that a device keeps: 256 K of heads of 128 are 128 MiB.
+// Positions of cosines and sines that a device keeps: 256 K of heads of 128 are
+// 128 MiB.
 constexpr uint32_t kPositionsMax = 1u << 18;
 
 absl::Status StatusOfFault(uint32_t fault) {
   switch (fault) {
-    case cuda::kFaultNone: return absl::OkStatus();
-    case cuda::kFaultMissing: return absl::ResourceExhaustedError("a section that the device was not given");
-    case cuda::kFaultRests: return absl::ResourceExhaustedError("too many large latents for the device at once");
-    case cuda::kFaultChecksum: return absl::DataLossError("a section does not match its checksum");
-    case cuda::kFaultHeader: return absl::DataLossError("a section's first bytes are out of bounds");
-    case cuda::kFaultStream: return absl::DataLossError("a section's entropy-coded bytes are damaged");
-    case cuda::kFaultEscapes: return absl::DataLossError("a section's escapes are not those of its symbols");
-    case cuda::kFaultBounds: return absl::DataLossError("a section's latents are out of bounds");
-    case cuda::kFaultSinks: return absl::DataLossError("a section takes its sinks from the basis, which does not know them");
-    default: return absl::InternalError(absl::StrCat("fault ", fault));
+    case cuda::kFaultNone:
+      return absl::OkStatus();
+    case cuda::kFaultMissing:
+      return absl::ResourceExhaustedError(
+          "a section that the device was not given");
+    case cuda::kFaultRests:
+      return absl::ResourceExhaustedError(
+          "too many large latents for the device at once");
+    case cuda::kFaultChecksum:
+      return absl::DataLossError("a section does not match its checksum");
+    case cuda::kFaultHeader:
+      return absl::DataLossError("a section's first bytes are out of bounds");
+    case cuda::kFaultStream:
+      return absl::DataLossError("a section's entropy-coded bytes are damaged");
+    case cuda::kFaultEscapes:
+      return absl::DataLossError(
+          "a section's escapes are not those of its symbols");
+    case cuda::kFaultBounds:
+      return absl::DataLossError("a section's latents are out of bounds");
+    case cuda::kFaultSinks:
+      return absl::DataLossError(
+          "a section takes its sinks from the basis, which does not know them");
+    default:
+      return absl::InternalError(absl::StrCat("fault ", fault));
   }
 }
 
@@ -47,36 +62,47 @@ class CudaGroupLane final : public GroupLane {
     outcomes_ = {};
   }
 
-  absl::Status Open(const BasisView& view, absl::Span<const HeadRange> heads, const GroupLimits& limits) {
+  absl::Status Open(const BasisView& view, absl::Span<const HeadRange> heads,
+                    const GroupLimits& limits) {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
     absl::Status fits = CheckDevice(view, heads, limits);
     if (!fits.ok()) return fits;
     known_sinks_of_ = view.known_sinks_of;
-    absl::StatusOr<std::unique_ptr<cuda::DeviceBasis>> basis = cuda::DeviceBasis::Create(view, heads);
+    absl::StatusOr<std::unique_ptr<cuda::DeviceBasis>> basis =
+        cuda::DeviceBasis::Create(view, heads);
     if (!basis.ok()) return basis.status();
     basis_ = *std::move(basis);
-    rotary_ = std::make_unique<cuda::RotaryCache>(view.geometry, basis_->rotary_layers());
+    rotary_ = std::make_unique<cuda::RotaryCache>(view.geometry,
+                                                  basis_->rotary_layers());
     cuda::RestoreLimits restore_limits;
     restore_limits.blocks_max = limits.blocks_max;
     restore_limits.payload_bytes_max = limits.payload_bytes_max;
     absl::StatusOr<std::unique_ptr<cuda::GroupRestorer>> restorer =
-        cuda::GroupRestorer::Create(basis_.get(), rotary_.get(), restore_limits);
+        cuda::GroupRestorer::Create(basis_.get(), rotary_.get(),
+                                    restore_limits);
     if (!restorer.ok()) return restorer.status();
     restorer_ = *std::move(restorer);
     blocks_max_ = limits.blocks_max;
-    auto outcomes = cuda::PinnedArray<cuda::GroupRestorer::Outcome>::Make(view.groups.size() * blocks_max_);
+    auto outcomes = cuda::PinnedArray<cuda::GroupRestorer::Outcome>::Make(
+        view.groups.size() * blocks_max_);
     if (!outcomes.ok()) return outcomes.status();
     outcomes_ = *std::move(outcomes);
-    return CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    return CudaStatus(
+        cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
+        "making a stream");
   }
 
-  absl::Status Begin(const PagedCache& pages, absl::Span<const GroupBlock> blocks, const DeviceEvent* used) override {
+  absl::Status Begin(const PagedCache& pages,
+                     absl::Span<const GroupBlock> blocks,
+                     const DeviceEvent* used) override {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
     absl::Status status = Synchronize();
     if (!status.ok()) return status;
-    status = PagePartsOf(basis_->geometry(), pages, 0, basis_->geometry().layers.size()).status();
+    status = PagePartsOf(basis_->geometry(), pages, 0,
+                         basis_->geometry().layers.size())
+                 .status();
     if (!status.ok()) return status;
     std::vector<std::vector<TokenSlot>> slots(blocks.size());
     std::vector<cuda::RestoreBlock> restored;
@@ -84,23 +110,29 @@ class CudaGroupLane final : public GroupLane {
     for (size_t b = 0; b < blocks.size(); ++b) {
       const GroupBlock& block = blocks[b];
       for (const TokenRun& run : block.slot) {
-        for (uint32_t i = 0; i < run.count; ++i) slots[b].push_back({static_cast<uint32_t>(run.page), run.offset + i});
+        for (uint32_t i = 0; i < run.count; ++i)
+          slots[b].push_back({static_cast<uint32_t>(run.page), run.offset + i});
       }
-      const int32_t sinks = block.first_token == 0 ? known_sinks_of_(block.tokens) : -1;
+      const int32_t sinks =
+          block.first_token == 0 ? known_sinks_of_(block.tokens) : -1;
       restored.push_back({block.first_token, block.tokens, sinks, slots[b]});
       positions = std::max(positions, block.first_token + kBlockTokens);
     }
     std::vector<cuda::DevicePart> parts;
     for (const PagedLayer& layer : pages.layers) {
       const auto add = [&](uint8_t* base, const PageStrides& strides) {
-        parts.push_back({base, strides.page, strides.token, strides.head, strides.dim});
+        parts.push_back(
+            {base, strides.page, strides.token, strides.head, strides.dim});
       };
       add(layer.key, layer.key_strides);
       add(layer.value, layer.value_strides);
     }
-    if (positions > kPositionsMax) return absl::InvalidArgumentError("positions beyond those that the device has turns of");
+    if (positions > kPositionsMax)
+      return absl::InvalidArgumentError(
+          "positions beyond those that the device has turns of");
     status = rotary_->Reach(positions);
-    if (status.ok() && used != nullptr) status = static_cast<const CudaEvent*>(used)->HoldsUp(stream_);
+    if (status.ok() && used != nullptr)
+      status = static_cast<const CudaEvent*>(used)->HoldsUp(stream_);
     if (status.ok()) status = restorer_->Begin(restored, parts, stream_);
     blocks_ = blocks.size();
     // What was queued must not be read any more when the next batch is begun.
@@ -108,15 +140,20 @@ class CudaGroupLane final : public GroupLane {
     return status;
   }
 
-  absl::StatusOr<DeviceEventPtr> Restore(uint32_t group, const uint8_t* pinned, uint64_t bytes,
-                                         absl::Span<const GroupSection> sections) override {
+  absl::StatusOr<DeviceEventPtr> Restore(
+      uint32_t group, const uint8_t* pinned, uint64_t bytes,
+      absl::Span<const GroupSection> sections) override {
     CurrentDevice current(device_);
     if (!current.status().ok()) return current.status();
-    absl::Status status = restorer_->AddAndDecode(group, pinned, bytes, sections, stream_);
+    absl::Status status =
+        restorer_->AddAndDecode(group, pinned, bytes, sections, stream_);
     if (status.ok()) status = restorer_->Restore(group, stream_);
-    if (status.ok()) status = restorer_->Report(outcomes_.data() + size_t{group} * blocks_max_, stream_);
+    if (status.ok())
+      status = restorer_->Report(outcomes_.data() + size_t{group} * blocks_max_,
+                                 stream_);
     if (status.ok()) {
-      absl::StatusOr<DeviceEventPtr> over = CudaEvent::RecordedIn(stream_, device_);
+      absl::StatusOr<DeviceEventPtr> over =
+          CudaEvent::RecordedIn(stream_, device_);
       if (over.ok()) return over;
       status = over.status();
     }
@@ -126,43 +163,62 @@ class CudaGroupLane final : public GroupLane {
   }
 
   std::vector<absl::Status> Outcome(uint32_t group) const override {
-    const cuda::GroupRestorer::Outcome* outcomes = outcomes_.data() + size_t{group} * blocks_max_;
+    const cuda::GroupRestorer::Outcome* outcomes =
+        outcomes_.data() + size_t{group} * blocks_max_;
     std::vector<absl::Status> statuses;
-    for (uint32_t b = 0; b < blocks_; ++b) statuses.push_back(StatusOfFault(outcomes[b].fault));
+    for (uint32_t b = 0; b < blocks_; ++b)
+      statuses.push_back(StatusOfFault(outcomes[b].fault));
     return statuses;
   }
 
  private:
   absl::Status Synchronize() {
-    absl::StatusOr<std::shared_ptr<CudaEvent>> event = CudaEvent::RecordedIn(stream_, device_);
-    return event.ok() ? (*event)->Wait() : CudaStatus(cudaStreamSynchronize(stream_), "waiting for the device");
+    absl::StatusOr<std::shared_ptr<CudaEvent>> event =
+        CudaEvent::RecordedIn(stream_, device_);
+    return event.ok() ? (*event)->Wait()
+                      : CudaStatus(cudaStreamSynchronize(stream_),
+                                   "waiting for the device");
   }
 
-  // Whether the device can, and has the memory: at most half of what is free, since the engine was there first.
-  absl::Status CheckDevice(const BasisView& view, absl::Span<const HeadRange> heads,
+  // Whether the device can, and has the memory: at most half of what is free,
+  // since the engine was there first.
+  absl::Status CheckDevice(const BasisView& view,
+                           absl::Span<const HeadRange> heads,
                            const GroupLimits& limits) const {
     int major = 0;
-    absl::Status status = CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
-                                   "asking for the compute capability");
+    absl::Status status =
+        CudaStatus(cudaDeviceGetAttribute(
+                       &major, cudaDevAttrComputeCapabilityMajor, device_),
+                   "asking for the compute capability");
     if (!status.ok()) return status;
-    if (major != 9) return absl::UnimplementedError("groups are restored by devices of compute capability 9.0");
-    const auto whole = [](uint64_t rank) { return (rank + cuda::kRankTile - 1) / cuda::kRankTile * cuda::kRankTile; };
-    uint64_t needed = limits.payload_bytes_max, columns = whole(view.dims * view.history);
+    if (major != 9)
+      return absl::UnimplementedError(
+          "groups are restored by devices of compute capability 9.0");
+    const auto whole = [](uint64_t rank) {
+      return (rank + cuda::kRankTile - 1) / cuda::kRankTile * cuda::kRankTile;
+    };
+    uint64_t needed = limits.payload_bytes_max,
+             columns = whole(view.dims * view.history);
     for (size_t g = 0; g < view.groups.size(); ++g) {
       const BasisGroupView& group = view.groups[g];
       uint64_t channels = heads.empty() ? group.channels : 0;
-      for (uint32_t l = group.first_layer; l < group.last_layer && !heads.empty(); ++l) {
-        channels += 2 * uint64_t{heads[l].count} * view.geometry->layers[l].head_dim;
+      for (uint32_t l = group.first_layer;
+           l < group.last_layer && !heads.empty(); ++l) {
+        channels +=
+            2 * uint64_t{heads[l].count} * view.geometry->layers[l].head_dim;
       }
-      needed += channels * (columns + whole(group.rank) + g * whole(view.inherited_rank));
+      needed += channels *
+                (columns + whole(group.rank) + g * whole(view.inherited_rank));
       columns += whole(std::max(group.rank, view.inherited_rank));
     }
     needed += uint64_t{limits.blocks_max} * kBlockTokens * columns;
     size_t free = 0, total = 0;
-    status = CudaStatus(cudaMemGetInfo(&free, &total), "asking for free memory");
+    status =
+        CudaStatus(cudaMemGetInfo(&free, &total), "asking for free memory");
     if (!status.ok() || needed <= free / 2) return status;
-    return absl::ResourceExhaustedError(absl::StrCat("restoring groups needs ", needed >> 20, " MiB of device memory, of ",
-                                                     free >> 20, " MiB that are free: leave the engine less"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "restoring groups needs ", needed >> 20, " MiB of device memory, of ",
+        free >> 20, " MiB that are free: leave the engine less"));
   }
 
   const int device_;
@@ -171,15 +227,16 @@ class CudaGroupLane final : public GroupLane {
   std::unique_ptr<cuda::DeviceBasis> basis_;
   std::unique_ptr<cuda::RotaryCache> rotary_;
   std::unique_ptr<cuda::GroupRestorer> restorer_;
-  cuda::PinnedArray<cuda::GroupRestorer::Outcome> outcomes_;  // [groups][blocks_max]
+  // [groups][blocks_max]
+  cuda::PinnedArray<cuda::GroupRestorer::Outcome> outcomes_;
   uint32_t blocks_max_ = 0, blocks_ = 0;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<GroupLane>> OpenCudaGroupLane(int device, const BasisView& basis,
-                                                             absl::Span<const HeadRange> heads,
-                                                             const GroupLimits& limits) {
+absl::StatusOr<std::unique_ptr<GroupLane>> OpenCudaGroupLane(
+    int device, const BasisView& basis, absl::Span<const HeadRange> heads,
+    const GroupLimits& limits) {
   auto lane = std::make_unique<CudaGroupLane>(device);
   absl::Status status = lane->Open(basis, heads, limits);
   if (!status.ok()) return status;

@@ -11,9 +11,9 @@
 namespace latentkv {
 
 // As Device::OpenGroupLane, on device `device`.
-absl::StatusOr<std::unique_ptr<GroupLane>> OpenCudaGroupLane(int device, const BasisView& basis,
-                                                             absl::Span<const HeadRange> heads,
-                                                             const GroupLimits& limits);
+absl::StatusOr<std::unique_ptr<GroupLane>> OpenCudaGroupLane(
+    int device, const BasisView& basis, absl::Span<const HeadRange> heads,
+    const GroupLimits& limits);
 
 }  // namespace latentkv
 

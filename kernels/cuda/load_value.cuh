@@ -23,7 +23,8 @@ __device__ inline float ToFloat(Stored<kDType> value) {
 template <DType kDType>
 struct RawChunk {
   using Value = Stored<kDType>;
-  static constexpr uint32_t kBytes = kChunkChannels * sizeof(Value), kPerWord = 4 / sizeof(Value);
+  static constexpr uint32_t kBytes = kChunkChannels * sizeof(Value),
+                            kPerWord = 4 / sizeof(Value);
   static constexpr uint32_t kAlignment = kBytes < 16 ? kBytes : 16;
   uint32_t words[kBytes / 4];
 
@@ -37,13 +38,15 @@ struct RawChunk {
 #pragma unroll
       for (uint32_t w = 0; w < kBytes / 4; w += 4) {
         const uint4 four = __ldcs(reinterpret_cast<const uint4*>(from + 4 * w));
-        chunk.words[w] = four.x, chunk.words[w + 1] = four.y, chunk.words[w + 2] = four.z, chunk.words[w + 3] = four.w;
+        chunk.words[w] = four.x, chunk.words[w + 1] = four.y,
+        chunk.words[w + 2] = four.z, chunk.words[w + 3] = four.w;
       }
     }
     return chunk;
   }
   // From `from` on, `stride` bytes apart.
-  __device__ __noinline__ static RawChunk Load(const uint8_t* from, int64_t stride) {
+  __device__ __noinline__ static RawChunk Load(const uint8_t* from,
+                                               int64_t stride) {
     RawChunk chunk = {};
 #pragma unroll
     for (uint32_t k = 0; k < kChunkChannels; ++k) {
@@ -54,7 +57,8 @@ struct RawChunk {
   }
   // `k` is known to the compiler.
   __device__ __forceinline__ float At(uint32_t k) const {
-    return ToFloat<kDType>(static_cast<Value>(words[k / kPerWord] >> 8 * sizeof(Value) * (k % kPerWord)));
+    return ToFloat<kDType>(static_cast<Value>(
+        words[k / kPerWord] >> 8 * sizeof(Value) * (k % kPerWord)));
   }
 };
 

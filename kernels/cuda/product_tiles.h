@@ -15,16 +15,21 @@ namespace latentkv::cuda {
 
 struct ProductTiles {
   std::vector<ProductTile> tiles;
-  std::vector<int32_t> channels;    // [tiles * kTileChannels] the group's channel of each decoder row; negative: none
-  std::vector<int32_t> factors;     // the same in the order of the factors (restore_product.h)
+  // [tiles * kTileChannels] the group's channel of each decoder row; negative:
+  // none
+  std::vector<int32_t> channels;
+  // the same in the order of the factors (restore_product.h)
+  std::vector<int32_t> factors;
 };
 
-// Of layers [first_layer, last_layer); `rotary_of_layer` indexes the rotary tables. Of each layer there are the channels of
-// `heads` alone, for pages that begin with their first; empty: all. Unimplemented for a geometry whose heads or pairs are
-// no multiples of kChunkChannels: it is restored on the CPU.
-absl::StatusOr<ProductTiles> MakeProductTiles(const Geometry& geometry, uint32_t first_layer, uint32_t last_layer,
-                                              const std::vector<uint32_t>& rotary_of_layer,
-                                              absl::Span<const HeadRange> heads = {});
+// Of layers [first_layer, last_layer); `rotary_of_layer` indexes the rotary
+// tables. Of each layer there are the channels of `heads` alone, for pages that
+// begin with their first; empty: all. Unimplemented for a geometry whose heads
+// or pairs are no multiples of kChunkChannels: it is restored on the CPU.
+absl::StatusOr<ProductTiles> MakeProductTiles(
+    const Geometry& geometry, uint32_t first_layer, uint32_t last_layer,
+    const std::vector<uint32_t>& rotary_of_layer,
+    absl::Span<const HeadRange> heads = {});
 
 }  // namespace latentkv::cuda
 

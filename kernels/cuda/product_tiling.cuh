@@ -1,5 +1,6 @@
-// What CTAs of the product (product_pipeline.cuh) work on: tiles of three blocks times kTileChannels channels, the order of
-// tiles, and the stages that three blocks need.
+// What CTAs of the product (product_pipeline.cuh) work on: tiles of three
+// blocks times kTileChannels channels, the order of tiles, and the stages that
+// three blocks need.
 #ifndef LATENTKV_KERNELS_CUDA_PRODUCT_TILING_CUH_
 #define LATENTKV_KERNELS_CUDA_PRODUCT_TILING_CUH_
 
@@ -11,7 +12,8 @@ namespace latentkv::cuda::product {
 
 constexpr uint32_t kTileBlocks = 3;
 static_assert(kTileBlocks * kBlockTokens == kTokenRows);
-// Tiles of channels that are worked on at the same time as many blocks, so that both stay in the second-level cache.
+// Tiles of channels that are worked on at the same time as many blocks, so that
+// both stay in the second-level cache.
 constexpr uint32_t kBandTiles = 12;
 
 // What is to be done with three blocks. Bit b of a mask is block b.
@@ -24,7 +26,8 @@ struct TileBlocks {
   uint32_t own_tiles_max = 0;
 };
 
-__device__ inline TileBlocks BlocksOf(uint32_t tile, const BlockPlan (&plans)[kTileBlocks]) {
+__device__ inline TileBlocks BlocksOf(uint32_t tile,
+                                      const BlockPlan (&plans)[kTileBlocks]) {
   TileBlocks blocks;
   blocks.first = tile * kTileBlocks;
 #pragma unroll
@@ -45,14 +48,18 @@ struct RestTiles {
   uint32_t tiles[kTileBlocks];  // kZeroRest where there is none.
 };
 
-__device__ inline RestTiles RestsOf(const ProductParams& p, const TileBlocks& blocks, uint32_t among, uint32_t group,
-                                    uint32_t tile) {
+__device__ inline RestTiles RestsOf(const ProductParams& p,
+                                    const TileBlocks& blocks, uint32_t among,
+                                    uint32_t group, uint32_t tile) {
   RestTiles rests;
 #pragma unroll
   for (uint32_t b = 0; b < kTileBlocks; ++b) {
     rests.tiles[b] = kZeroRest;
     if ((among >> b & 1) == 0) continue;
-    const uint32_t found = p.rest_tiles[(size_t{group} * p.blocks + blocks.first + b) * kRankTilesMax + tile];
+    const uint32_t found =
+        p.rest_tiles[(size_t{group} * p.blocks + blocks.first + b) *
+                         kRankTilesMax +
+                     tile];
     if (found == kNoRest) continue;
     rests.tiles[b] = found;
     rests.any = true;
@@ -60,21 +67,30 @@ __device__ inline RestTiles RestsOf(const ProductParams& p, const TileBlocks& bl
   return rests;
 }
 
-// Calls visit(tiles of the rests, column of the decoder) for every tile of latents that has a rest.
+// Calls visit(tiles of the rests, column of the decoder) for every tile of
+// latents that has a rest.
 template <typename Visit>
-__device__ __forceinline__ void ForEachRest(const ProductParams& p, const TileBlocks& blocks, Visit visit) {
+__device__ __forceinline__ void ForEachRest(const ProductParams& p,
+                                            const TileBlocks& blocks,
+                                            Visit visit) {
   if (blocks.rests == 0) return;
   for (uint32_t k = 0; k < blocks.own_tiles_max; ++k) {
     uint32_t among = 0;
 #pragma unroll
-    for (uint32_t b = 0; b < kTileBlocks; ++b) among |= uint32_t{k < blocks.own_tiles[b]} << b;
-    const RestTiles rests = RestsOf(p, blocks, among & blocks.rests, p.group, k);
+    for (uint32_t b = 0; b < kTileBlocks; ++b)
+      among |= uint32_t{k < blocks.own_tiles[b]} << b;
+    const RestTiles rests =
+        RestsOf(p, blocks, among & blocks.rests, p.group, k);
     if (rests.any) visit(rests, (p.feature_tiles + k) * kRankTile);
   }
   for (uint32_t g = 0; g < p.group; ++g) {
     for (uint32_t k = 0; k < p.inherited_tiles; ++k) {
-      const RestTiles rests = RestsOf(p, blocks, blocks.predicted & blocks.rests, g, k);
-      if (rests.any) visit(rests, (p.feature_tiles + p.own_tiles + g * p.inherited_tiles + k) * kRankTile);
+      const RestTiles rests =
+          RestsOf(p, blocks, blocks.predicted & blocks.rests, g, k);
+      if (rests.any)
+        visit(rests,
+              (p.feature_tiles + p.own_tiles + g * p.inherited_tiles + k) *
+                  kRankTile);
     }
   }
 }
@@ -85,7 +101,8 @@ struct TilePlace {
   uint32_t channels;  // Index of the tile of channels.
 };
 
-// Runs of kRun tiles side by side, in an order in which neighbours share operands.
+// Runs of kRun tiles side by side, in an order in which neighbours share
+// operands.
 template <uint32_t kRun>
 class TileOrder {
  public:
@@ -103,7 +120,8 @@ class TileOrder {
     const uint32_t rest = index - band * blocks_ * kBand;
     const uint32_t width = min(kBand, runs_ - band * kBand);
     const uint32_t blocks = rest / width, run = band * kBand + rest % width;
-    return {blocks, min(run * step_ + (blocks + offset_) % (step_ / kRun), tiles_ - 1)};
+    return {blocks,
+            min(run * step_ + (blocks + offset_) % (step_ / kRun), tiles_ - 1)};
   }
 
  private:
@@ -117,7 +135,9 @@ class TileWalk {
  public:
   __device__ __forceinline__ explicit TileWalk(const ProductParams& params)
       : order_(params), run_(blockIdx.x), place_(order_.At(run_)) {}
-  __device__ __forceinline__ bool Done() const { return run_ >= order_.count(); }
+  __device__ __forceinline__ bool Done() const {
+    return run_ >= order_.count();
+  }
   // Behind the last, the last.
   __device__ __forceinline__ const TilePlace& place() const { return place_; }
   __device__ __forceinline__ void Next() {

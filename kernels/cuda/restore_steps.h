@@ -1,4 +1,5 @@
-// The small kernels around a restore's product: features of tokens, bounds across groups, and values that are stored.
+// The small kernels around a restore's product: features of tokens, bounds
+// across groups, and values that are stored.
 #ifndef LATENTKV_KERNELS_CUDA_RESTORE_STEPS_H_
 #define LATENTKV_KERNELS_CUDA_RESTORE_STEPS_H_
 
@@ -13,15 +14,18 @@
 
 namespace latentkv::cuda {
 
-inline constexpr uint32_t kNoToken = ~0u;  // Before a chain's first: it has no features.
+// Before a chain's first: it has no features.
+inline constexpr uint32_t kNoToken = ~0u;
 
 struct FeatureParams {
   const int8_t* embedding;  // [vocabulary][dims]
   uint32_t vocabulary, dims, history;
-  const uint32_t* tokens;   // [blocks][history - 1 + kBlockTokens], the last kBlockTokens are the block's
+  // [blocks][history - 1 + kBlockTokens], the last kBlockTokens are the block's
+  const uint32_t* tokens;
   uint32_t blocks;
-  int8_t* features;         // [blocks * kBlockTokens][stride]: history * dims features, then zeros
-  uint32_t stride;          // A multiple of kRankTile.
+  // [blocks * kBlockTokens][stride]: history * dims features, then zeros
+  int8_t* features;
+  uint32_t stride;  // A multiple of kRankTile.
 };
 absl::Status MakeFeatures(const FeatureParams& params, cudaStream_t stream);
 
@@ -32,11 +36,14 @@ struct VerifyParams {
   const uint32_t* first_tokens;    // [blocks]
   const uint32_t* own_sums;        // [groups][blocks][kBlockTokens]
   const uint32_t* inherited_sums;  // the same
-  uint32_t* inherited_totals;      // [blocks][kBlockTokens] of the groups before, whatever it is for group 0
-  uint32_t* first_faults;          // [blocks], lowered to `group` where the section is not sound
-  BlockPlan* plans;                // [blocks] of this group
+  // [blocks][kBlockTokens] of the groups before, whatever it is for group 0
+  uint32_t* inherited_totals;
+  // [blocks], lowered to `group` where the section is not sound
+  uint32_t* first_faults;
+  BlockPlan* plans;  // [blocks] of this group
 };
-// Groups in order: checks what of a section needs the ones before, and plans the product.
+// Groups in order: checks what of a section needs the ones before, and plans
+// the product.
 absl::Status VerifySections(const VerifyParams& params, cudaStream_t stream);
 
 struct LayerShape {
@@ -55,7 +62,8 @@ struct StoredParams {
   const uint8_t* known_sinks;
 };
 // Writes sinks and exact tokens of a group over what its product left there.
-absl::Status WriteStored(const StoredParams& params, DType dtype, cudaStream_t stream);
+absl::Status WriteStored(const StoredParams& params, DType dtype,
+                         cudaStream_t stream);
 
 }  // namespace latentkv::cuda
 

@@ -9,7 +9,8 @@
 
 namespace latentkv::cuda {
 
-// x^(8 bytes): what the remainder of a run is multiplied by for `bytes` behind it.
+// x^(8 bytes): what the remainder of a run is multiplied by for `bytes` behind
+// it.
 __device__ inline uint32_t CrcPower(const DecodeImage& image, uint32_t bytes) {
   uint32_t power = 0x80000000;  // x^0.
   for (uint32_t i = 0; bytes >> i != 0; ++i) {
@@ -18,8 +19,10 @@ __device__ inline uint32_t CrcPower(const DecodeImage& image, uint32_t bytes) {
   return power;
 }
 
-// CRC-32C of `count` bytes, which are aligned to 16 and readable up to a multiple of 16: each lane takes a run of them.
-__device__ inline uint32_t SectionChecksum(const DecodeImage& image, const uint8_t* bytes, uint32_t count,
+// CRC-32C of `count` bytes, which are aligned to 16 and readable up to a
+// multiple of 16: each lane takes a run of them.
+__device__ inline uint32_t SectionChecksum(const DecodeImage& image,
+                                           const uint8_t* bytes, uint32_t count,
                                            uint32_t lane) {
   const uint32_t run = (count + 32 * 16 - 1) / (32 * 16) * 16;
   const uint32_t first = min(lane * run, count), last = min(first + run, count);
@@ -34,17 +37,20 @@ __device__ inline uint32_t SectionChecksum(const DecodeImage& image, const uint8
     for (uint32_t w = 0; w < 4; ++w) {
       if (valid >= 4 * w + 4) {
         crc ^= words[w];
-        crc = image.checksums[3][crc & 255] ^ image.checksums[2][crc >> 8 & 255] ^
-              image.checksums[1][crc >> 16 & 255] ^ image.checksums[0][crc >> 24];
+        crc =
+            image.checksums[3][crc & 255] ^ image.checksums[2][crc >> 8 & 255] ^
+            image.checksums[1][crc >> 16 & 255] ^ image.checksums[0][crc >> 24];
       } else {
         for (uint32_t b = 4 * w; b < valid; ++b) {
-          crc = crc >> 8 ^ image.checksums[0][(crc ^ words[w] >> 8 * (b % 4)) & 255];
+          crc = crc >> 8 ^
+                image.checksums[0][(crc ^ words[w] >> 8 * (b % 4)) & 255];
         }
       }
     }
   }
   crc = CrcProduct(crc, CrcPower(image, count - last));
-  for (int apart = 16; apart > 0; apart /= 2) crc ^= __shfl_xor_sync(~0u, crc, apart);
+  for (int apart = 16; apart > 0; apart /= 2)
+    crc ^= __shfl_xor_sync(~0u, crc, apart);
   return ~crc;
 }
 

@@ -8,18 +8,25 @@
 
 namespace latentkv::cuda {
 
-// 64 words that lanes exchange, up to 96 behind them, and 64 on their way. Behind the last word it reads that one again
-// and again: a stream that takes more than it has does not end as it must.
+// 64 words that lanes exchange, up to 96 behind them, and 64 on their way.
+// Behind the last word it reads that one again and again: a stream that takes
+// more than it has does not end as it must.
 class WordWindow {
  public:
   // `count` words from byte `first` on, which is not the section's first.
-  __device__ __forceinline__ WordWindow(SectionBytes* bytes, uint32_t first, uint32_t count, uint32_t lane)
-      : bytes_(*bytes), next_(first + 2 * lane), last_(first + 2 * count - 2), count_(count), below_((1u << lane) - 1) {
+  __device__ __forceinline__ WordWindow(SectionBytes* bytes, uint32_t first,
+                                        uint32_t count, uint32_t lane)
+      : bytes_(*bytes),
+        next_(first + 2 * lane),
+        last_(first + 2 * count - 2),
+        count_(count),
+        below_((1u << lane) - 1) {
     Load();
     window_ = Loaded();
     Load();
   }
-  // Comes before every second Feed, where there is time: two take 64 words at most.
+  // Comes before every second Feed, where there is time: two take 64 words at
+  // most.
   __device__ __forceinline__ void Refill() {
     const uint32_t halves = behind_ - taken_ / kHalf;
     // A vote, so that the compiler knows that the warp stays together.
@@ -30,7 +37,8 @@ class WordWindow {
     behind_ += 2;
     Load();
   }
-  // The state after a step of the decoder: x << 16 | word where x is below 2^16. Lanes take words in order.
+  // The state after a step of the decoder: x << 16 | word where x is below
+  // 2^16. Lanes take words in order.
   __device__ __forceinline__ uint32_t Feed(uint32_t x) {
     const bool wants = x < 1u << 16;
     const uint32_t wanting = __ballot_sync(~0u, wants);
@@ -43,7 +51,8 @@ class WordWindow {
     ahead_[0] = __funnelshift_r(ahead_[0], ahead_[1], shift);
     ahead_[1] >>= shift;
     taken_ = taken;
-    return __byte_perm(x, words, wants ? (index < kHalf ? 0x1054 : 0x1076) : 0x3210);
+    return __byte_perm(x, words,
+                       wants ? (index < kHalf ? 0x1054 : 0x1076) : 0x3210);
   }
   __device__ __forceinline__ bool AtEnd() const { return taken_ == count_; }
 

@@ -45,13 +45,16 @@ struct Flip {
   const ByteClass* of;
 };
 
-// Flip `index` of a frame of `frame_bytes`: half of them in the header, class by class, half in the payload.
+// Flip `index` of a frame of `frame_bytes`: half of them in the header, class
+// by class, half in the payload.
 Flip MakeFlip(uint32_t index, uint64_t frame_bytes) {
   std::mt19937_64 random(index);
   const uint32_t classes = std::size(kClasses);
-  const ByteClass& of = kClasses[index % 2 == 0 ? classes - 1 : index / 2 % classes];
+  const ByteClass& of =
+      kClasses[index % 2 == 0 ? classes - 1 : index / 2 % classes];
   const uint64_t last = std::min(of.last, frame_bytes);
-  return {of.first + random() % (last - of.first), static_cast<uint8_t>(1u << random() % 8), &of};
+  return {of.first + random() % (last - of.first),
+          static_cast<uint8_t>(1u << random() % 8), &of};
 }
 
 class BitFlipTest : public ClientTest {
@@ -78,7 +81,9 @@ uint32_t FlipEachPayload(const std::string& folder) {
                   ->Scan(Family::kPayload, "",
                          [&](absl::string_view key, absl::string_view value) {
                            const ByteSpan bytes = AsBytes(value);
-                           payloads.emplace_back(std::string(key), Bytes(bytes.begin(), bytes.end()));
+                           payloads.emplace_back(
+                               std::string(key),
+                               Bytes(bytes.begin(), bytes.end()));
                          })
                   .ok());
   for (uint32_t i = 0; i < payloads.size(); ++i) {
@@ -102,9 +107,11 @@ TEST_F(BitFlipTest, OnDiskIsAMissAndTouchesNoPage) {
   uint32_t misses = 0;
   for (uint32_t i = 0; i < kFlips; ++i) {
     const uint64_t matched = Match(client.get(), i, 64);
-    if (matched == 0 || Load(client.get(), pages, i, 0, 64).token_count == 0) ++misses;
+    if (matched == 0 || Load(client.get(), pages, i, 0, 64).token_count == 0)
+      ++misses;
     ASSERT_TRUE(pages.memory() == poison) << i;
-    // What was found damaged is gone, so that the recomputed block can take its place.
+    // What was found damaged is gone, so that the recomputed block can take its
+    // place.
     ASSERT_EQ(Match(client.get(), i, 64), 0u) << i;
   }
   EXPECT_EQ(misses, kFlips);
@@ -115,14 +122,18 @@ TEST_F(BitFlipTest, OnDiskIsAMissAndTouchesNoPage) {
   EXPECT_EQ(Load(client.get(), pages, 7, 0, 64).token_count, 64u);
 }
 
-// Flips bit `flip` of the frame that `section` is a part of. `sections_end` is where the section before it ended.
-void FlipOnTheWay(const Flip& flip, uint64_t* sections_end, FetchedSection* section) {
-  auto copy = std::make_shared<std::pair<Bytes, Bytes>>(Bytes(section->header.begin(), section->header.end()),
-                                                        Bytes(section->payload.begin(), section->payload.end()));
+// Flips bit `flip` of the frame that `section` is a part of. `sections_end` is
+// where the section before it ended.
+void FlipOnTheWay(const Flip& flip, uint64_t* sections_end,
+                  FetchedSection* section) {
+  auto copy = std::make_shared<std::pair<Bytes, Bytes>>(
+      Bytes(section->header.begin(), section->header.end()),
+      Bytes(section->payload.begin(), section->payload.end()));
   const uint64_t first = section->section == 0 ? kHeaderBytes : *sections_end;
   *sections_end = first + copy->second.size();
   if (flip.byte < copy->first.size()) copy->first[flip.byte] ^= flip.mask;
-  if (flip.byte >= first && flip.byte < *sections_end) copy->second[flip.byte - first] ^= flip.mask;
+  if (flip.byte >= first && flip.byte < *sections_end)
+    copy->second[flip.byte - first] ^= flip.mask;
   section->header = copy->first;
   section->payload = copy->second;
   section->owner = copy;
@@ -134,7 +145,9 @@ TEST_F(BitFlipTest, OnTheWayIsAMissAndWritesNoWrongByte) {
   uint32_t index = 0;
   uint64_t sections_end = 0;
   Flip flip{};
-  channel->on_section = [&](FetchedSection* section, const CallLimits&) { FlipOnTheWay(flip, &sections_end, section); };
+  channel->on_section = [&](FetchedSection* section, const CallLimits&) {
+    FlipOnTheWay(flip, &sections_end, section);
+  };
   TestPages pages(geometry_, Layout::kEngineCpu, 64, 1);
   const std::vector<Bytes> poison = pages.memory();
   std::unique_ptr<Client> client = Open(TestConfig(channel, geometry_), &pages);
@@ -149,11 +162,16 @@ TEST_F(BitFlipTest, OnTheWayIsAMissAndWritesNoWrongByte) {
     EXPECT_EQ(Load(client.get(), pages, index, 0, 64).token_count, 0u) << index;
     const TestPages right = Expected(Layout::kEngineCpu, 64, 1, index, 0, 64);
     for (size_t l = 0; l < poison.size(); ++l) {
-      ASSERT_TRUE(pages.memory()[l] == poison[l] || pages.memory()[l] == right.memory()[l]) << index;
+      ASSERT_TRUE(pages.memory()[l] == poison[l] ||
+                  pages.memory()[l] == right.memory()[l])
+          << index;
     }
-    // Damage is forgotten; what looks like another version is not for this client to judge.
-    const uint64_t left = absl::string_view(flip.of->name) == "version" ? 64 : 0;
-    EXPECT_EQ(Match(client.get(), index, 64), left) << index << " in " << flip.of->name;
+    // Damage is forgotten; what looks like another version is not for this
+    // client to judge.
+    const uint64_t left =
+        absl::string_view(flip.of->name) == "version" ? 64 : 0;
+    EXPECT_EQ(Match(client.get(), index, 64), left)
+        << index << " in " << flip.of->name;
     pages.Poison();
   }
   EXPECT_EQ(client->Stats().load_failures, kFlips);
@@ -178,11 +196,14 @@ TEST_F(BitFlipTest, InTheMiddleOfAChainKeepsTheBlocksBefore) {
   // Recomputed and stored again, it is whole.
   damage = false;
   pages.Compute(5, pages.PageIds(320, 5), 128, 320);
-  ASSERT_TRUE(client->Store({TestTokens(5, 320)}, 128, 192, pages.PageIds(320, 5)).ok());
+  ASSERT_TRUE(
+      client->Store({TestTokens(5, 320)}, 128, 192, pages.PageIds(320, 5))
+          .ok());
   ASSERT_TRUE(client->Flush(kLong).ok());
   pages.Poison();
   EXPECT_EQ(Load(client.get(), pages, 5, 0, 320).token_count, 320u);
-  EXPECT_TRUE(pages.memory() == Expected(Layout::kEngineCpu, 128, 3, 5, 0, 320).memory());
+  EXPECT_TRUE(pages.memory() ==
+              Expected(Layout::kEngineCpu, 128, 3, 5, 0, 320).memory());
 }
 
 }  // namespace

@@ -15,7 +15,9 @@ namespace {
 
 Digest Key(uint32_t i) { return Sha256({AsBytes(std::to_string(i))}); }
 
-std::optional<uint32_t> Now(const LoadProgress& progress, int32_t layer) { return progress.Wait(layer, absl::Now()); }
+std::optional<uint32_t> Now(const LoadProgress& progress, int32_t layer) {
+  return progress.Wait(layer, absl::Now());
+}
 
 TEST(LoadProgress, LayerIsReadyWhenAllGoodBlocksHaveIt) {
   LoadProgress progress(2, 3);
@@ -109,7 +111,10 @@ class SetClock : public Clock {
 TEST(FailureLog, SaysEachKindOnceAMinuteAndHowManyItWithheld) {
   std::ostringstream text;
   SetClock clock;
-  FailureLog log(std::make_shared<spdlog::logger>("", std::make_shared<spdlog::sinks::ostream_sink_mt>(text)), &clock);
+  FailureLog log(
+      std::make_shared<spdlog::logger>(
+          "", std::make_shared<spdlog::sinks::ostream_sink_mt>(text)),
+      &clock);
   for (int i = 0; i < 5; ++i) log.Warn(Failure::kStore, "first {}");
   log.Warn(Failure::kLookup, "second");
   EXPECT_EQ(text.str().find("first {}"), text.str().rfind("first {}"));

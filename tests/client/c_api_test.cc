@@ -1,5 +1,5 @@
-// client/c/latentkv.h and latentkv_codec.h through the shared library, against the daemon's executable. Nothing else of
-// ours is linked here.
+// client/c/latentkv.h and latentkv_codec.h through the shared library, against
+// the daemon's executable. Nothing else of ours is linked here.
 #include <unistd.h>
 
 #include <cmath>
@@ -22,8 +22,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr uint32_t kLayers = 2, kHeads = 2, kDims = 8, kPageTokens = 32, kPages = 10, kBlock = 64;
-constexpr size_t kRowBytes = kHeads * kDims * 2, kRawBytes = kBlock * kRowBytes * 2 * kLayers;
+constexpr uint32_t kLayers = 2, kHeads = 2, kDims = 8, kPageTokens = 32,
+                   kPages = 10, kBlock = 64;
+constexpr size_t kRowBytes = kHeads * kDims * 2,
+                 kRawBytes = kBlock * kRowBytes * 2 * kLayers;
 
 std::vector<double> Frequencies() { return {1, 0.1, 0.01, 0.001}; }
 
@@ -42,12 +44,16 @@ std::vector<uint8_t> SmoothBytes(uint64_t seed, size_t count) {
 class CApiTest : public ::testing::Test {
  protected:
   CApiTest() {
-    const latentkv_layer layer{kHeads, kDims, kDims, 1, 1.0f, 0, 1, frequencies_.data()};
+    const latentkv_layer layer{kHeads, kDims, kDims, 1,
+                               1.0f,   0,     1,     frequencies_.data()};
     layers_.assign(kLayers, layer);
-    for (uint32_t l = 0; l < kLayers; ++l) memory_.push_back(SmoothBytes(l, 2 * kPages * kPageTokens * kRowBytes));
+    for (uint32_t l = 0; l < kLayers; ++l)
+      memory_.push_back(SmoothBytes(l, 2 * kPages * kPageTokens * kRowBytes));
     for (std::vector<uint8_t>& layer : memory_) {
-      const latentkv_strides strides{kPageTokens * kRowBytes, kRowBytes, kDims * 2, 2};
-      pages_.push_back({layer.data(), layer.data() + layer.size() / 2, strides, strides});
+      const latentkv_strides strides{kPageTokens * kRowBytes, kRowBytes,
+                                     kDims * 2, 2};
+      pages_.push_back(
+          {layer.data(), layer.data() + layer.size() / 2, strides, strides});
     }
     for (uint32_t i = 0; i < 256; ++i) tokens_.push_back(i * 7);
     for (uint64_t i = 0; i < 8; ++i) ids_.push_back(9 - i);
@@ -68,7 +74,8 @@ class CApiTest : public ::testing::Test {
     prompt.token_count = tokens_.size();
     return prompt;
   }
-  latentkv_basis BasisOf(const latentkv_basis_group* group, const latentkv_basis_profile* profile) const {
+  latentkv_basis BasisOf(const latentkv_basis_group* group,
+                         const latentkv_basis_profile* profile) const {
     latentkv_basis basis{};
     basis.struct_bytes = sizeof(basis);
     basis.description = "test";
@@ -82,8 +89,11 @@ class CApiTest : public ::testing::Test {
   latentkv_client* Open(const char* address) {
     const latentkv_options options = Options(address);
     latentkv_client* client = nullptr;
-    EXPECT_EQ(latentkv_open(&options, &client), LATENTKV_OK) << latentkv_error();
-    EXPECT_EQ(latentkv_register_pages(client, pages_.data(), kLayers, kPageTokens, kPages), LATENTKV_OK);
+    EXPECT_EQ(latentkv_open(&options, &client), LATENTKV_OK)
+        << latentkv_error();
+    EXPECT_EQ(latentkv_register_pages(client, pages_.data(), kLayers,
+                                      kPageTokens, kPages),
+              LATENTKV_OK);
     return client;
   }
 
@@ -103,24 +113,34 @@ TEST_F(CApiTest, StoresMatchesAndLoads) {
   latentkv_client* client = Open(daemon.address().c_str());
   const latentkv_prompt prompt = Prompt();
   latentkv_job* job = nullptr;
-  ASSERT_EQ(latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, nullptr, &job), LATENTKV_OK) << latentkv_error();
+  ASSERT_EQ(
+      latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, nullptr, &job),
+      LATENTKV_OK)
+      << latentkv_error();
   latentkv_result result{};
   ASSERT_EQ(latentkv_wait(job, -1, 30000, &result), LATENTKV_OK);
   EXPECT_EQ(result.token_count, 256u);
   latentkv_job_free(job);
-  ASSERT_EQ(latentkv_store(client, &prompt, 0, 64, ids_.data(), 8, nullptr, nullptr), LATENTKV_OK);
+  ASSERT_EQ(
+      latentkv_store(client, &prompt, 0, 64, ids_.data(), 8, nullptr, nullptr),
+      LATENTKV_OK);
   ASSERT_EQ(latentkv_flush(client, 30000), LATENTKV_OK);
   uint64_t matched = 0;
-  ASSERT_EQ(latentkv_match(client, &prompt, 1000, 10000, &matched), LATENTKV_OK);
+  ASSERT_EQ(latentkv_match(client, &prompt, 1000, 10000, &matched),
+            LATENTKV_OK);
   EXPECT_EQ(matched, 256u);
 
   const std::vector<std::vector<uint8_t>> computed = memory_;
   for (std::vector<uint8_t>& layer : memory_) {
     // All pages that the prompt has.
     for (size_t half : {size_t{0}, layer.size() / 2})
-      std::memset(&layer[half + 2 * kPageTokens * kRowBytes], 0, 8 * kPageTokens * kRowBytes);
+      std::memset(&layer[half + 2 * kPageTokens * kRowBytes], 0,
+                  8 * kPageTokens * kRowBytes);
   }
-  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 10000, nullptr, &job), LATENTKV_OK) << latentkv_error();
+  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 10000,
+                          nullptr, &job),
+            LATENTKV_OK)
+      << latentkv_error();
   for (int32_t layer : {0, 1, -1}) {
     ASSERT_EQ(latentkv_wait(job, layer, 30000, &result), LATENTKV_OK);
     EXPECT_EQ(result.token_count, 256u);
@@ -143,7 +163,8 @@ TEST_F(CApiTest, StoresMatchesAndLoads) {
   latentkv_close(client);
 }
 
-// Two ranks with a head each, in memory that a client of all heads reads as well.
+// Two ranks with a head each, in memory that a client of all heads reads as
+// well.
 TEST_F(CApiTest, RanksStoreWhatOneClientLoads) {
   DaemonProcess daemon;
   const latentkv_prompt prompt = Prompt();
@@ -154,16 +175,21 @@ TEST_F(CApiTest, RanksStoreWhatOneClientLoads) {
     options.tensor_parallel_rank = rank;
     options.tensor_parallel_ranks = 2;
     options.tensor_parallel_meeting = meeting.c_str();
-    ASSERT_EQ(latentkv_open(&options, &ranks[rank]), LATENTKV_OK) << latentkv_error();
+    ASSERT_EQ(latentkv_open(&options, &ranks[rank]), LATENTKV_OK)
+        << latentkv_error();
     std::vector<latentkv_page_layer> pages = pages_;
     for (latentkv_page_layer& layer : pages) {
       layer.key = static_cast<uint8_t*>(layer.key) + rank * kDims * 2;
       layer.value = static_cast<uint8_t*>(layer.value) + rank * kDims * 2;
     }
-    ASSERT_EQ(latentkv_register_pages(ranks[rank], pages.data(), kLayers, kPageTokens, kPages), LATENTKV_OK);
+    ASSERT_EQ(latentkv_register_pages(ranks[rank], pages.data(), kLayers,
+                                      kPageTokens, kPages),
+              LATENTKV_OK);
   }
   for (latentkv_client* rank : ranks) {
-    ASSERT_EQ(latentkv_store(rank, &prompt, 0, 256, ids_.data(), 8, nullptr, nullptr), LATENTKV_OK);
+    ASSERT_EQ(
+        latentkv_store(rank, &prompt, 0, 256, ids_.data(), 8, nullptr, nullptr),
+        LATENTKV_OK);
   }
   for (latentkv_client* rank : ranks) {
     ASSERT_EQ(latentkv_flush(rank, 30000), LATENTKV_OK) << latentkv_error();
@@ -176,11 +202,14 @@ TEST_F(CApiTest, RanksStoreWhatOneClientLoads) {
   const std::vector<std::vector<uint8_t>> computed = memory_;
   for (std::vector<uint8_t>& layer : memory_) {
     for (size_t half : {size_t{0}, layer.size() / 2})
-      std::memset(&layer[half + 2 * kPageTokens * kRowBytes], 0, 8 * kPageTokens * kRowBytes);
+      std::memset(&layer[half + 2 * kPageTokens * kRowBytes], 0,
+                  8 * kPageTokens * kRowBytes);
   }
   latentkv_client* client = Open(daemon.address().c_str());
   latentkv_job* job = nullptr;
-  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 10000, nullptr, &job), LATENTKV_OK);
+  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 10000,
+                          nullptr, &job),
+            LATENTKV_OK);
   latentkv_result result{};
   ASSERT_EQ(latentkv_wait(job, -1, 30000, &result), LATENTKV_OK);
   EXPECT_EQ(result.token_count, 256u);
@@ -199,14 +228,19 @@ TEST_F(CApiTest, KeepsSessions) {
   DaemonProcess daemon;
   latentkv_client* client = Open(daemon.address().c_str());
   const uint8_t said[] = {'a', 0, 'b'};
-  ASSERT_EQ(latentkv_session_put(client, "talk", said, sizeof(said), 10000), LATENTKV_OK) << latentkv_error();
+  ASSERT_EQ(latentkv_session_put(client, "talk", said, sizeof(said), 10000),
+            LATENTKV_OK)
+      << latentkv_error();
   uint8_t* record = nullptr;
   size_t bytes = 0;
-  ASSERT_EQ(latentkv_session_get(client, "talk", &record, &bytes, 10000), LATENTKV_OK);
-  EXPECT_EQ(std::string(record, record + bytes), std::string(said, said + sizeof(said)));
+  ASSERT_EQ(latentkv_session_get(client, "talk", &record, &bytes, 10000),
+            LATENTKV_OK);
+  EXPECT_EQ(std::string(record, record + bytes),
+            std::string(said, said + sizeof(said)));
   latentkv_free(record);
   ASSERT_EQ(latentkv_session_delete(client, "talk", 10000), LATENTKV_OK);
-  EXPECT_EQ(latentkv_session_get(client, "talk", &record, &bytes, 10000), LATENTKV_NOT_FOUND);
+  EXPECT_EQ(latentkv_session_get(client, "talk", &record, &bytes, 10000),
+            LATENTKV_NOT_FOUND);
   EXPECT_EQ(record, nullptr);
   EXPECT_NE(std::string(latentkv_error()), "");
   latentkv_close(client);
@@ -219,14 +253,19 @@ TEST_F(CApiTest, DaemonThatIsAwayIsAMiss) {
   EXPECT_EQ(latentkv_match(client, &prompt, 1000, 5000, &matched), LATENTKV_OK);
   EXPECT_EQ(matched, 0u);
   latentkv_job* job = nullptr;
-  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 5000, nullptr, &job), LATENTKV_OK);
+  ASSERT_EQ(latentkv_load(client, &prompt, 0, 256, ids_.data(), 8, 5000,
+                          nullptr, &job),
+            LATENTKV_OK);
   latentkv_result result{9, 9, 9, 9};
   EXPECT_EQ(latentkv_wait(job, -1, 30000, &result), LATENTKV_OK);
   EXPECT_EQ(result.token_count, 0u);
   latentkv_job_free(job);
-  EXPECT_EQ(latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, nullptr, nullptr), LATENTKV_OK);
+  EXPECT_EQ(
+      latentkv_store(client, &prompt, 0, 256, ids_.data(), 8, nullptr, nullptr),
+      LATENTKV_OK);
   EXPECT_EQ(latentkv_flush(client, 30000), LATENTKV_OK);
-  EXPECT_EQ(latentkv_session_put(client, "talk", nullptr, 0, 5000), LATENTKV_UNAVAILABLE);
+  EXPECT_EQ(latentkv_session_put(client, "talk", nullptr, 0, 5000),
+            LATENTKV_UNAVAILABLE);
   latentkv_stats stats{};
   latentkv_get_stats(client, &stats);
   EXPECT_EQ(stats.breaker_open, 1u);
@@ -260,20 +299,32 @@ TEST_F(CApiTest, NullIsRefusedWhereItMeansNothing) {
   const latentkv_prompt prompt = Prompt();
   uint64_t matched;
   latentkv_job* job = nullptr;
-  EXPECT_EQ(latentkv_match(nullptr, &prompt, 0, 0, &matched), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_match(client, nullptr, 0, 0, &matched), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_match(client, &prompt, 0, 0, nullptr), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, ids_.data(), 8, 0, nullptr, nullptr), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, nullptr, 8, 0, nullptr, &job), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, ids_.data(), 1, 0, nullptr, &job), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_store(nullptr, &prompt, 0, 64, ids_.data(), 8, nullptr, &job), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_match(nullptr, &prompt, 0, 0, &matched),
+            LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_match(client, nullptr, 0, 0, &matched),
+            LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_match(client, &prompt, 0, 0, nullptr),
+            LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, ids_.data(), 8, 0, nullptr,
+                          nullptr),
+            LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_load(client, &prompt, 0, 64, nullptr, 8, 0, nullptr, &job),
+            LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      latentkv_load(client, &prompt, 0, 64, ids_.data(), 1, 0, nullptr, &job),
+      LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      latentkv_store(nullptr, &prompt, 0, 64, ids_.data(), 8, nullptr, &job),
+      LATENTKV_INVALID_ARGUMENT);
   EXPECT_EQ(job, nullptr);
   EXPECT_EQ(latentkv_wait(nullptr, 0, 0, nullptr), LATENTKV_INVALID_ARGUMENT);
   EXPECT_EQ(latentkv_flush(nullptr, 0), LATENTKV_INVALID_ARGUMENT);
-  EXPECT_EQ(latentkv_session_get(client, nullptr, nullptr, nullptr, 0), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_session_get(client, nullptr, nullptr, nullptr, 0),
+            LATENTKV_INVALID_ARGUMENT);
   latentkv_prompt without = Prompt();
   without.tokens = nullptr;
-  EXPECT_EQ(latentkv_match(client, &without, 0, 0, &matched), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_match(client, &without, 0, 0, &matched),
+            LATENTKV_INVALID_ARGUMENT);
   latentkv_get_stats(nullptr, nullptr);
   latentkv_close(client);
   latentkv_close(nullptr);
@@ -292,7 +343,8 @@ TEST_F(CApiTest, StructOfAnotherSizeIsRefused) {
   latentkv_prompt prompt = Prompt();
   prompt.struct_bytes += 8;
   uint64_t matched = 0;
-  EXPECT_EQ(latentkv_match(client, &prompt, 0, 0, &matched), LATENTKV_INVALID_ARGUMENT);
+  EXPECT_EQ(latentkv_match(client, &prompt, 0, 0, &matched),
+            LATENTKV_INVALID_ARGUMENT);
   latentkv_close(client);
 }
 
@@ -338,30 +390,40 @@ Group PlainGroup() {
 }
 
 TEST_F(CApiTest, CodecRestoresExactBitsAndBasisValues) {
-  const std::string path = ::testing::TempDir() + "latentkv-c-api-" + std::to_string(getpid()) + ".basis";
+  const std::string path = ::testing::TempDir() + "latentkv-c-api-" +
+                           std::to_string(getpid()) + ".basis";
   const Group group = PlainGroup();
   const latentkv_basis_profile profile{"balanced", 0.0625f, 1};
   uint8_t digest[32] = {};
   const latentkv_basis basis = BasisOf(&group.c, &profile);
-  ASSERT_EQ(latentkv_basis_write(path.c_str(), &basis, digest), LATENTKV_OK) << latentkv_error();
+  ASSERT_EQ(latentkv_basis_write(path.c_str(), &basis, digest), LATENTKV_OK)
+      << latentkv_error();
   latentkv_codec* codec = nullptr;
-  ASSERT_EQ(latentkv_codec_open(path.c_str(), layers_.data(), kLayers, &codec), LATENTKV_OK) << latentkv_error();
+  ASSERT_EQ(latentkv_codec_open(path.c_str(), layers_.data(), kLayers, &codec),
+            LATENTKV_OK)
+      << latentkv_error();
   float step = 0, bound = 0;
-  ASSERT_EQ(latentkv_codec_profile(codec, "balanced", &step, &bound), LATENTKV_OK);
+  ASSERT_EQ(latentkv_codec_profile(codec, "balanced", &step, &bound),
+            LATENTKV_OK);
   EXPECT_EQ(step, 0.0625f);
   EXPECT_EQ(bound, 1);
-  EXPECT_EQ(latentkv_codec_profile(codec, "small", &step, &bound), LATENTKV_NOT_FOUND);
+  EXPECT_EQ(latentkv_codec_profile(codec, "small", &step, &bound),
+            LATENTKV_NOT_FOUND);
 
   const std::vector<uint8_t> raw = SmoothBytes(3, kRawBytes);
   for (float with : {0.0f, 0.0625f}) {
     uint8_t* frame = nullptr;
     size_t frame_bytes = 0;
     float loss = -1;
-    ASSERT_EQ(latentkv_encode(codec, tokens_.data(), 128, raw.data(), raw.size(), with, 0, &frame, &frame_bytes, &loss), LATENTKV_OK)
+    ASSERT_EQ(latentkv_encode(codec, tokens_.data(), 128, raw.data(),
+                              raw.size(), with, 0, &frame, &frame_bytes, &loss),
+              LATENTKV_OK)
         << latentkv_error();
     EXPECT_EQ(loss > 0, with > 0);
     std::vector<uint8_t> restored(kRawBytes, 0xa5);
-    ASSERT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes, restored.data(), restored.size()), LATENTKV_OK);
+    ASSERT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes,
+                              restored.data(), restored.size()),
+              LATENTKV_OK);
     EXPECT_EQ(restored == raw, with == 0);
     for (size_t i = 0; i < raw.size(); i += 2) {
       float a = 0, b = 0;
@@ -369,12 +431,19 @@ TEST_F(CApiTest, CodecRestoresExactBitsAndBasisValues) {
       std::memcpy(reinterpret_cast<uint8_t*>(&b) + 2, &restored[i], 2);
       ASSERT_LT(std::abs(a - b), 0.06f) << i;
     }
-    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 192, frame, frame_bytes, restored.data(), restored.size()),
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 192, frame, frame_bytes,
+                              restored.data(), restored.size()),
               LATENTKV_FAILED_PRECONDITION);
     frame[frame_bytes - 1] ^= 1;
-    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes, restored.data(), restored.size()), LATENTKV_DATA_LOSS);
-    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, 20, restored.data(), restored.size()), LATENTKV_DATA_LOSS);
-    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes, restored.data(), 20), LATENTKV_INVALID_ARGUMENT);
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes,
+                              restored.data(), restored.size()),
+              LATENTKV_DATA_LOSS);
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, 20,
+                              restored.data(), restored.size()),
+              LATENTKV_DATA_LOSS);
+    EXPECT_EQ(latentkv_decode(codec, tokens_.data(), 128, frame, frame_bytes,
+                              restored.data(), 20),
+              LATENTKV_INVALID_ARGUMENT);
     latentkv_free(frame);
   }
   latentkv_codec_close(codec);
@@ -382,7 +451,8 @@ TEST_F(CApiTest, CodecRestoresExactBitsAndBasisValues) {
 }
 
 TEST_F(CApiTest, BasisIsWrittenWholeOrNotAtAll) {
-  const std::string folder = ::testing::TempDir() + "latentkv-c-api-gone-" + std::to_string(getpid());
+  const std::string folder =
+      ::testing::TempDir() + "latentkv-c-api-gone-" + std::to_string(getpid());
   Group group = PlainGroup();
   const latentkv_basis_profile profile{"balanced", 0.0625f, 1};
   uint8_t digest[32] = {};
@@ -400,14 +470,18 @@ TEST_F(CApiTest, BasisIsWrittenWholeOrNotAtAll) {
   group.c.mean = nullptr;
   EXPECT_EQ(write(path), LATENTKV_INVALID_ARGUMENT);
   latentkv_codec* codec = nullptr;
-  EXPECT_EQ(latentkv_codec_open(path.c_str(), layers_.data(), kLayers, &codec), LATENTKV_OK);
+  EXPECT_EQ(latentkv_codec_open(path.c_str(), layers_.data(), kLayers, &codec),
+            LATENTKV_OK);
   latentkv_codec_close(codec);
   unlink(path.c_str());
-  EXPECT_EQ(latentkv_codec_open(path.c_str(), layers_.data(), kLayers, &codec), LATENTKV_NOT_FOUND);
+  EXPECT_EQ(latentkv_codec_open(path.c_str(), layers_.data(), kLayers, &codec),
+            LATENTKV_NOT_FOUND);
   EXPECT_EQ(codec, nullptr);
-  ASSERT_EQ(latentkv_codec_open(nullptr, layers_.data(), kLayers, &codec), LATENTKV_OK);
+  ASSERT_EQ(latentkv_codec_open(nullptr, layers_.data(), kLayers, &codec),
+            LATENTKV_OK);
   float number;
-  EXPECT_EQ(latentkv_codec_profile(codec, "balanced", &number, &number), LATENTKV_NOT_FOUND);
+  EXPECT_EQ(latentkv_codec_profile(codec, "balanced", &number, &number),
+            LATENTKV_NOT_FOUND);
   latentkv_codec_close(codec);
 }
 

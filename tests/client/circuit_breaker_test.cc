@@ -14,7 +14,8 @@ class SetClock : public Clock {
 
 class CircuitBreakerTest : public ::testing::Test {
  protected:
-  void Report(const absl::Status& status, absl::Duration took = absl::ZeroDuration()) {
+  void Report(const absl::Status& status,
+              absl::Duration took = absl::ZeroDuration()) {
     auto attempt = breaker_.Enter();
     ASSERT_TRUE(static_cast<bool>(attempt));
     clock_.now += took;
@@ -29,7 +30,9 @@ class CircuitBreakerTest : public ::testing::Test {
 
   const absl::Status away_ = absl::UnavailableError("refused");
   SetClock clock_;
-  FailureLog log_{std::make_shared<spdlog::logger>("", std::make_shared<spdlog::sinks::null_sink_mt>()), &clock_};
+  FailureLog log_{std::make_shared<spdlog::logger>(
+                      "", std::make_shared<spdlog::sinks::null_sink_mt>()),
+                  &clock_};
   CircuitBreaker breaker_{&clock_, &log_};
 };
 
@@ -91,7 +94,8 @@ TEST_F(CircuitBreakerTest, CallsThatWereUnderWayDoNotLengthenThePause) {
 
 TEST_F(CircuitBreakerTest, AnswersOfTheDaemonKeepItClosed) {
   for (const absl::Status& status :
-       {absl::OkStatus(), absl::NotFoundError(""), absl::ResourceExhaustedError(""), absl::DataLossError(""),
+       {absl::OkStatus(), absl::NotFoundError(""),
+        absl::ResourceExhaustedError(""), absl::DataLossError(""),
         absl::InvalidArgumentError(""), absl::CancelledError("")}) {
     Report(status);
     EXPECT_FALSE(breaker_.open()) << status;

@@ -1,12 +1,12 @@
 #include "tests/client/client_fixture.h"
 
 #include <algorithm>
-
 #include <utility>
 
 namespace latentkv {
 
-ClientConfig TestConfig(std::shared_ptr<CacheChannel> channel, const Geometry& geometry,
+ClientConfig TestConfig(std::shared_ptr<CacheChannel> channel,
+                        const Geometry& geometry,
                         std::shared_ptr<const Basis> basis) {
   ClientConfig config;
   config.channel = std::move(channel);
@@ -22,14 +22,16 @@ ClientConfig TestConfig(std::shared_ptr<CacheChannel> channel, const Geometry& g
   return config;
 }
 
-std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean, float step, uint32_t layers_per_group) {
+std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean,
+                                        float step, uint32_t layers_per_group) {
   BasisParts parts;
   const uint32_t layers = geometry.layers.size();
   for (uint32_t first = 0; first < layers; first += layers_per_group) {
     BasisGroup group;
     group.first_layer = first;
     group.last_layer = std::min(layers, first + layers_per_group);
-    for (uint32_t l = first; l < group.last_layer; ++l) group.channels += 2 * geometry.layers[l].KvChannels();
+    for (uint32_t l = first; l < group.last_layer; ++l)
+      group.channels += 2 * geometry.layers[l].KvChannels();
     const uint32_t n = group.rank = group.channels;
     group.mean.assign(n, mean);
     group.row_scale.assign(n, 1.0f / 64);
@@ -46,8 +48,10 @@ std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean, fl
   return *Basis::Create(std::move(parts));
 }
 
-std::unique_ptr<Client> ClientTest::Open(ClientConfig config, TestPages* pages) const {
-  absl::StatusOr<std::unique_ptr<Client>> client = MakeClient(std::move(config));
+std::unique_ptr<Client> ClientTest::Open(ClientConfig config,
+                                         TestPages* pages) const {
+  absl::StatusOr<std::unique_ptr<Client>> client =
+      MakeClient(std::move(config));
   EXPECT_TRUE(client.ok()) << client.status();
   EXPECT_TRUE((*client)->RegisterPages(pages->cache()).ok());
   return *std::move(client);
@@ -65,24 +69,29 @@ bool ClientTest::StoreSequence(uint64_t seed, uint64_t count, Values values) {
   return result.ok() && result->token_count == count / 64 * 64;
 }
 
-TransferResult ClientTest::Load(Client* client, const TestPages& pages, uint64_t seed, uint64_t first, uint64_t count) {
+TransferResult ClientTest::Load(Client* client, const TestPages& pages,
+                                uint64_t seed, uint64_t first, uint64_t count) {
   const std::vector<uint32_t> tokens = TestTokens(seed, first + count);
-  auto job = client->Load({tokens}, first, count, pages.PageIds(first + count, seed), Soon());
+  auto job = client->Load({tokens}, first, count,
+                          pages.PageIds(first + count, seed), Soon());
   EXPECT_TRUE(job.ok()) << job.status();
   auto result = (*job)->Wait(-1, kLong);
   EXPECT_TRUE(result.ok()) << result.status();
   return result.ok() ? *result : TransferResult{};
 }
 
-uint64_t ClientTest::Match(Client* client, uint64_t seed, uint64_t count, absl::Time deadline) {
+uint64_t ClientTest::Match(Client* client, uint64_t seed, uint64_t count,
+                           absl::Time deadline) {
   const std::vector<uint32_t> tokens = TestTokens(seed, count);
-  absl::StatusOr<uint64_t> matched = client->Match({tokens}, absl::Seconds(10), deadline);
+  absl::StatusOr<uint64_t> matched =
+      client->Match({tokens}, absl::Seconds(10), deadline);
   EXPECT_TRUE(matched.ok()) << matched.status();
   return matched.ok() ? *matched : 0;
 }
 
-TestPages ClientTest::Expected(Layout layout, uint32_t page_tokens, uint64_t page_count, uint64_t seed, uint64_t first,
-                               uint64_t last) const {
+TestPages ClientTest::Expected(Layout layout, uint32_t page_tokens,
+                               uint64_t page_count, uint64_t seed,
+                               uint64_t first, uint64_t last) const {
   TestPages expected(geometry_, layout, page_tokens, page_count);
   expected.Compute(seed, expected.PageIds(last, seed), first, last);
   return expected;

@@ -17,7 +17,9 @@ constexpr uint64_t kTokens = kBlocks * 64;
 
 class DaemonDeathTest : public ::testing::Test {
  protected:
-  DaemonDeathTest() : pages_(geometry_, Layout::kEngineCpu, 128, kTokens / 128), ids_(pages_.PageIds(kTokens, 1)) {
+  DaemonDeathTest()
+      : pages_(geometry_, Layout::kEngineCpu, 128, kTokens / 128),
+        ids_(pages_.PageIds(kTokens, 1)) {
     pages_.Compute(1, ids_, 0, kTokens, Values::kAnyBits);
     computed_ = pages_.memory();
   }
@@ -31,7 +33,9 @@ class DaemonDeathTest : public ::testing::Test {
     EXPECT_TRUE(client->RegisterPages(pages_.cache()).ok());
     return client;
   }
-  std::unique_ptr<Client> Open() { return Open(*MakeGrpcChannel(daemon_.address())); }
+  std::unique_ptr<Client> Open() {
+    return Open(*MakeGrpcChannel(daemon_.address()));
+  }
   uint64_t Store(Client* client) {
     auto job = client->Store({tokens_}, 0, kTokens, ids_);
     return job.ok() ? (*job)->Wait(-1, kLong)->token_count : 0;
@@ -44,8 +48,10 @@ class DaemonDeathTest : public ::testing::Test {
   // After a restart, as soon as the breaker lets a call through.
   uint64_t MatchWhenBack(Client* client) {
     uint64_t matched = 0;
-    for (absl::Time end = absl::Now() + kLong; matched == 0 && absl::Now() < end;) {
-      matched = *client->Match({tokens_}, absl::Seconds(10), absl::Now() + absl::Seconds(5));
+    for (absl::Time end = absl::Now() + kLong;
+         matched == 0 && absl::Now() < end;) {
+      matched = *client->Match({tokens_}, absl::Seconds(10),
+                               absl::Now() + absl::Seconds(5));
       absl::SleepFor(absl::Milliseconds(20));
     }
     return matched;
@@ -65,14 +71,16 @@ class DaemonDeathTest : public ::testing::Test {
   }
   TestPages& Right() {
     if (right_ == nullptr) {
-      right_ = std::make_unique<TestPages>(geometry_, Layout::kEngineCpu, 128, kTokens / 128);
+      right_ = std::make_unique<TestPages>(geometry_, Layout::kEngineCpu, 128,
+                                           kTokens / 128);
       right_->Compute(1, ids_, 0, kTokens, Values::kAnyBits);
     }
     return *right_;
   }
 
-  // Blocks of two megabytes, so that three quarters of a stream are more than the client receives ahead (8 MiB) and
-  // what the sockets and gRPC's windows hold.
+  // Blocks of two megabytes, so that three quarters of a stream are more than
+  // the client receives ahead (8 MiB) and what the sockets and gRPC's windows
+  // hold.
   const Geometry geometry_ = SmallGeometry(8, 8, 128);
   const std::vector<uint32_t> tokens_ = TestTokens(1, kTokens);
   DaemonProcess daemon_;
@@ -83,7 +91,8 @@ class DaemonDeathTest : public ::testing::Test {
 };
 
 TEST_F(DaemonDeathTest, InMidLoadLeavesWhatWasGoodAndTheNextLoadIsWhole) {
-  auto channel = std::make_shared<WrappedChannel>(*MakeGrpcChannel(daemon_.address()));
+  auto channel =
+      std::make_shared<WrappedChannel>(*MakeGrpcChannel(daemon_.address()));
   std::atomic<uint32_t> sections{0};
   std::atomic<uint32_t> kill_at{kBlocks * 2 + 3};
   channel->on_section = [&](FetchedSection*, const CallLimits&) {
@@ -105,7 +114,8 @@ TEST_F(DaemonDeathTest, InMidLoadLeavesWhatWasGoodAndTheNextLoadIsWhole) {
 }
 
 TEST_F(DaemonDeathTest, InMidStoreLosesWhatWasNotAcknowledgedAndNothingElse) {
-  auto channel = std::make_shared<WrappedChannel>(*MakeGrpcChannel(daemon_.address()));
+  auto channel =
+      std::make_shared<WrappedChannel>(*MakeGrpcChannel(daemon_.address()));
   std::atomic<int> acks{0};
   channel->on_ack = [&](StoreAck*) {
     if (++acks == 5) daemon_.Kill();
@@ -116,7 +126,8 @@ TEST_F(DaemonDeathTest, InMidStoreLosesWhatWasNotAcknowledgedAndNothingElse) {
   EXPECT_LT(acknowledged, kTokens);
   const ClientStats stats = client->Stats();
   EXPECT_EQ(stats.stored_blocks, acknowledged / 64);
-  EXPECT_EQ(stats.stored_blocks + stats.store_failures + stats.dropped_blocks, kBlocks);
+  EXPECT_EQ(stats.stored_blocks + stats.store_failures + stats.dropped_blocks,
+            kBlocks);
   daemon_.Start();
   const uint64_t matched = MatchWhenBack(client.get());
   EXPECT_GE(matched, acknowledged);

@@ -32,11 +32,13 @@ DaemonProcess::~DaemonProcess() {
 void DaemonProcess::Start() {
   int ends[2];
   ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
-  const std::string data = "--data=" + folder_ + "/data", listen = "--listen=" + address_;
+  const std::string data = "--data=" + folder_ + "/data",
+                    listen = "--listen=" + address_;
   pid_ = fork();
   if (pid_ == 0) {
     dup2(ends[1], STDOUT_FILENO);
-    execl(LATENTKVD_PATH, LATENTKVD_PATH, data.c_str(), listen.c_str(), "--capacity-bytes=1GiB", nullptr);
+    execl(LATENTKVD_PATH, LATENTKVD_PATH, data.c_str(), listen.c_str(),
+          "--capacity-bytes=1GiB", nullptr);
     _exit(127);
   }
   close(ends[1]);
@@ -46,7 +48,8 @@ void DaemonProcess::Start() {
   fclose(output);
   const std::string said(line);
   ASSERT_EQ(said.rfind(kReady, 0), 0u) << said;
-  address_ = said.substr(sizeof(kReady) - 1, said.find('\n') - sizeof(kReady) + 1);
+  address_ =
+      said.substr(sizeof(kReady) - 1, said.find('\n') - sizeof(kReady) + 1);
 }
 
 void DaemonProcess::Kill() {

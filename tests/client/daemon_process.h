@@ -1,4 +1,5 @@
-// The daemon's executable, killed and started again on the same folder and port.
+// The daemon's executable, killed and started again on the same folder and
+// port.
 #ifndef LATENTKV_TESTS_CLIENT_DAEMON_PROCESS_H_
 #define LATENTKV_TESTS_CLIENT_DAEMON_PROCESS_H_
 

@@ -1,5 +1,6 @@
-// Blocks that the device encodes on which the engine works, and those that it leaves to the CPU. The device is one of
-// host memory and threads, whose frames say a loss that the CPU never does.
+// Blocks that the device encodes on which the engine works, and those that it
+// leaves to the CPU. The device is one of host memory and threads, whose frames
+// say a loss that the CPU never does.
 #include <chrono>
 #include <sstream>
 #include <thread>
@@ -17,8 +18,11 @@ constexpr float kSaid = FakeDevices::kSaidLoss;
 
 class DeviceEncoderTest : public ClientTest {
  protected:
-  DeviceEncoderTest() : basis_(PlainBasis(geometry_, 0, 0.0625, 1)), pages_(geometry_, Layout::kHeadsFirst, 32, 40) {
-    for (const Bytes& layer : pages_.memory()) devices_.Hold(layer.data(), layer.size(), 0);
+  DeviceEncoderTest()
+      : basis_(PlainBasis(geometry_, 0, 0.0625, 1)),
+        pages_(geometry_, Layout::kHeadsFirst, 32, 40) {
+    for (const Bytes& layer : pages_.memory())
+      devices_.Hold(layer.data(), layer.size(), 0);
     codec_ = Codec::Create(geometry_, basis_).value();
     devices_.basis = basis_.get();
     devices_.encoder = codec_.get();
@@ -28,9 +32,11 @@ class DeviceEncoderTest : public ClientTest {
     ClientConfig config = TestConfig(daemon_.Connect(), geometry_, basis_);
     config.devices = &devices_;
     config.write.loss_own_max = loss_own_max;
-    config.logger = std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
+    config.logger = std::make_shared<spdlog::logger>(
+        "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
     client_ = ClientTest::Open(config, &pages_);
-    for (uint64_t seed = 1000; devices_.encoded_batches == 0 && seed < 1500; ++seed) {
+    for (uint64_t seed = 1000; devices_.encoded_batches == 0 && seed < 1500;
+         ++seed) {
       Store(seed, 1);
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
@@ -41,7 +47,8 @@ class DeviceEncoderTest : public ClientTest {
   TransferResult Store(uint64_t seed, uint32_t blocks) {
     ids_ = pages_.PageIds(blocks * kBlockTokens, seed);
     pages_.Compute(seed, ids_, 0, blocks * kBlockTokens);
-    auto job = client_->Store({TestTokens(seed, blocks * kBlockTokens)}, 0, blocks * kBlockTokens, ids_);
+    auto job = client_->Store({TestTokens(seed, blocks * kBlockTokens)}, 0,
+                              blocks * kBlockTokens, ids_);
     return (*job)->Wait(-1, kLong).value();
   }
   std::string log() const { return log_.str(); }
@@ -55,10 +62,12 @@ class DeviceEncoderTest : public ClientTest {
   std::unique_ptr<Client> client_;  // Before the devices are gone.
 };
 
-TEST_F(DeviceEncoderTest, FramesOfTheDeviceAreStoredAndRestoreWhatThePagesHeld) {
+TEST_F(DeviceEncoderTest,
+       FramesOfTheDeviceAreStoredAndRestoreWhatThePagesHeld) {
   Start();
   devices_.on_encode = [](size_t) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // Blocks gather behind it.
+    // Blocks gather behind it.
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
     return absl::OkStatus();
   };
   const uint64_t before = client_->Stats().device_encoded_blocks;
@@ -72,13 +81,17 @@ TEST_F(DeviceEncoderTest, FramesOfTheDeviceAreStoredAndRestoreWhatThePagesHeld) 
   TestPages on_host(geometry_, Layout::kHeadsFirst, 32, 40);
   on_host.Compute(7, ids_, 0, 12 * kBlockTokens);
   pages_.Poison();
-  EXPECT_EQ(Load(client_.get(), pages_, 7, 0, 12 * kBlockTokens).token_count, 12 * kBlockTokens);
+  EXPECT_EQ(Load(client_.get(), pages_, 7, 0, 12 * kBlockTokens).token_count,
+            12 * kBlockTokens);
   LocalDaemon other_daemon;
-  std::unique_ptr<Client> cpu = ClientTest::Open(TestConfig(other_daemon.Connect(), geometry_, basis_), &on_host);
-  auto job = cpu->Store({TestTokens(7, 12 * kBlockTokens)}, 0, 12 * kBlockTokens, ids_);
+  std::unique_ptr<Client> cpu = ClientTest::Open(
+      TestConfig(other_daemon.Connect(), geometry_, basis_), &on_host);
+  auto job = cpu->Store({TestTokens(7, 12 * kBlockTokens)}, 0,
+                        12 * kBlockTokens, ids_);
   EXPECT_NE((*job)->Wait(-1, kLong)->loss_chain, kSaid);
   on_host.Poison();
-  EXPECT_EQ(Load(cpu.get(), on_host, 7, 0, 12 * kBlockTokens).token_count, 12 * kBlockTokens);
+  EXPECT_EQ(Load(cpu.get(), on_host, 7, 0, 12 * kBlockTokens).token_count,
+            12 * kBlockTokens);
   EXPECT_TRUE(pages_.memory() == on_host.memory());
   EXPECT_EQ(log(), "");
 }
@@ -86,7 +99,9 @@ TEST_F(DeviceEncoderTest, FramesOfTheDeviceAreStoredAndRestoreWhatThePagesHeld) 
 TEST_F(DeviceEncoderTest, WhatTheDeviceLeavesTheCpuEncodes) {
   Start();
   devices_.on_encode_block = [](uint32_t first_token) {
-    return first_token == 2 * kBlockTokens ? absl::ResourceExhaustedError("large latents") : absl::OkStatus();
+    return first_token == 2 * kBlockTokens
+               ? absl::ResourceExhaustedError("large latents")
+               : absl::OkStatus();
   };
   const uint64_t before = client_->Stats().device_encoded_blocks;
   EXPECT_EQ(Store(8, 3).token_count, 3 * kBlockTokens);
@@ -104,9 +119,12 @@ TEST_F(DeviceEncoderTest, ABlockOverItsBoundIsEncodedAnewByTheCpu) {
   EXPECT_NE(stored.loss_chain, kSaid);
 }
 
-TEST_F(DeviceEncoderTest, AfterAnErrorOfTheDeviceTheCpuEncodesAndNothingIsLost) {
+TEST_F(DeviceEncoderTest,
+       AfterAnErrorOfTheDeviceTheCpuEncodesAndNothingIsLost) {
   Start();
-  devices_.on_encode = [](size_t) { return absl::InternalError("the device fell off the bus"); };
+  devices_.on_encode = [](size_t) {
+    return absl::InternalError("the device fell off the bus");
+  };
   const TransferResult stored = Store(12, 6);
   EXPECT_EQ(stored.token_count, 6 * kBlockTokens);
   EXPECT_NE(stored.loss_chain, kSaid);

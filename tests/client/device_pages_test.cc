@@ -1,5 +1,6 @@
-// Pages on a device: what is loaded and stored, in which order, and what becomes of its failures. The device is one of
-// host memory and threads; tests/kernels has the real one's copies.
+// Pages on a device: what is loaded and stored, in which order, and what
+// becomes of its failures. The device is one of host memory and threads;
+// tests/kernels has the real one's copies.
 #include <atomic>
 #include <sstream>
 
@@ -17,16 +18,21 @@ class DevicePagesTest : public ClientTest {
  protected:
   // All memory of `pages` lies on the device.
   void MoveToDevice(const TestPages& pages, uint32_t device = 0) {
-    for (const Bytes& layer : pages.memory()) devices_.Hold(layer.data(), layer.size(), device);
+    for (const Bytes& layer : pages.memory())
+      devices_.Hold(layer.data(), layer.size(), device);
   }
   ClientConfig Config(std::shared_ptr<const Basis> basis = nullptr) {
-    ClientConfig config = TestConfig(daemon_.Connect(), geometry_, std::move(basis));
+    ClientConfig config =
+        TestConfig(daemon_.Connect(), geometry_, std::move(basis));
     config.devices = &devices_;
-    config.logger = std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
+    config.logger = std::make_shared<spdlog::logger>(
+        "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
     return config;
   }
-  // A job is not gone before what waits in `gate` is over, and then writes no page any more; returns what they have.
-  static std::vector<Bytes> ExpectGoneAfter(Gate* gate, const TestPages& pages, std::unique_ptr<Job> job) {
+  // A job is not gone before what waits in `gate` is over, and then writes no
+  // page any more; returns what they have.
+  static std::vector<Bytes> ExpectGoneAfter(Gate* gate, const TestPages& pages,
+                                            std::unique_ptr<Job> job) {
     std::atomic<bool> gone{false};
     std::thread free([&] {
       job.reset();
@@ -42,26 +48,34 @@ class DevicePagesTest : public ClientTest {
     return after;
   }
   std::string log() const { return log_.str(); }
-  // A client of `basis` for `pages`, which lie on the device that restores its groups; tokens [0, 256) of sequence 5
-  // are stored, and the pages poisoned. arrived_ counts the sections that come afterwards.
-  std::unique_ptr<Client> OpenWithStoredGroups(std::shared_ptr<const Basis> basis, TestPages* pages) {
+  // A client of `basis` for `pages`, which lie on the device that restores its
+  // groups; tokens [0, 256) of sequence 5 are stored, and the pages poisoned.
+  // arrived_ counts the sections that come afterwards.
+  std::unique_ptr<Client> OpenWithStoredGroups(
+      std::shared_ptr<const Basis> basis, TestPages* pages) {
     MoveToDevice(*pages);
     devices_.basis = basis.get();
     ClientConfig config = Config(basis);
     auto wrapped = std::make_shared<WrappedChannel>(daemon_.Connect());
-    wrapped->on_section = [this](FetchedSection*, const CallLimits&) { ++arrived_; };
+    wrapped->on_section = [this](FetchedSection*, const CallLimits&) {
+      ++arrived_;
+    };
     config.channel = wrapped;
     std::unique_ptr<Client> client = ClientTest::Open(config, pages);
     const std::vector<uint64_t> ids = pages->PageIds(256, 5);
     pages->Compute(5, ids, 0, 256);
-    EXPECT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+    EXPECT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))
+                  ->Wait(-1, kLong)
+                  ->token_count,
+              256u);
     pages->Poison();
     return client;
   }
   // Whether all of them come.
   bool AllArrive() const {
     const uint32_t all = 256 / kBlockTokens * geometry_.layers.size();
-    for (const absl::Time end = Soon(); arrived_ < all && absl::Now() < end;) absl::SleepFor(absl::Milliseconds(1));
+    for (const absl::Time end = Soon(); arrived_ < all && absl::Now() < end;)
+      absl::SleepFor(absl::Milliseconds(1));
     return arrived_ == all;
   }
 
@@ -83,10 +97,12 @@ TEST_F(DevicePagesTest, EveryLayoutIsStoredFromAndLoadedIntoWithTheHostsBits) {
       auto stored = client->Store({TestTokens(seed, 256)}, 0, 256, ids);
       ASSERT_EQ((*stored)->Wait(-1, kLong)->token_count, 256u) << log();
       pages.Poison();
-      EXPECT_EQ(Load(client.get(), pages, seed, 0, 256).token_count, 256u) << log();
+      EXPECT_EQ(Load(client.get(), pages, seed, 0, 256).token_count, 256u)
+          << log();
       TestPages expected(geometry_, layout, page_tokens, 20);
       expected.Compute(seed, ids, 0, 256, Values::kAnyBits);
-      EXPECT_TRUE(pages.memory() == expected.memory()) << static_cast<int>(layout) << " " << page_tokens;
+      EXPECT_TRUE(pages.memory() == expected.memory())
+          << static_cast<int>(layout) << " " << page_tokens;
     }
   }
   EXPECT_EQ(log(), "");
@@ -98,7 +114,8 @@ TEST_F(DevicePagesTest, EveryEncodingRestoresWhatItRestoresOnTheHost) {
   uncalibrated.write = {false, 0.42f, 0, 0};
   uncalibrated.read = {{ScalarQuantizer()}, 1e9};
   uint64_t seed = 60;
-  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
+  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8),
+      on_host(geometry_, Layout::kHeadsFirst, 32, 8);
   MoveToDevice(on_device);
   for (const ClientConfig& config : {Config(basis), uncalibrated}) {
     on_host.Poison();
@@ -106,7 +123,10 @@ TEST_F(DevicePagesTest, EveryEncodingRestoresWhatItRestoresOnTheHost) {
     std::unique_ptr<Client> other = ClientTest::Open(config, &on_host);
     const std::vector<uint64_t> ids = on_device.PageIds(256, ++seed);
     on_device.Compute(seed, ids, 0, 256);
-    ASSERT_EQ((*client->Store({TestTokens(seed, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+    ASSERT_EQ((*client->Store({TestTokens(seed, 256)}, 0, 256, ids))
+                  ->Wait(-1, kLong)
+                  ->token_count,
+              256u);
     on_device.Poison();
     const TransferResult loaded = Load(client.get(), on_device, seed, 0, 256);
     EXPECT_EQ(loaded.token_count, 256u);
@@ -116,9 +136,11 @@ TEST_F(DevicePagesTest, EveryEncodingRestoresWhatItRestoresOnTheHost) {
   }
 }
 
-TEST_F(DevicePagesTest, GroupsOfABasisAreRestoredByTheDeviceAndWhatIsExactBesideThem) {
+TEST_F(DevicePagesTest,
+       GroupsOfABasisAreRestoredByTheDeviceAndWhatIsExactBesideThem) {
   const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
-  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
+  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8),
+      on_host(geometry_, Layout::kHeadsFirst, 32, 8);
   MoveToDevice(on_device);
   devices_.basis = basis.get();
   const ClientConfig config = Config(basis);
@@ -128,15 +150,22 @@ TEST_F(DevicePagesTest, GroupsOfABasisAreRestoredByTheDeviceAndWhatIsExactBeside
   const std::vector<uint64_t> ids = on_device.PageIds(256, 5);
   on_device.Compute(5, ids, 0, 256);
   // The second block is there exactly too, and taken so.
-  ASSERT_EQ((*ClientTest::Open(Config(), &on_device)->Store({TestTokens(5, 256)}, 0, 128, ids))->Wait(-1, kLong)->token_count,
+  ASSERT_EQ((*ClientTest::Open(Config(), &on_device)
+                  ->Store({TestTokens(5, 256)}, 0, 128, ids))
+                ->Wait(-1, kLong)
+                ->token_count,
             128u);
-  ASSERT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  ASSERT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))
+                ->Wait(-1, kLong)
+                ->token_count,
+            256u);
   on_device.Poison();
   on_host.Poison();
   const TransferResult loaded = Load(client.get(), on_device, 5, 0, 256);
   EXPECT_EQ(loaded.token_count, 256u) << log();
   EXPECT_EQ(loaded.exact_blocks, 2u);
-  EXPECT_EQ(devices_.restored_groups, static_cast<int>(geometry_.layers.size()));
+  EXPECT_EQ(devices_.restored_groups,
+            static_cast<int>(geometry_.layers.size()));
   EXPECT_EQ(Load(other.get(), on_host, 5, 0, 256).token_count, 256u);
   EXPECT_TRUE(on_device.memory() == on_host.memory());
   EXPECT_EQ(log(), "");
@@ -150,13 +179,19 @@ TEST_F(DevicePagesTest, WhatTheDeviceDoesNotRestoreIsAMiss) {
   std::unique_ptr<Client> client = ClientTest::Open(Config(basis), &pages);
   const std::vector<uint64_t> ids = pages.PageIds(256, 6);
   pages.Compute(6, ids, 0, 256);
-  ASSERT_EQ((*client->Store({TestTokens(6, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  ASSERT_EQ((*client->Store({TestTokens(6, 256)}, 0, 256, ids))
+                ->Wait(-1, kLong)
+                ->token_count,
+            256u);
   pages.Poison();
-  devices_.on_queue_group = [](uint32_t) { return absl::InternalError("the device fell off the bus"); };
+  devices_.on_queue_group = [](uint32_t) {
+    return absl::InternalError("the device fell off the bus");
+  };
   EXPECT_EQ(Load(client.get(), pages, 6, 0, 256).token_count, 0u);
   EXPECT_THAT(log(), ::testing::HasSubstr("the device fell off the bus"));
   devices_.on_queue_group = nullptr;
-  EXPECT_EQ(Load(client.get(), pages, 6, 0, 256).token_count, 256u) << "the records are good, and the lane was given back";
+  EXPECT_EQ(Load(client.get(), pages, 6, 0, 256).token_count, 256u)
+      << "the records are good, and the lane was given back";
 }
 
 TEST_F(DevicePagesTest, ADamagedSectionEndsWhatTheDeviceRestoresBeforeIt) {
@@ -170,7 +205,10 @@ TEST_F(DevicePagesTest, ADamagedSectionEndsWhatTheDeviceRestoresBeforeIt) {
   std::unique_ptr<Client> client = ClientTest::Open(config, &pages);
   const std::vector<uint64_t> ids = pages.PageIds(256, 8);
   pages.Compute(8, ids, 0, 256);
-  ASSERT_EQ((*client->Store({TestTokens(8, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  ASSERT_EQ((*client->Store({TestTokens(8, 256)}, 0, 256, ids))
+                ->Wait(-1, kLong)
+                ->token_count,
+            256u);
   pages.Poison();
   Bytes damaged;
   wrapped->on_section = [&](FetchedSection* section, const CallLimits&) {
@@ -185,11 +223,14 @@ TEST_F(DevicePagesTest, ADamagedSectionEndsWhatTheDeviceRestoresBeforeIt) {
 
 TEST_F(DevicePagesTest, ABlockThatTheDeviceLeavesToTheCpuIsRestoredThere) {
   const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
-  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8), on_host(geometry_, Layout::kHeadsFirst, 32, 8);
+  TestPages on_device(geometry_, Layout::kHeadsFirst, 32, 8),
+      on_host(geometry_, Layout::kHeadsFirst, 32, 8);
   MoveToDevice(on_device);
   devices_.basis = basis.get();
   devices_.on_restore_block = [](uint32_t group, size_t block) {
-    return group == 1 && block == 2 ? absl::ResourceExhaustedError("too many large latents") : absl::OkStatus();
+    return group == 1 && block == 2
+               ? absl::ResourceExhaustedError("too many large latents")
+               : absl::OkStatus();
   };
   const ClientConfig config = Config(basis);
   devices_.encoder = config.codec.get();
@@ -197,16 +238,21 @@ TEST_F(DevicePagesTest, ABlockThatTheDeviceLeavesToTheCpuIsRestoredThere) {
   std::unique_ptr<Client> other = ClientTest::Open(config, &on_host);
   const std::vector<uint64_t> ids = on_device.PageIds(256, 5);
   on_device.Compute(5, ids, 0, 256);
-  ASSERT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))->Wait(-1, kLong)->token_count, 256u);
+  ASSERT_EQ((*client->Store({TestTokens(5, 256)}, 0, 256, ids))
+                ->Wait(-1, kLong)
+                ->token_count,
+            256u);
   on_device.Poison();
   on_host.Poison();
-  EXPECT_EQ(Load(client.get(), on_device, 5, 0, 256).token_count, 256u) << log();
+  EXPECT_EQ(Load(client.get(), on_device, 5, 0, 256).token_count, 256u)
+      << log();
   EXPECT_EQ(Load(other.get(), on_host, 5, 0, 256).token_count, 256u);
   EXPECT_TRUE(on_device.memory() == on_host.memory());
   EXPECT_EQ(log(), "");
 }
 
-TEST_F(DevicePagesTest, LaterGroupsArriveWhileTheDeviceRestoresAndEachCountsOnceItIsOver) {
+TEST_F(DevicePagesTest,
+       LaterGroupsArriveWhileTheDeviceRestoresAndEachCountsOnceItIsOver) {
   const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
   TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8);
   Gate gates[2];
@@ -215,38 +261,51 @@ TEST_F(DevicePagesTest, LaterGroupsArriveWhileTheDeviceRestoresAndEachCountsOnce
     return absl::OkStatus();
   };
   std::unique_ptr<Client> client = OpenWithStoredGroups(basis, &pages);
-  auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
+  auto job =
+      client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
   gates[0].AwaitVisitor();
   EXPECT_TRUE(AllArrive());
-  EXPECT_TRUE(absl::IsDeadlineExceeded((*job)->Wait(0, absl::Milliseconds(30)).status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      (*job)->Wait(0, absl::Milliseconds(30)).status()));
   gates[0].Open();
   EXPECT_EQ((*job)->Wait(0, kLong)->token_count, 256u);
-  EXPECT_TRUE(absl::IsDeadlineExceeded((*job)->Wait(1, absl::Milliseconds(30)).status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      (*job)->Wait(1, absl::Milliseconds(30)).status()));
   gates[1].Open();
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 256u);
-  EXPECT_EQ(devices_.restored_groups, static_cast<int>(geometry_.layers.size()));
+  EXPECT_EQ(devices_.restored_groups,
+            static_cast<int>(geometry_.layers.size()));
   EXPECT_THAT(log(), ::testing::Not(::testing::HasSubstr("[warning]")));
 }
 
-TEST_F(DevicePagesTest, WhatBecameOfABlockCountsAlsoWhenItsLaterGroupsAreQueued) {
+TEST_F(DevicePagesTest,
+       WhatBecameOfABlockCountsAlsoWhenItsLaterGroupsAreQueued) {
   const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
-  TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8), expected(geometry_, Layout::kHeadsFirst, 32, 8);
+  TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8),
+      expected(geometry_, Layout::kHeadsFirst, 32, 8);
   std::unique_ptr<Client> client = OpenWithStoredGroups(basis, &pages);
-  ASSERT_EQ(Load(ClientTest::Open(Config(basis), &expected).get(), expected, 5, 0, 256).token_count, 256u);
+  ASSERT_EQ(Load(ClientTest::Open(Config(basis), &expected).get(), expected, 5,
+                 0, 256)
+                .token_count,
+            256u);
   for (bool damaged : {false, true}) {
     Gate gate;
-    devices_.on_restore_block = [&](uint32_t group, size_t block) -> absl::Status {
+    devices_.on_restore_block = [&](uint32_t group,
+                                    size_t block) -> absl::Status {
       gate.Wait(nullptr);
       if (group != 0 || block != 2) return absl::OkStatus();
-      return damaged ? absl::DataLossError("damaged") : absl::ResourceExhaustedError("left to the CPU");
+      return damaged ? absl::DataLossError("damaged")
+                     : absl::ResourceExhaustedError("left to the CPU");
     };
     pages.Poison();
     arrived_ = 0;
-    auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
+    auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5),
+                            Soon());
     gate.AwaitVisitor();
     EXPECT_TRUE(AllArrive());
     gate.Open();
-    EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, damaged ? 128u : 256u) << log();
+    EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, damaged ? 128u : 256u)
+        << log();
     if (!damaged) {
       EXPECT_TRUE(pages.memory() == expected.memory());
     }
@@ -257,17 +316,22 @@ TEST_F(DevicePagesTest, AJobIsGoneOnceTheGroupsThatWereQueuedAreOver) {
   const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
   TestPages pages(geometry_, Layout::kHeadsFirst, 32, 8);
   Gate gate;
-  devices_.on_restore_block = [&](uint32_t, size_t) { return gate.Wait(nullptr), absl::OkStatus(); };
+  devices_.on_restore_block = [&](uint32_t, size_t) {
+    return gate.Wait(nullptr), absl::OkStatus();
+  };
   std::unique_ptr<Client> client = OpenWithStoredGroups(basis, &pages);
-  auto job = client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
+  auto job =
+      client->Load({TestTokens(5, 256)}, 0, 256, pages.PageIds(256, 5), Soon());
   gate.AwaitVisitor();
   ExpectGoneAfter(&gate, pages, *std::move(job));
 }
 
 TEST_F(DevicePagesTest, ALoadOfManyBlocksIsRestoredInSeveralRuns) {
   const auto basis = PlainBasis(geometry_, 0, 0.0625, 1);
-  constexpr uint64_t kTokens = (kGroupBlocksMax + 3) * kBlockTokens, kPages = kTokens / 64;
-  TestPages on_device(geometry_, Layout::kTokensFirst, 64, kPages), on_host(geometry_, Layout::kTokensFirst, 64, kPages);
+  constexpr uint64_t kTokens = (kGroupBlocksMax + 3) * kBlockTokens,
+                     kPages = kTokens / 64;
+  TestPages on_device(geometry_, Layout::kTokensFirst, 64, kPages),
+      on_host(geometry_, Layout::kTokensFirst, 64, kPages);
   MoveToDevice(on_device);
   devices_.basis = basis.get();
   ClientConfig config = Config(basis);
@@ -276,11 +340,16 @@ TEST_F(DevicePagesTest, ALoadOfManyBlocksIsRestoredInSeveralRuns) {
   std::unique_ptr<Client> other = ClientTest::Open(config, &on_host);
   const std::vector<uint64_t> ids = on_device.PageIds(kTokens, 5);
   on_device.Compute(5, ids, 0, kTokens);
-  ASSERT_EQ((*client->Store({TestTokens(5, kTokens)}, 0, kTokens, ids))->Wait(-1, kLong)->token_count, kTokens);
+  ASSERT_EQ((*client->Store({TestTokens(5, kTokens)}, 0, kTokens, ids))
+                ->Wait(-1, kLong)
+                ->token_count,
+            kTokens);
   on_device.Poison();
   on_host.Poison();
-  EXPECT_EQ(Load(client.get(), on_device, 5, 0, kTokens).token_count, kTokens) << log();
-  EXPECT_EQ(devices_.restored_groups, static_cast<int>(2 * geometry_.layers.size()));
+  EXPECT_EQ(Load(client.get(), on_device, 5, 0, kTokens).token_count, kTokens)
+      << log();
+  EXPECT_EQ(devices_.restored_groups,
+            static_cast<int>(2 * geometry_.layers.size()));
   EXPECT_EQ(Load(other.get(), on_host, 5, 0, kTokens).token_count, kTokens);
   EXPECT_TRUE(on_device.memory() == on_host.memory());
 }
@@ -292,13 +361,16 @@ TEST_F(DevicePagesTest, LayerCountsAsLoadedOnceItsCopyIsOver) {
   TestPages pages(geometry_, Layout::kTokensFirst, 64, 2);
   MoveToDevice(pages);
   std::unique_ptr<Client> client = ClientTest::Open(Config(), &pages);
-  auto job = client->Load({TestTokens(7, 128)}, 0, 128, pages.PageIds(128, 7), Soon());
+  auto job =
+      client->Load({TestTokens(7, 128)}, 0, 128, pages.PageIds(128, 7), Soon());
   gate.AwaitVisitor();
-  EXPECT_TRUE(absl::IsDeadlineExceeded((*job)->Wait(0, absl::Milliseconds(30)).status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      (*job)->Wait(0, absl::Milliseconds(30)).status()));
   gate.Open();
   EXPECT_EQ((*job)->Wait(0, kLong)->token_count, 128u);
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 128u);
-  EXPECT_TRUE(pages.memory() == Expected(Layout::kTokensFirst, 64, 2, 7, 0, 128).memory());
+  EXPECT_TRUE(pages.memory() ==
+              Expected(Layout::kTokensFirst, 64, 2, 7, 0, 128).memory());
 }
 
 TEST_F(DevicePagesTest, NoPageIsWrittenOnceAJobIsGone) {
@@ -308,13 +380,18 @@ TEST_F(DevicePagesTest, NoPageIsWrittenOnceAJobIsGone) {
   TestPages pages(geometry_, Layout::kTokensFirst, 64, 4);
   MoveToDevice(pages);
   std::unique_ptr<Client> client = ClientTest::Open(Config(), &pages);
-  auto job = client->Load({TestTokens(7, 256)}, 0, 256, pages.PageIds(256, 7), Soon());
+  auto job =
+      client->Load({TestTokens(7, 256)}, 0, 256, pages.PageIds(256, 7), Soon());
   gate.AwaitVisitor();
-  const std::vector<Bytes> after = ExpectGoneAfter(&gate, pages, *std::move(job));
-  EXPECT_FALSE(after == Expected(Layout::kTokensFirst, 64, 4, 7, 0, 256).memory()) << "what was not begun is not done";
+  const std::vector<Bytes> after =
+      ExpectGoneAfter(&gate, pages, *std::move(job));
+  EXPECT_FALSE(after ==
+               Expected(Layout::kTokensFirst, 64, 4, 7, 0, 256).memory())
+      << "what was not begun is not done";
 }
 
-TEST_F(DevicePagesTest, StoreTakesWhatTheStreamWillHaveWrittenAndTheStreamWaitsForIt) {
+TEST_F(DevicePagesTest,
+       StoreTakesWhatTheStreamWillHaveWrittenAndTheStreamWaitsForIt) {
   Gate computing, reading;
   devices_.on_gather = [&] { return reading.Wait(nullptr), absl::OkStatus(); };
   TestPages pages(geometry_, Layout::kTokensFirst, 64, 4);
@@ -336,7 +413,8 @@ TEST_F(DevicePagesTest, StoreTakesWhatTheStreamWillHaveWrittenAndTheStreamWaitsF
     pages.Poison();
     return absl::OkStatus();
   });
-  EXPECT_TRUE(absl::IsDeadlineExceeded((*job)->Wait(-1, absl::Milliseconds(30)).status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      (*job)->Wait(-1, absl::Milliseconds(30)).status()));
   computing.Open();
   reading.AwaitVisitor();
   EXPECT_FALSE(overwritten);
@@ -345,7 +423,8 @@ TEST_F(DevicePagesTest, StoreTakesWhatTheStreamWillHaveWrittenAndTheStreamWaitsF
   EXPECT_TRUE(stream.Record()->Wait().ok());
   EXPECT_TRUE(overwritten);
   EXPECT_EQ(Load(client.get(), pages, 3, 0, 256).token_count, 256u);
-  EXPECT_TRUE(pages.memory() == Expected(Layout::kTokensFirst, 64, 4, 3, 0, 256).memory());
+  EXPECT_TRUE(pages.memory() ==
+              Expected(Layout::kTokensFirst, 64, 4, 3, 0, 256).memory());
 }
 
 TEST_F(DevicePagesTest, LoadWritesBehindWhatTheStreamHad) {
@@ -362,8 +441,10 @@ TEST_F(DevicePagesTest, LoadWritesBehindWhatTheStreamHad) {
     read = pages.memory();
     return absl::OkStatus();
   });
-  auto job = client->Load({TestTokens(7, 128)}, 0, 128, pages.PageIds(128, 7), Soon(), &stream);
-  EXPECT_TRUE(absl::IsDeadlineExceeded((*job)->Wait(0, absl::Milliseconds(50)).status()));
+  auto job = client->Load({TestTokens(7, 128)}, 0, 128, pages.PageIds(128, 7),
+                          Soon(), &stream);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      (*job)->Wait(0, absl::Milliseconds(50)).status()));
   reading.Open();
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 128u);
   EXPECT_TRUE(read == before) << "the engine still read what it had";
@@ -372,7 +453,10 @@ TEST_F(DevicePagesTest, LoadWritesBehindWhatTheStreamHad) {
 TEST_F(DevicePagesTest, FailureOfTheDeviceIsAMissWithALogLine) {
   ASSERT_TRUE(StoreSequence(7, 128));
   std::atomic<int> copies{0};
-  devices_.on_scatter = [&] { return ++copies > 3 ? absl::InternalError("the device fell off") : absl::OkStatus(); };
+  devices_.on_scatter = [&] {
+    return ++copies > 3 ? absl::InternalError("the device fell off")
+                        : absl::OkStatus();
+  };
   TestPages pages(geometry_, Layout::kTokensFirst, 64, 2);
   MoveToDevice(pages);
   ClientConfig config = Config();
@@ -382,14 +466,17 @@ TEST_F(DevicePagesTest, FailureOfTheDeviceIsAMissWithALogLine) {
   EXPECT_THAT(log(), testing::HasSubstr("the device fell off"));
   devices_.on_scatter = nullptr;
   TestPages again(geometry_, Layout::kTokensFirst, 64, 2);
-  EXPECT_EQ(Load(Open(&again).get(), again, 7, 0, 128).token_count, 128u) << "a sound record is not forgotten for it";
+  EXPECT_EQ(Load(Open(&again).get(), again, 7, 0, 128).token_count, 128u)
+      << "a sound record is not forgotten for it";
 }
 
 TEST_F(DevicePagesTest, WhatCannotBeReadIsNotStored) {
   TestPages pages(geometry_, Layout::kTokensFirst, 64, 4);
   MoveToDevice(pages);
   std::atomic<bool> broken{true};
-  devices_.on_queue_gather = [&] { return broken ? absl::InternalError("no launch") : absl::OkStatus(); };
+  devices_.on_queue_gather = [&] {
+    return broken ? absl::InternalError("no launch") : absl::OkStatus();
+  };
   std::unique_ptr<Client> client = ClientTest::Open(Config(), &pages);
   const std::vector<uint64_t> ids = pages.PageIds(256, 3);
   auto job = client->Store({TestTokens(3, 256)}, 0, 256, ids);
@@ -408,7 +495,8 @@ TEST_F(DevicePagesTest, CopyThatFailsLaterIsNotStoredEither) {
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 0u);
   const ClientStats stats = client->Stats();
   EXPECT_GE(stats.store_failures, 1u);
-  EXPECT_EQ(stats.store_failures + stats.dropped_blocks, 4u) << "those behind it are unreachable";
+  EXPECT_EQ(stats.store_failures + stats.dropped_blocks, 4u)
+      << "those behind it are unreachable";
   EXPECT_THAT(log(), testing::HasSubstr("an illegal address"));
   EXPECT_EQ(Match(client.get(), 3, 256), 0u);
 }
@@ -429,12 +517,15 @@ TEST_F(DevicePagesTest, WhatTheStagingMemoryCannotHoldIsDropped) {
 }
 
 TEST_F(DevicePagesTest, PagesInSeveralMemoriesAreRefused) {
-  TestPages pages(geometry_, Layout::kTokensFirst, 64, 4), others(geometry_, Layout::kTokensFirst, 64, 4);
+  TestPages pages(geometry_, Layout::kTokensFirst, 64, 4),
+      others(geometry_, Layout::kTokensFirst, 64, 4);
   devices_.Hold(pages.memory()[0].data(), pages.memory()[0].size());
   std::unique_ptr<Client> client = *MakeClient(Config());
   absl::Status status = client->RegisterPages(pages.cache());
   EXPECT_TRUE(absl::IsInvalidArgument(status));
-  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("layer 1 lie in host memory, those of layer 0 on"));
+  EXPECT_THAT(
+      std::string(status.message()),
+      testing::HasSubstr("layer 1 lie in host memory, those of layer 0 on"));
   MoveToDevice(others, 1);
   PagedCache mixed = others.cache();
   mixed.layers[0] = pages.cache().layers[0];
@@ -442,29 +533,35 @@ TEST_F(DevicePagesTest, PagesInSeveralMemoriesAreRefused) {
   EXPECT_TRUE(client->RegisterPages(others.cache()).ok());
 }
 
-TEST_F(DevicePagesTest, PagesAreRegisteredAnewWhileOldOnesAreLoadedAndKeepTheirStagingMemory) {
+TEST_F(DevicePagesTest,
+       PagesAreRegisteredAnewWhileOldOnesAreLoadedAndKeepTheirStagingMemory) {
   ASSERT_TRUE(StoreSequence(7, 128));
   Gate gate;
   devices_.on_scatter = [&] { return gate.Wait(nullptr), absl::OkStatus(); };
-  TestPages first(geometry_, Layout::kTokensFirst, 64, 2), second(geometry_, Layout::kHeadsFirst, 32, 4);
+  TestPages first(geometry_, Layout::kTokensFirst, 64, 2),
+      second(geometry_, Layout::kHeadsFirst, 32, 4);
   TestPages on_host(geometry_, Layout::kEngineCpu, 16, 8);
   MoveToDevice(first);
   MoveToDevice(second);
   std::unique_ptr<Client> client = ClientTest::Open(Config(), &first);
   const uint64_t pinned = devices_.pinned_bytes;
-  auto job = client->Load({TestTokens(7, 128)}, 0, 128, first.PageIds(128, 7), Soon());
+  auto job =
+      client->Load({TestTokens(7, 128)}, 0, 128, first.PageIds(128, 7), Soon());
   gate.AwaitVisitor();
   ASSERT_TRUE(client->RegisterPages(second.cache()).ok());
   gate.Open();
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 128u);
-  EXPECT_TRUE(first.memory() == Expected(Layout::kTokensFirst, 64, 2, 7, 0, 128).memory());
+  EXPECT_TRUE(first.memory() ==
+              Expected(Layout::kTokensFirst, 64, 2, 7, 0, 128).memory());
   EXPECT_EQ(Load(client.get(), second, 7, 0, 128).token_count, 128u);
-  EXPECT_TRUE(second.memory() == Expected(Layout::kHeadsFirst, 32, 4, 7, 0, 128).memory());
+  EXPECT_TRUE(second.memory() ==
+              Expected(Layout::kHeadsFirst, 32, 4, 7, 0, 128).memory());
   EXPECT_EQ(devices_.opened, 1);
   EXPECT_EQ(devices_.pinned_bytes, pinned);
   ASSERT_TRUE(client->RegisterPages(on_host.cache()).ok());
   EXPECT_EQ(Load(client.get(), on_host, 7, 0, 128).token_count, 128u);
-  EXPECT_TRUE(on_host.memory() == Expected(Layout::kEngineCpu, 16, 8, 7, 0, 128).memory());
+  EXPECT_TRUE(on_host.memory() ==
+              Expected(Layout::kEngineCpu, 16, 8, 7, 0, 128).memory());
 }
 
 TEST_F(DevicePagesTest, ClosingTheClientEndsWhatIsUnderWay) {
@@ -472,8 +569,10 @@ TEST_F(DevicePagesTest, ClosingTheClientEndsWhatIsUnderWay) {
   TestPages pages(geometry_, Layout::kTokensFirst, 64, 4);
   MoveToDevice(pages);
   std::unique_ptr<Client> client = ClientTest::Open(Config(), &pages);
-  auto load = client->Load({TestTokens(7, 256)}, 0, 256, pages.PageIds(256, 7), Soon());
-  auto store = client->Store({TestTokens(9, 256)}, 0, 256, pages.PageIds(256, 7));
+  auto load =
+      client->Load({TestTokens(7, 256)}, 0, 256, pages.PageIds(256, 7), Soon());
+  auto store =
+      client->Store({TestTokens(9, 256)}, 0, 256, pages.PageIds(256, 7));
   client.reset();
   EXPECT_TRUE((*load)->Wait(-1, kLong).ok());
   EXPECT_TRUE((*store)->Wait(-1, kLong).ok());

@@ -1,5 +1,6 @@
-// A device made of host memory and threads, for what the client does with one: every queue is a thread that does its
-// work late, and tests hold it up and let it fail.
+// A device made of host memory and threads, for what the client does with one:
+// every queue is a thread that does its work late, and tests hold it up and let
+// it fail.
 #ifndef LATENTKV_TESTS_CLIENT_FAKE_DEVICE_H_
 #define LATENTKV_TESTS_CLIENT_FAKE_DEVICE_H_
 
@@ -39,7 +40,8 @@ class FakeQueue {
   std::thread thread_;
 };
 
-// Two of them. Memory is given to them, and hooks are set, before pages are registered.
+// Two of them. Memory is given to them, and hooks are set, before pages are
+// registered.
 class FakeDevices final : public Devices {
  public:
   using Range = std::pair<const uint8_t*, const uint8_t*>;
@@ -47,16 +49,21 @@ class FakeDevices final : public Devices {
     ranges_[device].push_back({begin, begin + bytes});
   }
 
-  std::function<absl::Status()> on_gather, on_scatter;  // In the queue, before pages are touched.
-  std::function<absl::Status()> on_queue_gather;        // In the call.
+  // In the queue, before pages are touched.
+  std::function<absl::Status()> on_gather, on_scatter;
+  std::function<absl::Status()> on_queue_gather;  // In the call.
   // Whose sections it restores as the CPU does; null: none.
   const Basis* basis = nullptr;
-  std::function<absl::Status(uint32_t group)> on_queue_group;                  // In the call.
-  std::function<absl::Status(uint32_t group, size_t block)> on_restore_block;  // In the queue.
-  // In the basis of which it encodes, with a loss that the CPU never says, so that its frames are known; null: none.
+  // In the call.
+  std::function<absl::Status(uint32_t group)> on_queue_group;
+  // In the queue.
+  std::function<absl::Status(uint32_t group, size_t block)> on_restore_block;
+  // In the basis of which it encodes, with a loss that the CPU never says, so
+  // that its frames are known; null: none.
   const Codec* encoder = nullptr;
   static constexpr float kSaidLoss = 0.001953125f;
-  std::function<absl::Status(size_t blocks)> on_encode;     // Of a batch: the device's error.
+  // Of a batch: the device's error.
+  std::function<absl::Status(size_t blocks)> on_encode;
   std::function<absl::Status(uint32_t first_token)> on_encode_block;
   mutable std::atomic<int> encoded_batches{0}, encoded_blocks{0};
   mutable std::atomic<int> restored_groups{0};

@@ -22,7 +22,8 @@ LocalDaemon::~LocalDaemon() {
 }
 
 void LocalDaemon::Start() {
-  auto store = RocksDbBlockStore::Open({.path = data_, .capacity_bytes = kCapacityBytes});
+  auto store = RocksDbBlockStore::Open(
+      {.path = data_, .capacity_bytes = kCapacityBytes});
   ASSERT_TRUE(store.ok()) << store.status();
   store_ = *std::move(store);
   ServerConfig config;
@@ -39,6 +40,8 @@ void LocalDaemon::Stop() {
   store_.reset();
 }
 
-std::unique_ptr<CacheChannel> LocalDaemon::Connect() const { return *MakeGrpcChannel(address_); }
+std::unique_ptr<CacheChannel> LocalDaemon::Connect() const {
+  return *MakeGrpcChannel(address_);
+}
 
 }  // namespace latentkv

@@ -18,7 +18,8 @@ class LocalDaemon {
   LocalDaemon();  // Started.
   ~LocalDaemon();
 
-  void Start();  // Again on the same port; frames are read from disk, not from memory.
+  // Again on the same port; frames are read from disk, not from memory.
+  void Start();
   void Stop();
   const std::string& address() const { return address_; }
   const std::string& data() const { return data_; }

@@ -1,6 +1,7 @@
-// Ranks as processes with pages on one device: what four wrote over NCCL, one and two restore there to the pages that
-// the CPU restores, bit for bit; and a rank that is killed in the middle of an exchange. tests/client/README.md says how
-// it runs on a machine that has a device and none of our packages.
+// Ranks as processes with pages on one device: what four wrote over NCCL, one
+// and two restore there to the pages that the CPU restores, bit for bit; and a
+// rank that is killed in the middle of an exchange. tests/client/README.md says
+// how it runs on a machine that has a device and none of our packages.
 #include <cuda_runtime_api.h>
 #include <signal.h>
 
@@ -23,9 +24,11 @@ namespace latentkv {
 namespace {
 
 constexpr uint32_t kHeads = 4, kBlocks = 19, kPageTokens = 32;
-constexpr uint64_t kTokens = kBlocks * kBlockTokens, kPages = kTokens / kPageTokens;
+constexpr uint64_t kTokens = kBlocks * kBlockTokens,
+                   kPages = kTokens / kPageTokens;
 // Four processes share a device and some cores.
-constexpr absl::Duration kPatience = absl::Seconds(3), kSlack = absl::Seconds(5);
+constexpr absl::Duration kPatience = absl::Seconds(3),
+                         kSlack = absl::Seconds(5);
 // Of NCCL, to give its buffers back (transport/nccl/communicator.h).
 constexpr absl::Duration kAbort = absl::Seconds(2);
 
@@ -34,12 +37,14 @@ Geometry Model() { return SmallGeometry(4, kHeads, 64); }
 std::shared_ptr<const Basis> BasisOf(const std::string& kind) {
   return kind == "basis" ? PlainBasis(Model(), 0, 0.0625, 2) : nullptr;
 }
-TestPages PagesOf(const Geometry& held) { return TestPages(held, Layout::kHeadsFirst, kPageTokens, kPages); }
+TestPages PagesOf(const Geometry& held) {
+  return TestPages(held, Layout::kHeadsFirst, kPageTokens, kPages);
+}
 
-#define LATENTKV_MUST(condition, why)                                                \
-  if (!(condition)) {                                                                \
-    std::cerr << __FILE__ << ":" << __LINE__ << ": " << (why) << std::endl;          \
-    std::_Exit(1);                                                                   \
+#define LATENTKV_MUST(condition, why)                                       \
+  if (!(condition)) {                                                       \
+    std::cerr << __FILE__ << ":" << __LINE__ << ": " << (why) << std::endl; \
+    std::_Exit(1);                                                          \
   }
 
 // The memory of `host` on the device.
@@ -49,7 +54,8 @@ class OnDevice {
     for (size_t l = 0; l < cache_.layers.size(); ++l) {
       const Bytes& memory = host_.memory()[l];
       void* there = nullptr;
-      LATENTKV_MUST(cudaMalloc(&there, memory.size()) == cudaSuccess, "no memory");
+      LATENTKV_MUST(cudaMalloc(&there, memory.size()) == cudaSuccess,
+                    "no memory");
       memory_.push_back(static_cast<uint8_t*>(there));
       PagedLayer& layer = cache_.layers[l];
       layer.value = memory_[l] + (layer.value - memory.data());
@@ -60,14 +66,17 @@ class OnDevice {
   void Upload() {
     for (size_t l = 0; l < memory_.size(); ++l) {
       const Bytes& from = host_.memory()[l];
-      LATENTKV_MUST(cudaMemcpy(memory_[l], from.data(), from.size(), cudaMemcpyHostToDevice) == cudaSuccess, "upload");
+      LATENTKV_MUST(cudaMemcpy(memory_[l], from.data(), from.size(),
+                               cudaMemcpyHostToDevice) == cudaSuccess,
+                    "upload");
     }
   }
   std::string Download() const {
     std::string all;
     for (size_t l = 0; l < memory_.size(); ++l) {
       std::string layer(host_.memory()[l].size(), 0);
-      LATENTKV_MUST(cudaMemcpy(layer.data(), memory_[l], layer.size(), cudaMemcpyDeviceToHost) == cudaSuccess,
+      LATENTKV_MUST(cudaMemcpy(layer.data(), memory_[l], layer.size(),
+                               cudaMemcpyDeviceToHost) == cudaSuccess,
                     "download");
       all += layer;
     }
@@ -81,14 +90,18 @@ class OnDevice {
   std::vector<uint8_t*> memory_;
 };
 
-// Its process is killed where it would exchange for the second time, which the others are in by then.
+// Its process is killed where it would exchange for the second time, which the
+// others are in by then.
 class DoomedLink final : public RankLink {
  public:
-  explicit DoomedLink(std::unique_ptr<RankLink> inner) : inner_(std::move(inner)) {}
+  explicit DoomedLink(std::unique_ptr<RankLink> inner)
+      : inner_(std::move(inner)) {}
   uint64_t generation() const override { return inner_->generation(); }
   uint64_t bytes_max() const override { return inner_->bytes_max(); }
-  absl::Status Exchange(absl::Span<const std::vector<RankPart>> to, absl::Span<const uint64_t> from_bytes,
-                        const std::function<void(uint32_t, ByteSpan)>& take, absl::Time deadline) override {
+  absl::Status Exchange(absl::Span<const std::vector<RankPart>> to,
+                        absl::Span<const uint64_t> from_bytes,
+                        const std::function<void(uint32_t, ByteSpan)>& take,
+                        absl::Time deadline) override {
     if (++exchanges_ == 2) raise(SIGKILL);
     return inner_->Exchange(to, from_bytes, take, deadline);
   }
@@ -115,16 +128,21 @@ class RankOnDevice {
         pages_(PagesOf(share_.held())),
         device_(&pages_) {
     const RankFiles files(role.folder);
-    ClientConfig config = TestConfig(*MakeGrpcChannel(files.Read("address")), Model(), BasisOf(role.kind));
+    ClientConfig config = TestConfig(*MakeGrpcChannel(files.Read("address")),
+                                     Model(), BasisOf(role.kind));
     config.staging_bytes_max = uint64_t{64} << 20;
-    config.logger = std::make_shared<spdlog::logger>("rank", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
+    config.logger = std::make_shared<spdlog::logger>(
+        "rank", std::make_shared<spdlog::sinks::ostream_sink_mt>(log_));
     config.share = std::make_shared<const HeadShare>(share_);
     if (role.ranks > 1) {
-      RankMeshOptions mesh = {role.rank, role.ranks, files.Path(role.act), kPatience, DeviceRankLinks()};
+      RankMeshOptions mesh = {role.rank, role.ranks, files.Path(role.act),
+                              kPatience, DeviceRankLinks()};
       if (role.doomed) {
-        mesh.make_link = [](uint32_t device, const GroupPlace& place, const RankJoin& join,
-                            absl::Time deadline) -> absl::StatusOr<std::unique_ptr<RankLink>> {
-          absl::StatusOr<std::unique_ptr<RankLink>> link = DeviceRankLinks()(device, place, join, deadline);
+        mesh.make_link = [](uint32_t device, const GroupPlace& place,
+                            const RankJoin& join, absl::Time deadline)
+            -> absl::StatusOr<std::unique_ptr<RankLink>> {
+          absl::StatusOr<std::unique_ptr<RankLink>> link =
+              DeviceRankLinks()(device, place, join, deadline);
           if (!link.ok()) return link.status();
           return std::make_unique<DoomedLink>(*std::move(link));
         };
@@ -138,16 +156,20 @@ class RankOnDevice {
     LATENTKV_MUST(registered.ok(), registered.ToString());
   }
 
-  // A conversation in some steps; the least tokens of them that were stored, and their number.
+  // A conversation in some steps; the least tokens of them that were stored,
+  // and their number.
   uint64_t Store(uint64_t seed) {
     const std::vector<uint64_t> ids = pages_.PageIds(kTokens, seed);
     TestPages whole = PagesOf(Model());
     whole.Compute(seed, ids, 0, kTokens);
-    pages_.TakeHeads(whole, HeadsOfRank(Model(), rank_, share_.ranks()).value()[0].first);
+    pages_.TakeHeads(
+        whole, HeadsOfRank(Model(), rank_, share_.ranks()).value()[0].first);
     device_.Upload();
     uint64_t first = 0, stored = 0;
     for (const uint64_t blocks : {9, 5, 1, 1, 1, 1, 1}) {
-      auto job = client_->Store({TestTokens(seed, first + blocks * kBlockTokens)}, first, blocks * kBlockTokens, ids);
+      auto job =
+          client_->Store({TestTokens(seed, first + blocks * kBlockTokens)},
+                         first, blocks * kBlockTokens, ids);
       LATENTKV_MUST(job.ok(), job.status().ToString());
       auto result = (*job)->Wait(-1, kForever);
       if (result.ok()) stored += result->token_count;
@@ -160,7 +182,8 @@ class RankOnDevice {
     pages_.Poison();
     device_.Upload();
     const std::vector<uint64_t> ids = pages_.PageIds(kTokens, seed);
-    auto job = client_->Load({TestTokens(seed, kTokens)}, 0, kTokens, ids, absl::Now() + kForever);
+    auto job = client_->Load({TestTokens(seed, kTokens)}, 0, kTokens, ids,
+                             absl::Now() + kForever);
     LATENTKV_MUST(job.ok(), job.status().ToString());
     auto result = (*job)->Wait(-1, kForever);
     return result.ok() ? result->token_count : 0;
@@ -178,7 +201,8 @@ class RankOnDevice {
   std::unique_ptr<Client> client_;
 };
 
-// Stores conversation after conversation when the test says so, until it is killed.
+// Stores conversation after conversation when the test says so, until it is
+// killed.
 int Write(const Role& role) {
   const RankFiles files(role.folder);
   RankOnDevice rank(role);
@@ -188,7 +212,8 @@ int Write(const Role& role) {
     const absl::Time began = absl::Now();
     const uint64_t stored = rank.Store(seed);
     files.Write(absl::StrCat("done-", role.rank, "-", seed),
-                absl::StrCat(stored, " ", rank.over_link(), " ", absl::ToInt64Milliseconds(absl::Now() - began)));
+                absl::StrCat(stored, " ", rank.over_link(), " ",
+                             absl::ToInt64Milliseconds(absl::Now() - began)));
     std::cerr << rank.log();
   }
 }
@@ -196,9 +221,11 @@ int Write(const Role& role) {
 int Read(const Role& role) {
   RankOnDevice rank(role);
   const uint64_t loaded = rank.Load(role.first);
-  LATENTKV_MUST(loaded == kTokens, absl::StrCat(loaded, " tokens were loaded: ", rank.log()));
+  LATENTKV_MUST(loaded == kTokens,
+                absl::StrCat(loaded, " tokens were loaded: ", rank.log()));
   LATENTKV_MUST(rank.log().find("on the CPU") == std::string::npos, rank.log());
-  RankFiles(role.folder).Write(absl::StrCat("pages-", role.ranks, "-", role.rank), rank.Pages());
+  RankFiles(role.folder)
+      .Write(absl::StrCat("pages-", role.ranks, "-", role.rank), rank.Pages());
   return 0;
 }
 
@@ -210,12 +237,14 @@ class RankDeviceTest : public ::testing::TestWithParam<const char*> {
   };
   void SetUp() override {
     int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no device: NOT RUN";
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+      GTEST_SKIP() << "no device: NOT RUN";
     files_.Write("address", daemon_.address());
   }
   void Start(const std::string& role, uint32_t rank, uint32_t ranks) {
     if (processes_.size() <= rank) processes_.resize(rank + 1);
-    processes_[rank] = std::make_unique<RankProcess>(role, rank, ranks, folder_.path());
+    processes_[rank] =
+        std::make_unique<RankProcess>(role, rank, ranks, folder_.path());
   }
   void StartWriter(const std::string& role, uint32_t rank) {
     std::filesystem::remove(files_.Path("ready-", rank));
@@ -227,20 +256,25 @@ class RankDeviceTest : public ::testing::TestWithParam<const char*> {
     const std::string name = absl::StrCat("done-", rank, "-", seed);
     EXPECT_TRUE(files_.Await(name)) << name;
     Done done;
-    std::istringstream(files_.Read(name)) >> done.tokens >> done.over_link >> done.ms;
+    std::istringstream(files_.Read(name)) >> done.tokens >> done.over_link >>
+        done.ms;
     return done;
   }
   static std::string AllOf(const TestPages& pages) {
     std::string all;
-    for (const Bytes& layer : pages.memory()) all.append(layer.begin(), layer.end());
+    for (const Bytes& layer : pages.memory())
+      all.append(layer.begin(), layer.end());
     return all;
   }
   // What a client of all heads restores of a conversation on the CPU.
-  TestPages RestoredOnTheCpu(const LocalDaemon& daemon, const std::string& kind, uint64_t seed) {
+  TestPages RestoredOnTheCpu(const LocalDaemon& daemon, const std::string& kind,
+                             uint64_t seed) {
     TestPages pages = PagesOf(Model());
-    std::unique_ptr<Client> client = *MakeClient(TestConfig(daemon.Connect(), Model(), BasisOf(kind)));
+    std::unique_ptr<Client> client =
+        *MakeClient(TestConfig(daemon.Connect(), Model(), BasisOf(kind)));
     EXPECT_TRUE(client->RegisterPages(pages.cache()).ok());
-    auto job = client->Load({TestTokens(seed, kTokens)}, 0, kTokens, pages.PageIds(kTokens, seed), Soon());
+    auto job = client->Load({TestTokens(seed, kTokens)}, 0, kTokens,
+                            pages.PageIds(kTokens, seed), Soon());
     EXPECT_EQ((*job)->Wait(-1, kForever)->token_count, kTokens);
     return pages;
   }
@@ -253,13 +287,16 @@ class RankDeviceTest : public ::testing::TestWithParam<const char*> {
 
 TEST_P(RankDeviceTest, WhatFourRanksWroteOneAndTwoRanksRestoreToTheSamePages) {
   const std::string kind = GetParam();
-  for (uint32_t rank = 0; rank < 4; ++rank) StartWriter(absl::StrCat("write-", kind, "-1-0"), rank);
+  for (uint32_t rank = 0; rank < 4; ++rank)
+    StartWriter(absl::StrCat("write-", kind, "-1-0"), rank);
   Go(1);
   for (uint32_t rank = 0; rank < 4; ++rank) {
     const Done done = DoneBy(rank, 1);
     EXPECT_EQ(done.tokens, kTokens);
-    EXPECT_GE(done.over_link, 6u) << "but for the first batch, after which ranks connect";
-    std::cout << "rank " << rank << " stored in " << done.ms << " ms, " << done.over_link << " batches over NCCL\n";
+    EXPECT_GE(done.over_link, 6u)
+        << "but for the first batch, after which ranks connect";
+    std::cout << "rank " << rank << " stored in " << done.ms << " ms, "
+              << done.over_link << " batches over NCCL\n";
   }
   processes_.clear();
 
@@ -267,7 +304,8 @@ TEST_P(RankDeviceTest, WhatFourRanksWroteOneAndTwoRanksRestoreToTheSamePages) {
   TestPages computed = PagesOf(Model());
   const std::vector<uint64_t> ids = computed.PageIds(kTokens, 1);
   computed.Compute(1, ids, 0, kTokens);
-  std::unique_ptr<Client> writer = *MakeClient(TestConfig(other_daemon_.Connect(), Model(), BasisOf(kind)));
+  std::unique_ptr<Client> writer =
+      *MakeClient(TestConfig(other_daemon_.Connect(), Model(), BasisOf(kind)));
   ASSERT_TRUE(writer->RegisterPages(computed.cache()).ok());
   auto job = writer->Store({TestTokens(1, kTokens)}, 0, kTokens, ids);
   ASSERT_EQ((*job)->Wait(-1, kForever)->token_count, kTokens);
@@ -275,23 +313,33 @@ TEST_P(RankDeviceTest, WhatFourRanksWroteOneAndTwoRanksRestoreToTheSamePages) {
   EXPECT_TRUE(AllOf(RestoredOnTheCpu(daemon_, kind, 1)) == AllOf(expected));
 
   for (const uint32_t ranks : {1u, 2u, 4u}) {
-    for (uint32_t rank = 0; rank < ranks; ++rank) Start(absl::StrCat("read-", kind, "-1-0"), rank, ranks);
-    for (uint32_t rank = 0; rank < ranks; ++rank) EXPECT_EQ(processes_[rank]->Ended(absl::Now() + kForever), "exit 0");
+    for (uint32_t rank = 0; rank < ranks; ++rank)
+      Start(absl::StrCat("read-", kind, "-1-0"), rank, ranks);
+    for (uint32_t rank = 0; rank < ranks; ++rank)
+      EXPECT_EQ(processes_[rank]->Ended(absl::Now() + kForever), "exit 0");
     for (uint32_t rank = 0; rank < ranks; ++rank) {
       TestPages held = PagesOf(HeadShare::Create(Model(), rank, ranks)->held());
-      held.TakeHeads(expected, HeadsOfRank(Model(), rank, ranks).value()[0].first);
-      EXPECT_TRUE(files_.Read(absl::StrCat("pages-", ranks, "-", rank)) == AllOf(held)) << rank << " of " << ranks;
+      held.TakeHeads(expected,
+                     HeadsOfRank(Model(), rank, ranks).value()[0].first);
+      EXPECT_TRUE(files_.Read(absl::StrCat("pages-", ranks, "-", rank)) ==
+                  AllOf(held))
+          << rank << " of " << ranks;
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, RankDeviceTest, ::testing::Values("exact", "basis"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Kinds, RankDeviceTest,
+                         ::testing::Values("exact", "basis"),
+                         [](const auto& info) {
+                           return std::string(info.param);
+                         });
 
 class RankDeathOnDeviceTest : public RankDeviceTest {};
 
-TEST_P(RankDeathOnDeviceTest, OthersAreFreeByTheDeadlineAndLaterStoresAreWhole) {
-  for (uint32_t rank = 0; rank < 4; ++rank) StartWriter(absl::StrCat("write-exact-1-", rank == 2), rank);
+TEST_P(RankDeathOnDeviceTest,
+       OthersAreFreeByTheDeadlineAndLaterStoresAreWhole) {
+  for (uint32_t rank = 0; rank < 4; ++rank)
+    StartWriter(absl::StrCat("write-exact-1-", rank == 2), rank);
   Go(1);
   EXPECT_EQ(processes_[2]->Ended(absl::Now() + kForever), "signal 9");
   for (const uint32_t rank : {0, 1, 3}) {
@@ -302,7 +350,8 @@ TEST_P(RankDeathOnDeviceTest, OthersAreFreeByTheDeadlineAndLaterStoresAreWhole) 
   Go(2);
   for (const uint32_t rank : {0, 1, 3}) {
     const Done done = DoneBy(rank, 2);
-    std::cout << "rank " << rank << " gave a conversation up after " << done.ms << " ms\n";
+    std::cout << "rank " << rank << " gave a conversation up after " << done.ms
+              << " ms\n";
     EXPECT_EQ(done.tokens, 0u);
     EXPECT_LT(absl::Milliseconds(done.ms), kPatience + kAbort + kSlack);
   }
@@ -311,13 +360,16 @@ TEST_P(RankDeathOnDeviceTest, OthersAreFreeByTheDeadlineAndLaterStoresAreWhole) 
   for (bool whole = false; !whole && seed < 10;) {
     Go(++seed);
     whole = true;
-    for (uint32_t rank = 0; rank < 4; ++rank) whole &= DoneBy(rank, seed).tokens == kTokens;
+    for (uint32_t rank = 0; rank < 4; ++rank)
+      whole &= DoneBy(rank, seed).tokens == kTokens;
   }
   EXPECT_LT(seed, 7u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, RankDeathOnDeviceTest, ::testing::Values("exact"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Kinds, RankDeathOnDeviceTest,
+                         ::testing::Values("exact"), [](const auto& info) {
+                           return std::string(info.param);
+                         });
 
 }  // namespace
 }  // namespace latentkv
@@ -326,9 +378,15 @@ int main(int argc, char** argv) {
   char act[16] = "", kind[16] = "";
   unsigned long long first = 0;
   int doomed = 0;
-  if (argc == 6 && sscanf(argv[2], "%15[a-z]-%15[a-z]-%llu-%d", act, kind, &first, &doomed) == 4) {
-    const latentkv::Role role = {act, kind, first, doomed != 0, static_cast<uint32_t>(atoi(argv[3])),
-                                 static_cast<uint32_t>(atoi(argv[4])), argv[5]};
+  if (argc == 6 && sscanf(argv[2], "%15[a-z]-%15[a-z]-%llu-%d", act, kind,
+                          &first, &doomed) == 4) {
+    const latentkv::Role role = {act,
+                                 kind,
+                                 first,
+                                 doomed != 0,
+                                 static_cast<uint32_t>(atoi(argv[3])),
+                                 static_cast<uint32_t>(atoi(argv[4])),
+                                 argv[5]};
     return role.act == "write" ? latentkv::Write(role) : latentkv::Read(role);
   }
   ::testing::InitGoogleTest(&argc, argv);

@@ -1,4 +1,5 @@
-// How a test and its ranks, which are processes, tell each other how far they are.
+// How a test and its ranks, which are processes, tell each other how far they
+// are.
 #ifndef LATENTKV_TESTS_CLIENT_RANK_FILES_H_
 #define LATENTKV_TESTS_CLIENT_RANK_FILES_H_
 
@@ -28,16 +29,20 @@ class RankFiles {
     std::ofstream(part, std::ios::binary) << text;
     std::filesystem::rename(part, Path(name));
   }
-  bool Has(const std::string& name) const { return std::filesystem::exists(Path(name)); }
+  bool Has(const std::string& name) const {
+    return std::filesystem::exists(Path(name));
+  }
   bool Await(const std::string& name) const {
-    for (const absl::Time end = absl::Now() + kForever; absl::Now() < end; absl::SleepFor(absl::Milliseconds(1))) {
+    for (const absl::Time end = absl::Now() + kForever; absl::Now() < end;
+         absl::SleepFor(absl::Milliseconds(1))) {
       if (Has(name)) return true;
     }
     return false;
   }
   std::string Read(const std::string& name) const {
     std::ifstream file(Path(name), std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    return {std::istreambuf_iterator<char>(file),
+            std::istreambuf_iterator<char>()};
   }
 
  private:

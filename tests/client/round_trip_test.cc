@@ -22,7 +22,8 @@ TEST_F(RoundTripTest, EveryLayoutAndPageSizeGetsTheBitsOfEveryOther) {
       EXPECT_EQ(result.exact_blocks, 4u);
       TestPages expected(geometry_, layout, page_tokens, page_count);
       expected.Compute(7, expected.PageIds(256, 7), 0, 256, Values::kAnyBits);
-      EXPECT_TRUE(pages.memory() == expected.memory()) << static_cast<int>(layout) << " " << page_tokens;
+      EXPECT_TRUE(pages.memory() == expected.memory())
+          << static_cast<int>(layout) << " " << page_tokens;
     }
   }
 }
@@ -36,12 +37,14 @@ TEST_F(RoundTripTest, EveryLayoutCanBeStoredFrom) {
       ++seed;
       pages.Compute(seed, pages.PageIds(256, seed), 0, 256);
       const std::vector<uint32_t> tokens = TestTokens(seed, 256);
-      ASSERT_TRUE(client->Store({tokens}, 0, 256, pages.PageIds(256, seed)).ok());
+      ASSERT_TRUE(
+          client->Store({tokens}, 0, 256, pages.PageIds(256, seed)).ok());
       ASSERT_TRUE(client->Flush(kLong).ok());
       EXPECT_EQ(client->Stats().stored_blocks, 4u);
       pages.Poison();
       EXPECT_EQ(Load(client.get(), pages, seed, 0, 256).token_count, 256u);
-      EXPECT_TRUE(pages.memory() == Expected(layout, page_tokens, 10, seed, 0, 256).memory());
+      EXPECT_TRUE(pages.memory() ==
+                  Expected(layout, page_tokens, 10, seed, 0, 256).memory());
     }
   }
 }
@@ -57,7 +60,8 @@ TEST_F(RoundTripTest, PagesMayChangeAsSoonAsStoreReturns) {
   ASSERT_TRUE(job.ok());
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 1024u);
   EXPECT_EQ(Load(client.get(), pages, 3, 0, 1024).token_count, 1024u);
-  EXPECT_TRUE(pages.memory() == Expected(Layout::kEngineCpu, 128, 8, 3, 0, 1024).memory());
+  EXPECT_TRUE(pages.memory() ==
+              Expected(Layout::kEngineCpu, 128, 8, 3, 0, 1024).memory());
 }
 
 TEST_F(RoundTripTest, MatchEndsWhereThePromptsPart) {
@@ -100,9 +104,15 @@ TEST_F(RoundTripTest, StoreTakesWholeBlocksAndContinuesChains) {
   const std::vector<uint64_t> ids = pages.PageIds(300, 5);
   pages.Compute(5, ids, 0, 300);
   const std::vector<uint32_t> tokens = TestTokens(5, 300);
-  EXPECT_EQ((*(*client->Store({tokens}, 0, 150, ids))->Wait(-1, kLong)).token_count, 128u);
-  EXPECT_EQ((*(*client->Store({tokens}, 128, 172, ids))->Wait(-1, kLong)).token_count, 128u);
-  EXPECT_EQ((*(*client->Store({tokens}, 100, 20, ids))->Wait(-1, kLong)).token_count, 0u);
+  EXPECT_EQ(
+      (*(*client->Store({tokens}, 0, 150, ids))->Wait(-1, kLong)).token_count,
+      128u);
+  EXPECT_EQ(
+      (*(*client->Store({tokens}, 128, 172, ids))->Wait(-1, kLong)).token_count,
+      128u);
+  EXPECT_EQ(
+      (*(*client->Store({tokens}, 100, 20, ids))->Wait(-1, kLong)).token_count,
+      0u);
   EXPECT_EQ(Match(client.get(), 5, 300), 256u);
 }
 
@@ -111,12 +121,16 @@ TEST_F(RoundTripTest, ExtraAndSaltKeepPromptsApart) {
   std::unique_ptr<Client> client = Open(&pages);
   pages.Compute(5, {0, 1}, 0, 128);
   const std::vector<uint32_t> tokens = TestTokens(5, 128);
-  const std::vector<BlockExtra> image = {{1, {1, 2, 3}}}, other = {{1, {1, 2, 4}}};
+  const std::vector<BlockExtra> image = {{1, {1, 2, 3}}},
+                                other = {{1, {1, 2, 4}}};
   ASSERT_TRUE(client->Store({tokens, image, "a"}, 0, 128, {0, 1}).ok());
   ASSERT_TRUE(client->Flush(kLong).ok());
-  EXPECT_EQ(*client->Match({tokens, image, "a"}, absl::ZeroDuration(), Soon()), 128u);
-  EXPECT_EQ(*client->Match({tokens, other, "a"}, absl::ZeroDuration(), Soon()), 64u);
-  EXPECT_EQ(*client->Match({tokens, image, "b"}, absl::ZeroDuration(), Soon()), 0u);
+  EXPECT_EQ(*client->Match({tokens, image, "a"}, absl::ZeroDuration(), Soon()),
+            128u);
+  EXPECT_EQ(*client->Match({tokens, other, "a"}, absl::ZeroDuration(), Soon()),
+            64u);
+  EXPECT_EQ(*client->Match({tokens, image, "b"}, absl::ZeroDuration(), Soon()),
+            0u);
   EXPECT_EQ(*client->Match({tokens, image}, absl::ZeroDuration(), Soon()), 0u);
 }
 
@@ -132,16 +146,20 @@ TEST_F(RoundTripTest, SessionsComeBackAsTheyWerePut) {
 
 // The basis.
 
-float LargestError(const TestPages& restored, const TestPages& computed, const std::vector<uint64_t>& ids,
-                   const Geometry& geometry, uint64_t first, uint64_t last) {
+float LargestError(const TestPages& restored, const TestPages& computed,
+                   const std::vector<uint64_t>& ids, const Geometry& geometry,
+                   uint64_t first, uint64_t last) {
   float largest = 0;
   for (uint32_t l = 0; l < geometry.layers.size(); ++l) {
     for (uint64_t t = first; t < last; ++t) {
       for (uint32_t c = 0; c < geometry.layers[l].KvChannels(); ++c) {
-        const uint32_t head = c / geometry.layers[l].head_dim, dim = c % geometry.layers[l].head_dim;
+        const uint32_t head = c / geometry.layers[l].head_dim,
+                       dim = c % geometry.layers[l].head_dim;
         for (bool key : {true, false}) {
-          const float a = restored.Value(l, key, ids, t, head, dim), b = computed.Value(l, key, ids, t, head, dim);
-          largest = std::max(largest, std::isfinite(a) ? std::abs(a - b) : INFINITY);
+          const float a = restored.Value(l, key, ids, t, head, dim),
+                      b = computed.Value(l, key, ids, t, head, dim);
+          largest =
+              std::max(largest, std::isfinite(a) ? std::abs(a - b) : INFINITY);
         }
       }
     }
@@ -151,12 +169,14 @@ float LargestError(const TestPages& restored, const TestPages& computed, const s
 
 TEST_F(RoundTripTest, BasisRestoresWithinItsStep) {
   TestPages pages(geometry_, Layout::kEngineCpu, 32, 8);
-  std::unique_ptr<Client> client = Open(TestConfig(daemon_.Connect(), geometry_, PlainBasis(geometry_)), &pages);
+  std::unique_ptr<Client> client = Open(
+      TestConfig(daemon_.Connect(), geometry_, PlainBasis(geometry_)), &pages);
   const std::vector<uint64_t> ids = pages.PageIds(256, 9);
   pages.Compute(9, ids, 0, 256);
   const TestPages computed = pages;
   const std::vector<uint32_t> tokens = TestTokens(9, 256);
-  const TransferResult stored = *(*client->Store({tokens}, 0, 256, ids))->Wait(-1, kLong);
+  const TransferResult stored =
+      *(*client->Store({tokens}, 0, 256, ids))->Wait(-1, kLong);
   EXPECT_EQ(stored.token_count, 256u);
   pages.Poison();
   const TransferResult loaded = Load(client.get(), pages, 9, 0, 256);
@@ -165,7 +185,8 @@ TEST_F(RoundTripTest, BasisRestoresWithinItsStep) {
   EXPECT_EQ(loaded.frame_bytes, stored.frame_bytes);
   EXPECT_GT(loaded.loss_chain, 0);
   EXPECT_EQ(loaded.loss_chain, stored.loss_chain);
-  // Half a step, twice for a rotated pair, and the rounding of bf16 at magnitudes up to 4.
+  // Half a step, twice for a rotated pair, and the rounding of bf16 at
+  // magnitudes up to 4.
   const float error = LargestError(pages, computed, ids, geometry_, 0, 256);
   EXPECT_LT(error, 0.0625f * 0.71f + 0.016f);
   EXPECT_GT(error, 0);
@@ -179,16 +200,19 @@ TEST_F(RoundTripTest, BlocksBehindRestoredOnesInheritTheirLoss) {
   pages.Compute(9, ids, 0, 384);
   double first_loss = 0;
   {
-    std::unique_ptr<Client> client = Open(TestConfig(daemon_.Connect(), geometry_, basis), &pages);
+    std::unique_ptr<Client> client =
+        Open(TestConfig(daemon_.Connect(), geometry_, basis), &pages);
     auto stored = (*client->Store({tokens}, 0, 256, ids))->Wait(-1, kLong);
     first_loss = stored->loss_chain;
     // Computed on what was computed, not on what was stored.
     stored = (*client->Store({tokens}, 256, 64, ids))->Wait(-1, kLong);
     EXPECT_LT(stored->loss_chain, 1.5 * first_loss);
   }
-  std::unique_ptr<Client> client = Open(TestConfig(daemon_.Connect(), geometry_, basis), &pages);
+  std::unique_ptr<Client> client =
+      Open(TestConfig(daemon_.Connect(), geometry_, basis), &pages);
   EXPECT_EQ(Load(client.get(), pages, 9, 0, 256).token_count, 256u);
-  const TransferResult behind = *(*client->Store({tokens}, 320, 64, ids))->Wait(-1, kLong);
+  const TransferResult behind =
+      *(*client->Store({tokens}, 320, 64, ids))->Wait(-1, kLong);
   EXPECT_GT(behind.loss_chain, 1.5 * first_loss);
 
   ClientConfig strict = TestConfig(daemon_.Connect(), geometry_, basis);
@@ -200,10 +224,13 @@ TEST_F(RoundTripTest, BlocksBehindRestoredOnesInheritTheirLoss) {
 TEST_F(RoundTripTest, ReaderAtExactTakesExactAloneAndOneWithABasisBoth) {
   const auto basis = PlainBasis(geometry_);
   TestPages pages(geometry_, Layout::kTokensFirst, 64, 4);
-  std::unique_ptr<Client> lossy = Open(TestConfig(daemon_.Connect(), geometry_, basis), &pages);
-  std::unique_ptr<Client> exact = Open(TestConfig(daemon_.Connect(), geometry_), &pages);
+  std::unique_ptr<Client> lossy =
+      Open(TestConfig(daemon_.Connect(), geometry_, basis), &pages);
+  std::unique_ptr<Client> exact =
+      Open(TestConfig(daemon_.Connect(), geometry_), &pages);
   pages.Compute(1, pages.PageIds(128, 1), 0, 128);
-  ASSERT_TRUE(lossy->Store({TestTokens(1, 128)}, 0, 128, pages.PageIds(128, 1)).ok());
+  ASSERT_TRUE(
+      lossy->Store({TestTokens(1, 128)}, 0, 128, pages.PageIds(128, 1)).ok());
   ASSERT_TRUE(lossy->Flush(kLong).ok());
   ASSERT_TRUE(StoreSequence(2, 128));
   EXPECT_EQ(Match(lossy.get(), 1, 128), 128u);

@@ -14,16 +14,22 @@ Geometry SmallGeometry(uint32_t layers, uint32_t heads, uint32_t dims) {
   layer.head_dim = dims;
   layer.rotary_dim = dims;
   layer.pairing = RotaryPairing::kHalves;
-  for (uint32_t i = 0; i < dims / 2; ++i) layer.inverse_frequencies.push_back(std::pow(10000.0, -2.0 * i / dims));
+  for (uint32_t i = 0; i < dims / 2; ++i)
+    layer.inverse_frequencies.push_back(std::pow(10000.0, -2.0 * i / dims));
   Geometry geometry;
   geometry.layers.assign(layers, layer);
   return geometry;
 }
 
-TestPages::TestPages(Geometry geometry, Layout layout, uint32_t page_tokens, uint64_t page_count)
-    : geometry_(std::move(geometry)), layout_(layout), page_tokens_(page_tokens), page_count_(page_count) {
+TestPages::TestPages(Geometry geometry, Layout layout, uint32_t page_tokens,
+                     uint64_t page_count)
+    : geometry_(std::move(geometry)),
+      layout_(layout),
+      page_tokens_(page_tokens),
+      page_count_(page_count) {
   for (const LayerGeometry& layer : geometry_.layers) {
-    memory_.emplace_back(2 * sizeof(uint16_t) * layer.KvChannels() * page_tokens_ * page_count_);
+    memory_.emplace_back(2 * sizeof(uint16_t) * layer.KvChannels() *
+                         page_tokens_ * page_count_);
   }
   Poison();
 }
@@ -32,8 +38,10 @@ void TestPages::Poison() {
   for (Bytes& layer : memory_) std::fill(layer.begin(), layer.end(), kPoison);
 }
 
-size_t TestPages::Offset(bool key, uint64_t page, uint32_t token, uint32_t head, uint32_t dim) const {
-  const size_t heads = geometry_.layers[0].kv_heads, dims = geometry_.layers[0].head_dim, tokens = page_tokens_;
+size_t TestPages::Offset(bool key, uint64_t page, uint32_t token, uint32_t head,
+                         uint32_t dim) const {
+  const size_t heads = geometry_.layers[0].kv_heads,
+               dims = geometry_.layers[0].head_dim, tokens = page_tokens_;
   const size_t half = key ? 0 : page_count_ * tokens * heads * dims;
   switch (layout_) {
     case Layout::kTokensFirst:
@@ -44,7 +52,8 @@ size_t TestPages::Offset(bool key, uint64_t page, uint32_t token, uint32_t head,
       break;
   }
   const size_t area = (page * heads + head) * 2 * tokens * dims;
-  return 2 * (key ? area + dim * tokens + token : area + tokens * dims + token * dims + dim);
+  return 2 * (key ? area + dim * tokens + token
+                  : area + tokens * dims + token * dims + dim);
 }
 
 PagedCache TestPages::cache() {
@@ -54,12 +63,14 @@ PagedCache TestPages::cache() {
   for (Bytes& memory : memory_) {
     PagedLayer& layer = cache.layers.emplace_back();
     for (const bool key : {true, false}) {
-      const auto at = [&](uint64_t page, uint32_t token, uint32_t head, uint32_t dim) {
-        return static_cast<int64_t>(Offset(key, page, token, head, dim) - Offset(key, 0, 0, 0, 0));
+      const auto at = [&](uint64_t page, uint32_t token, uint32_t head,
+                          uint32_t dim) {
+        return static_cast<int64_t>(Offset(key, page, token, head, dim) -
+                                    Offset(key, 0, 0, 0, 0));
       };
       (key ? layer.key : layer.value) = memory.data() + Offset(key, 0, 0, 0, 0);
-      (key ? layer.key_strides : layer.value_strides) = {at(1, 0, 0, 0), at(0, 1, 0, 0), at(0, 0, 1, 0),
-                                                         at(0, 0, 0, 1)};
+      (key ? layer.key_strides : layer.value_strides) = {
+          at(1, 0, 0, 0), at(0, 1, 0, 0), at(0, 0, 1, 0), at(0, 0, 0, 1)};
     }
   }
   return cache;
@@ -73,8 +84,8 @@ std::vector<uint64_t> TestPages::PageIds(uint64_t tokens, uint64_t seed) const {
   return ids;
 }
 
-void TestPages::Compute(uint64_t seed, const std::vector<uint64_t>& page_ids, uint64_t first, uint64_t last,
-                        Values values) {
+void TestPages::Compute(uint64_t seed, const std::vector<uint64_t>& page_ids,
+                        uint64_t first, uint64_t last, Values values) {
   for (uint64_t t = first; t < last; ++t) {
     std::mt19937_64 random(seed * 1000003 + t);
     std::normal_distribution<float> normal;
@@ -84,8 +95,11 @@ void TestPages::Compute(uint64_t seed, const std::vector<uint64_t>& page_ids, ui
           for (uint32_t d = 0; d < geometry_.layers[l].head_dim; ++d) {
             const float value = normal(random);
             uint16_t bits = values == Values::kAnyBits ? random() : 0;
-            if (values == Values::kSmooth) std::memcpy(&bits, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
-            const size_t at = Offset(key, page_ids[t / page_tokens_], t % page_tokens_, h, d);
+            if (values == Values::kSmooth)
+              std::memcpy(&bits, reinterpret_cast<const uint8_t*>(&value) + 2,
+                          2);
+            const size_t at =
+                Offset(key, page_ids[t / page_tokens_], t % page_tokens_, h, d);
             std::memcpy(memory_[l].data() + at, &bits, sizeof(bits));
           }
         }
@@ -97,21 +111,30 @@ void TestPages::Compute(uint64_t seed, const std::vector<uint64_t>& page_ids, ui
 void TestPages::TakeHeads(const TestPages& whole, uint32_t first_head) {
   for (size_t l = 0; l < memory_.size(); ++l) {
     const LayerGeometry& layer = geometry_.layers[l];
-    for (uint64_t i = 0; i < 2 * page_count_ * page_tokens_ * layer.KvChannels(); ++i) {
-      const uint32_t d = i % layer.head_dim, h = i / layer.head_dim % layer.kv_heads;
+    for (uint64_t i = 0;
+         i < 2 * page_count_ * page_tokens_ * layer.KvChannels(); ++i) {
+      const uint32_t d = i % layer.head_dim,
+                     h = i / layer.head_dim % layer.kv_heads;
       const uint64_t t = i / layer.KvChannels() / 2;
       const bool key = i / layer.KvChannels() % 2;
-      std::memcpy(memory_[l].data() + Offset(key, t / page_tokens_, t % page_tokens_, h, d),
-                  whole.memory_[l].data() + whole.Offset(key, t / page_tokens_, t % page_tokens_, first_head + h, d), 2);
+      std::memcpy(memory_[l].data() +
+                      Offset(key, t / page_tokens_, t % page_tokens_, h, d),
+                  whole.memory_[l].data() + whole.Offset(key, t / page_tokens_,
+                                                         t % page_tokens_,
+                                                         first_head + h, d),
+                  2);
     }
   }
 }
 
-float TestPages::Value(uint32_t layer, bool key, const std::vector<uint64_t>& page_ids, uint64_t token, uint32_t head,
-                       uint32_t dim) const {
+float TestPages::Value(uint32_t layer, bool key,
+                       const std::vector<uint64_t>& page_ids, uint64_t token,
+                       uint32_t head, uint32_t dim) const {
   float value = 0;
-  const size_t at = Offset(key, page_ids[token / page_tokens_], token % page_tokens_, head, dim);
-  std::memcpy(reinterpret_cast<uint8_t*>(&value) + 2, memory_[layer].data() + at, 2);
+  const size_t at = Offset(key, page_ids[token / page_tokens_],
+                           token % page_tokens_, head, dim);
+  std::memcpy(reinterpret_cast<uint8_t*>(&value) + 2,
+              memory_[layer].data() + at, 2);
   return value;
 }
 

@@ -8,7 +8,8 @@ namespace {
 
 class WrappedStream : public StoreStream {
  public:
-  WrappedStream(const WrappedChannel* channel, std::unique_ptr<StoreStream> inner, const CallLimits& limits)
+  WrappedStream(const WrappedChannel* channel,
+                std::unique_ptr<StoreStream> inner, const CallLimits& limits)
       : channel_(channel), inner_(std::move(inner)), limits_(limits) {}
 
   bool Send(const StoreItem& item) override {
@@ -36,7 +37,8 @@ void Gate::Wait(const CancelToken* cancel) {
   visited_ = true;
   changed_.notify_all();
   while (!open_ && (cancel == nullptr || !cancel->cancelled())) {
-    changed_.wait_until(lock, std::chrono::system_clock::now() + std::chrono::milliseconds(5));
+    changed_.wait_until(
+        lock, std::chrono::system_clock::now() + std::chrono::milliseconds(5));
   }
 }
 
@@ -51,23 +53,28 @@ void Gate::AwaitVisitor() {
   changed_.wait(lock, [this] { return visited_; });
 }
 
-absl::StatusOr<LookupAnswer> WrappedChannel::Lookup(const LookupQuery& query, const CallLimits& limits) {
+absl::StatusOr<LookupAnswer> WrappedChannel::Lookup(const LookupQuery& query,
+                                                    const CallLimits& limits) {
   LookupQuery changed = query;
   if (on_lookup) on_lookup(&changed);
   return inner_->Lookup(changed, limits);
 }
 
-absl::Status WrappedChannel::Fetch(absl::Span<const RemoteRecord> records, uint64_t lease_id, const CallLimits& limits,
+absl::Status WrappedChannel::Fetch(absl::Span<const RemoteRecord> records,
+                                   uint64_t lease_id, const CallLimits& limits,
                                    const FetchCallback& callback) {
-  return inner_->Fetch(records, lease_id, limits, [&](const FetchedSection& section) {
-    FetchedSection changed = section;
-    if (on_section) on_section(&changed, limits);
-    return callback(changed);
-  });
+  return inner_->Fetch(records, lease_id, limits,
+                       [&](const FetchedSection& section) {
+                         FetchedSection changed = section;
+                         if (on_section) on_section(&changed, limits);
+                         return callback(changed);
+                       });
 }
 
-std::unique_ptr<StoreStream> WrappedChannel::OpenStore(const CallLimits& limits) {
-  return std::make_unique<WrappedStream>(this, inner_->OpenStore(limits), limits);
+std::unique_ptr<StoreStream> WrappedChannel::OpenStore(
+    const CallLimits& limits) {
+  return std::make_unique<WrappedStream>(this, inner_->OpenStore(limits),
+                                         limits);
 }
 
 }  // namespace latentkv

@@ -1,4 +1,5 @@
-// What a frame in a basis holds and restores: loss, steps, the guard, tokens that latents cannot hold.
+// What a frame in a basis holds and restores: loss, steps, the guard, tokens
+// that latents cannot hold.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,21 +26,28 @@ EncodeOptions AtStep(float step, float loss_own_max = 0) {
   return options;
 }
 
-Bytes Encoded(const SyntheticModel& model, const BlockPlace& place, const Bytes& raw, const EncodeOptions& options) {
+Bytes Encoded(const SyntheticModel& model, const BlockPlace& place,
+              const Bytes& raw, const EncodeOptions& options) {
   const auto frame = model.codec().Encode(place, raw, options);
   EXPECT_TRUE(frame.ok()) << frame.status();
   return frame.ok() ? *frame : Bytes();
 }
 
-// The divergence that the sensitivities expect of what `restored` differs from `raw` by, nats a token.
-double LossOf(const SyntheticModel& model, uint32_t first_token, const Bytes& raw, const Bytes& restored) {
+// The divergence that the sensitivities expect of what `restored` differs from
+// `raw` by, nats a token.
+double LossOf(const SyntheticModel& model, uint32_t first_token,
+              const Bytes& raw, const Bytes& restored) {
   double loss = 0;
   for (const BasisGroup& group : model.basis()->groups()) {
-    const std::vector<float> before = ChannelsOf(model.geometry(), group, first_token, raw);
-    const std::vector<float> after = ChannelsOf(model.geometry(), group, first_token, restored);
-    for (size_t i = first_token == 0 ? kSinkTokens * group.channels : 0; i < before.size(); ++i) {
+    const std::vector<float> before =
+        ChannelsOf(model.geometry(), group, first_token, raw);
+    const std::vector<float> after =
+        ChannelsOf(model.geometry(), group, first_token, restored);
+    for (size_t i = first_token == 0 ? kSinkTokens * group.channels : 0;
+         i < before.size(); ++i) {
       const double error = before[i] - after[i];
-      loss += group.sensitivity[i % group.channels] * error * error / kBlockTokens;
+      loss +=
+          group.sensitivity[i % group.channels] * error * error / kBlockTokens;
     }
   }
   return loss;
@@ -51,8 +59,10 @@ Bytes TokenOf(const Geometry& geometry, const Bytes& raw, uint32_t token) {
   size_t part = 0;
   for (const LayerGeometry& layer : geometry.layers) {
     const size_t row = size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
-    for (int key_or_value = 0; key_or_value < 2; ++key_or_value, part += row * kBlockTokens) {
-      values.insert(values.end(), raw.begin() + part + token * row, raw.begin() + part + (token + 1) * row);
+    for (int key_or_value = 0; key_or_value < 2;
+         ++key_or_value, part += row * kBlockTokens) {
+      values.insert(values.end(), raw.begin() + part + token * row,
+                    raw.begin() + part + (token + 1) * row);
     }
   }
   return values;
@@ -63,13 +73,17 @@ TEST(BasisFrame, RestoresAsCloseAsItsHeaderSays) {
   for (uint32_t first_token : {0, 64, 128}) {
     const Bytes raw = Model().Block(tokens, first_token);
     for (float step : {0.5f, 1.0f, 3.0f, 9.0f}) {
-      const Bytes frame = Encoded(Model(), PlaceOf(tokens, first_token), raw, AtStep(step));
+      const Bytes frame =
+          Encoded(Model(), PlaceOf(tokens, first_token), raw, AtStep(step));
       const FrameHeader header = *VerifyFrame(frame);
       EXPECT_EQ(header.encoding, (Encoding{Model().basis()->digest(), step}));
-      const Bytes restored = Restored(Model().codec(), frame, PlaceOf(tokens, first_token));
+      const Bytes restored =
+          Restored(Model().codec(), frame, PlaceOf(tokens, first_token));
       ASSERT_EQ(restored.size(), raw.size());
       // The engine's type rounds once more than the header knows.
-      EXPECT_NEAR(LossOf(Model(), first_token, raw, restored) / header.loss_own, 1, 0.03) << "step " << step;
+      EXPECT_NEAR(LossOf(Model(), first_token, raw, restored) / header.loss_own,
+                  1, 0.03)
+          << "step " << step;
     }
   }
 }
@@ -80,14 +94,16 @@ TEST(BasisFrame, AFinerStepIsCloserAndLarger) {
   float loss_before = std::numeric_limits<float>::infinity();
   size_t bytes_before = 0;
   for (float step : {8.0f, 4.0f, 2.0f, 1.0f, 0.5f}) {
-    const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
+    const Bytes frame =
+        Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
     const float loss = VerifyFrame(frame)->loss_own;
     EXPECT_LT(loss, 0.5f * loss_before) << "step " << step;
     EXPECT_GT(frame.size(), bytes_before) << "step " << step;
     loss_before = loss;
     bytes_before = frame.size();
   }
-  EXPECT_LT(8 * bytes_before, 3 * raw.size());  // Far below exact even at the finest.
+  // Far below exact even at the finest.
+  EXPECT_LT(8 * bytes_before, 3 * raw.size());
 }
 
 TEST(BasisFrame, EveryTypeOfTheEngineIsRestored) {
@@ -98,51 +114,63 @@ TEST(BasisFrame, EveryTypeOfTheEngineIsRestored) {
     const Bytes frame = Encoded(model, PlaceOf(tokens), raw, AtStep(1));
     const Bytes restored = Restored(model.codec(), frame, PlaceOf(tokens));
     ASSERT_EQ(restored.size(), raw.size());
-    // A value of fp8 is off by a thirty-second part of itself at worst: more than the step's error here.
+    // A value of fp8 is off by a thirty-second part of itself at worst: more
+    // than the step's error here.
     const double factor = dtype == DType::kFp8E4M3 ? 3 : 1.02;
-    EXPECT_LT(LossOf(model, 0, raw, restored), factor * VerifyFrame(frame)->loss_own) << static_cast<int>(dtype);
+    EXPECT_LT(LossOf(model, 0, raw, restored),
+              factor * VerifyFrame(frame)->loss_own)
+        << static_cast<int>(dtype);
   }
 }
 
 TEST(BasisFrame, TheSameBlockGivesTheSameFrame) {
   const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
   const Bytes raw = Model().Block(tokens, 0);
-  EXPECT_EQ(Encoded(Model(), PlaceOf(tokens), raw, AtStep(1)), Encoded(Model(), PlaceOf(tokens), raw, AtStep(1)));
+  EXPECT_EQ(Encoded(Model(), PlaceOf(tokens), raw, AtStep(1)),
+            Encoded(Model(), PlaceOf(tokens), raw, AtStep(1)));
 }
 
 TEST(BasisFrame, TokensThatLatentsCannotHoldComeBackToTheBit) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
   Bytes raw = Model().Block(tokens, 64);
-  // Two tokens with values 200 times as large, and those around them as they were.
+  // Two tokens with values 200 times as large, and those around them as they
+  // were.
   for (uint32_t token : {0, 40}) {
     for (size_t part = 0; part < raw.size(); part += 64 * kBlockTokens) {
-      for (size_t at = part + token * 64; at < part + (token + 1) * 64; at += 2) {
+      for (size_t at = part + token * 64; at < part + (token + 1) * 64;
+           at += 2) {
         uint32_t bits = 0;
         std::memcpy(reinterpret_cast<uint8_t*>(&bits) + 2, raw.data() + at, 2);
         float value;
         std::memcpy(&value, &bits, sizeof(value));
         value *= 200;
-        std::memcpy(raw.data() + at, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
+        std::memcpy(raw.data() + at,
+                    reinterpret_cast<const uint8_t*>(&value) + 2, 2);
       }
     }
   }
   const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(1));
   for (uint32_t section : {0, 1}) {
-    EXPECT_EQ(ReadSection(Model(), frame, section).exact_tokens, (std::vector<uint8_t>{0, 40}));
+    EXPECT_EQ(ReadSection(Model(), frame, section).exact_tokens,
+              (std::vector<uint8_t>{0, 40}));
   }
   const Bytes restored = Restored(Model().codec(), frame, PlaceOf(tokens, 64));
   for (uint32_t token : {0, 40}) {
-    EXPECT_EQ(TokenOf(Model().geometry(), restored, token), TokenOf(Model().geometry(), raw, token));
+    EXPECT_EQ(TokenOf(Model().geometry(), restored, token),
+              TokenOf(Model().geometry(), raw, token));
   }
-  EXPECT_NEAR(LossOf(Model(), 64, raw, restored) / VerifyFrame(frame)->loss_own, 1, 0.02);
+  EXPECT_NEAR(LossOf(Model(), 64, raw, restored) / VerifyFrame(frame)->loss_own,
+              1, 0.02);
 }
 
 TEST(BasisFrame, AStepFarTooFineStoresEveryTokenExact) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
   const Bytes raw = Model().Block(tokens, 64);
   for (float step : {1e-4f, std::numeric_limits<float>::denorm_min()}) {
-    const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
-    EXPECT_EQ(Restored(Model().codec(), frame, PlaceOf(tokens, 64)), raw) << step;
+    const Bytes frame =
+        Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
+    EXPECT_EQ(Restored(Model().codec(), frame, PlaceOf(tokens, 64)), raw)
+        << step;
     EXPECT_EQ(VerifyFrame(frame)->loss_own, 0);
   }
 }
@@ -151,11 +179,14 @@ TEST(BasisFrame, AStepFarTooCoarseLeavesThePrediction) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
   const Bytes raw = Model().Block(tokens, 64);
   for (float step : {1e4f, std::numeric_limits<float>::max()}) {
-    const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
+    const Bytes frame =
+        Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(step));
     for (uint32_t section : {0, 1}) {
-      EXPECT_THAT(ReadSection(Model(), frame, section).latents, testing::Each(0));
+      EXPECT_THAT(ReadSection(Model(), frame, section).latents,
+                  testing::Each(0));
     }
-    EXPECT_NEAR(LossOf(Model(), 64, raw, Restored(Model().codec(), frame, PlaceOf(tokens, 64))) /
+    EXPECT_NEAR(LossOf(Model(), 64, raw,
+                       Restored(Model().codec(), frame, PlaceOf(tokens, 64))) /
                     VerifyFrame(frame)->loss_own,
                 1, 0.02);
   }
@@ -179,12 +210,14 @@ TEST(BasisFrame, TheLargestFiniteValueMakesItsTokenExactAndNoOther) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
   Bytes raw = Model().Block(tokens, 64);
   const size_t token_bytes = 64, part_bytes = token_bytes * kBlockTokens;
-  const size_t at = 5 * part_bytes + 20 * token_bytes + 6;  // In V of layer 2, which is of the second group.
+  // In V of layer 2, which is of the second group.
+  const size_t at = 5 * part_bytes + 20 * token_bytes + 6;
   const uint16_t largest = 0x7f7f;
   std::memcpy(raw.data() + at, &largest, sizeof(largest));
   const Bytes frame = Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(1));
   EXPECT_THAT(ReadSection(Model(), frame, 0).exact_tokens, testing::IsEmpty());
-  EXPECT_THAT(ReadSection(Model(), frame, 1).exact_tokens, testing::ElementsAre(20));
+  EXPECT_THAT(ReadSection(Model(), frame, 1).exact_tokens,
+              testing::ElementsAre(20));
   const Bytes restored = Restored(Model().codec(), frame, PlaceOf(tokens, 64));
   ASSERT_EQ(restored.size(), raw.size());
   EXPECT_EQ(std::memcmp(restored.data() + at, &largest, sizeof(largest)), 0);
@@ -196,7 +229,9 @@ TEST(Guard, ABlockOverItsBoundClimbsToHalfTheStepThenAQuarterThenExact) {
   const Bytes raw = Model().Block(tokens, 0);
   float loss[3];
   for (int i = 0; i < 3; ++i) {
-    loss[i] = VerifyFrame(Encoded(Model(), place, raw, AtStep(std::ldexp(4.0f, -i))))->loss_own;
+    loss[i] =
+        VerifyFrame(Encoded(Model(), place, raw, AtStep(std::ldexp(4.0f, -i))))
+            ->loss_own;
   }
   const auto at_bound = [&](float loss_own_max) {
     EncodeOptions options = AtStep(4, loss_own_max);
@@ -215,38 +250,49 @@ TEST(Guard, ABlockOverItsBoundClimbsToHalfTheStepThenAQuarterThenExact) {
   EXPECT_EQ(exact.loss_own, 0);
   EXPECT_EQ(exact.loss_chain, 0.5f);
   // What was tried at coarser steps leaves no trace.
-  EXPECT_EQ(SectionsOf(Encoded(Model(), place, raw, AtStep(4, 0.999f * loss[0]))),
-            SectionsOf(Encoded(Model(), place, raw, AtStep(2))));
+  EXPECT_EQ(
+      SectionsOf(Encoded(Model(), place, raw, AtStep(4, 0.999f * loss[0]))),
+      SectionsOf(Encoded(Model(), place, raw, AtStep(2))));
 }
 
 TEST(Encode, RefusesWhatItCannotWrite) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
   const Bytes raw = Model().Block(tokens, 64);
-  const auto code = [&](const Codec& codec, const BlockPlace& place, const EncodeOptions& options) {
+  const auto code = [&](const Codec& codec, const BlockPlace& place,
+                        const EncodeOptions& options) {
     return codec.Encode(place, raw, options).status().code();
   };
   const BlockPlace place = PlaceOf(tokens, 64);
   ASSERT_EQ(code(Model().codec(), place, AtStep(1)), absl::StatusCode::kOk);
-  for (float step : {0.0f, -1.0f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
-    EXPECT_EQ(code(Model().codec(), place, AtStep(step)), absl::StatusCode::kInvalidArgument) << step;
+  for (float step : {0.0f, -1.0f, std::numeric_limits<float>::infinity(),
+                     std::numeric_limits<float>::quiet_NaN()}) {
+    EXPECT_EQ(code(Model().codec(), place, AtStep(step)),
+              absl::StatusCode::kInvalidArgument)
+        << step;
   }
   EncodeOptions options = AtStep(1);
   options.loss_inherited = -1;
-  EXPECT_EQ(code(Model().codec(), place, options), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Model().codec(), place, options),
+            absl::StatusCode::kInvalidArgument);
   BlockPlace short_of_tokens = place;
   short_of_tokens.tokens.remove_suffix(1);
-  EXPECT_EQ(code(Model().codec(), short_of_tokens, AtStep(1)), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Model().codec(), short_of_tokens, AtStep(1)),
+            absl::StatusCode::kInvalidArgument);
   BlockPlace between_blocks = place;
   between_blocks.first_token = 63;
   between_blocks.tokens.remove_suffix(1);
-  EXPECT_EQ(code(Model().codec(), between_blocks, AtStep(1)), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Model().codec(), between_blocks, AtStep(1)),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(CodecCreate, RefusesABasisOfAnotherGeometryAndNamesIt) {
-  const absl::Status status = Codec::Create(SyntheticGeometry(DType::kFp16), Model().basis()).status();
+  const absl::Status status =
+      Codec::Create(SyntheticGeometry(DType::kFp16), Model().basis()).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("a synthetic model"));
-  EXPECT_EQ(Codec::Create(Geometry(), nullptr).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              testing::HasSubstr("a synthetic model"));
+  EXPECT_EQ(Codec::Create(Geometry(), nullptr).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(CodecCreate, SectionsAreLayersOfExactFramesAndGroupsOfOthers) {

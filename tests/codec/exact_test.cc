@@ -10,7 +10,8 @@
 namespace latentkv {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3};
+constexpr DType kDTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32,
+                             DType::kFp8E4M3};
 
 Geometry Plain(uint32_t layers, uint32_t heads, uint32_t dims, DType dtype) {
   LayerGeometry layer;
@@ -65,8 +66,10 @@ TEST(Exact, FourBytesOfEverySignExponentAndNanPayloadComeBack) {
   Random random(3);
   Bytes raw;
   ByteWriter writer(&raw);
-  for (uint32_t i = 0; raw.size() < RawBytes(codec->geometry(), kBlockTokens); ++i) {
-    const uint32_t fraction = i % 3 == 0 ? i & 1 : static_cast<uint32_t>(random.Bits()) & 0x7fffff;
+  for (uint32_t i = 0; raw.size() < RawBytes(codec->geometry(), kBlockTokens);
+       ++i) {
+    const uint32_t fraction =
+        i % 3 == 0 ? i & 1 : static_cast<uint32_t>(random.Bits()) & 0x7fffff;
     writer.Put<uint32_t>(i << 31 | (i / 2 & 0xff) << 23 | fraction);
   }
   EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw);
@@ -79,13 +82,16 @@ TEST(Exact, NansAndInfinitiesAmongOrdinaryValuesComeBack) {
     Random random(5);
     const uint32_t element = DTypeBytes(dtype);
     for (int i = 0; i < 40; ++i) {
-      uint8_t* value = raw.data() + random.Below(raw.size() / element) * element;
+      uint8_t* value =
+          raw.data() + random.Below(raw.size() / element) * element;
       // Any sign, an exponent of ones, any payload.
-      for (uint32_t b = 0; b < element; ++b) value[b] = static_cast<uint8_t>(random.Bits());
+      for (uint32_t b = 0; b < element; ++b)
+        value[b] = static_cast<uint8_t>(random.Bits());
       value[element - 1] |= 0x7f;
       if (element > 1) value[element - 2] |= 0x80;
     }
-    EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw) << static_cast<int>(dtype);
+    EXPECT_EQ(Restored(*codec, Encoded(*codec, raw), PlaceOf(kTokens)), raw)
+        << static_cast<int>(dtype);
   }
 }
 
@@ -106,8 +112,10 @@ TEST(Exact, GaussianValuesBecomeSmaller) {
   const double share_max[] = {0.70, 0.89, 0.86, 0.89};
   for (int i = 0; i < 4; ++i) {
     const auto codec = *Codec::Create(Plain(2, 4, 64, kDTypes[i]), nullptr);
-    const Bytes raw = GaussianBlock(codec->geometry(), 7), frame = Encoded(*codec, raw);
-    EXPECT_LT(frame.size(), share_max[i] * raw.size()) << static_cast<int>(kDTypes[i]);
+    const Bytes raw = GaussianBlock(codec->geometry(), 7),
+                frame = Encoded(*codec, raw);
+    EXPECT_LT(frame.size(), share_max[i] * raw.size())
+        << static_cast<int>(kDTypes[i]);
     EXPECT_EQ(Restored(*codec, frame, PlaceOf(kTokens)), raw);
   }
 }
@@ -116,7 +124,8 @@ TEST(Exact, AConstantBlockTakesLittleMoreThanItsLowBytes) {
   const auto codec = *Codec::Create(Plain(1, 4, 64, DType::kBf16), nullptr);
   Bytes raw;
   ByteWriter writer(&raw);
-  while (raw.size() < RawBytes(codec->geometry(), kBlockTokens)) writer.Put<uint16_t>(0x3f80);
+  while (raw.size() < RawBytes(codec->geometry(), kBlockTokens))
+    writer.Put<uint16_t>(0x3f80);
   EXPECT_LT(Encoded(*codec, raw).size(), 0.55 * raw.size());
 }
 
@@ -125,7 +134,8 @@ TEST(Exact, NothingGrowsByMoreThanAByteASection) {
   for (DType dtype : kDTypes) {
     for (uint32_t heads : {1, 5}) {
       for (uint32_t dims : {1, 2, 7, 64}) {
-        const auto codec = *Codec::Create(Plain(3, heads, dims, dtype), nullptr);
+        const auto codec =
+            *Codec::Create(Plain(3, heads, dims, dtype), nullptr);
         Bytes raw(RawBytes(codec->geometry(), kBlockTokens));
         for (uint8_t& byte : raw) byte = static_cast<uint8_t>(random.Bits());
         const Bytes frame = Encoded(*codec, raw);
@@ -141,7 +151,8 @@ TEST(Exact, CostsNothingAndInheritsWhatItWasComputedOn) {
   EncodeOptions options;
   options.loss_inherited = 0.25f;
   const Bytes raw(RawBytes(codec->geometry(), kBlockTokens));
-  const FrameHeader header = *VerifyFrame(*codec->Encode(PlaceOf(kTokens, 64), raw, options));
+  const FrameHeader header =
+      *VerifyFrame(*codec->Encode(PlaceOf(kTokens, 64), raw, options));
   EXPECT_TRUE(header.encoding.IsExact());
   EXPECT_EQ(header.loss_own, 0);
   EXPECT_EQ(header.loss_chain, 0.25f);
@@ -153,7 +164,8 @@ TEST(Exact, CostsNothingAndInheritsWhatItWasComputedOn) {
 TEST(Exact, RefusesABlockOfTheWrongSize) {
   const auto codec = *Codec::Create(Plain(1, 1, 8, DType::kBf16), nullptr);
   Bytes raw(RawBytes(codec->geometry(), kBlockTokens) - 1);
-  EXPECT_EQ(codec->Encode(PlaceOf(kTokens), raw, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(codec->Encode(PlaceOf(kTokens), raw, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Files that were written once: whatever changes how they are read changes what people have stored.
+// Files that were written once: whatever changes how they are read changes what
+// people have stored.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -19,20 +20,25 @@ struct Golden {
   const char* restored;  // Of the raw form that it restores.
 };
 constexpr char kBasis[] = "synthetic.basis";
-constexpr char kBasisFile[] = "f9bed1a771ebf255238511dc580abfbba8f222b653ed5b87ae53e9f315322fd7";
-constexpr Golden kExact = {"synthetic-exact.frame",
-                            "ddd4b0f384aa1371ba03997f6ab8948c580a37f57a76e07520beb6ae4a247727",
-                            "baa4cb35f34044eaa9f609a8f8c696e6063bae4995afbb0cc46313142883d3ea"};
-constexpr Golden kFirst = {"synthetic-first.frame",
-                            "3722c758ed74d9b8c6da808c0bd5d77a338885b9fdb687b93323b5470108dcb9",
-                            "4a4099bb4433d6ece7dd27262155783ea817d04c668bd0faa784c9e52db3ac4a"};
-constexpr Golden kNext = {"synthetic-next.frame",
-                            "5e860b70e7239a9adbba5948686c1cc7cec980ebf1ccdc71752e746532eb6343",
-                            "9dc7d4e8a27908387b8570a187ec276f8be06f4cc557ec4d2349509f4971a40b"};
+constexpr char kBasisFile[] =
+    "f9bed1a771ebf255238511dc580abfbba8f222b653ed5b87ae53e9f315322fd7";
+constexpr Golden kExact = {
+    "synthetic-exact.frame",
+    "ddd4b0f384aa1371ba03997f6ab8948c580a37f57a76e07520beb6ae4a247727",
+    "baa4cb35f34044eaa9f609a8f8c696e6063bae4995afbb0cc46313142883d3ea"};
+constexpr Golden kFirst = {
+    "synthetic-first.frame",
+    "3722c758ed74d9b8c6da808c0bd5d77a338885b9fdb687b93323b5470108dcb9",
+    "4a4099bb4433d6ece7dd27262155783ea817d04c668bd0faa784c9e52db3ac4a"};
+constexpr Golden kNext = {
+    "synthetic-next.frame",
+    "5e860b70e7239a9adbba5948686c1cc7cec980ebf1ccdc71752e746532eb6343",
+    "9dc7d4e8a27908387b8570a187ec276f8be06f4cc557ec4d2349509f4971a40b"};
 
-constexpr Golden kScalar = {"synthetic-scalar.frame",
-                            "30ca9ee0429273631d377ad9b85db949c6ae4955399bc5c21aff5bafbf322553",
-                            "c993ecdba70b48def190ccbd46888c58b08bcbfc224fe6f9328d13a7fa2b4d8e"};
+constexpr Golden kScalar = {
+    "synthetic-scalar.frame",
+    "30ca9ee0429273631d377ad9b85db949c6ae4955399bc5c21aff5bafbf322553",
+    "c993ecdba70b48def190ccbd46888c58b08bcbfc224fe6f9328d13a7fa2b4d8e"};
 
 const SyntheticModel& Model() {
   static const SyntheticModel model;
@@ -40,11 +46,14 @@ const SyntheticModel& Model() {
 }
 
 const std::vector<uint32_t>& Tokens() {
-  static const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens, 77);
+  static const std::vector<uint32_t> tokens =
+      Model().Tokens(2 * kBlockTokens, 77);
   return tokens;
 }
 
-uint32_t FirstTokenOf(const Golden& golden) { return golden.name == kNext.name ? 64 : 0; }
+uint32_t FirstTokenOf(const Golden& golden) {
+  return golden.name == kNext.name ? 64 : 0;
+}
 
 std::string PathOf(const std::string& name) { return GOLDEN_PATH "/" + name; }
 
@@ -55,7 +64,8 @@ Bytes Read(const std::string& name) {
 
 std::string HexOf(const Bytes& bytes) { return Sha256({bytes}).Hex(); }
 
-// With escapes, a token that is stored exact, and in the first block sinks of both sources.
+// With escapes, a token that is stored exact, and in the first block sinks of
+// both sources.
 Bytes Written(const Golden& golden) {
   Bytes raw = Model().Block(Tokens(), FirstTokenOf(golden));
   std::fill_n(raw.begin(), 32, 0);
@@ -66,11 +76,13 @@ Bytes Written(const Golden& golden) {
   options.exact = golden.name == kExact.name;
   if (golden.name == kScalar.name) {
     options.step = 0.5f;
-    return *(*Codec::Create(Model().geometry(), nullptr))->Encode(PlaceOf(Tokens()), raw, options);
+    return *(*Codec::Create(Model().geometry(), nullptr))
+                ->Encode(PlaceOf(Tokens()), raw, options);
   }
   options.step = 0.75f;
   options.loss_inherited = 0.125f;
-  return *Model().codec().Encode(PlaceOf(Tokens(), FirstTokenOf(golden)), raw, options);
+  return *Model().codec().Encode(PlaceOf(Tokens(), FirstTokenOf(golden)), raw,
+                                 options);
 }
 
 // Writes the files anew instead, and says what belongs above.
@@ -82,8 +94,10 @@ bool WriteInstead() {
   for (const Golden& golden : {kExact, kFirst, kNext, kScalar}) {
     const Bytes frame = Written(golden);
     std::ofstream(PathOf(golden.name), std::ios::binary) << AsText(frame);
-    const Bytes raw = Restored(Model().codec(), frame, PlaceOf(Tokens(), FirstTokenOf(golden)));
-    std::cout << "{\"" << golden.name << "\", \"" << HexOf(frame) << "\",\n \"" << HexOf(raw) << "\"};\n";
+    const Bytes raw = Restored(Model().codec(), frame,
+                               PlaceOf(Tokens(), FirstTokenOf(golden)));
+    std::cout << "{\"" << golden.name << "\", \"" << HexOf(frame) << "\",\n \""
+              << HexOf(raw) << "\"};\n";
   }
   return true;
 }
@@ -99,15 +113,20 @@ TEST(Golden, TheBasisIsReadAndWrittenAlike) {
 }
 
 TEST(Golden, FramesRestoreWhatTheyAlwaysDid) {
-  if (std::getenv("LATENTKV_WRITE_GOLDEN") != nullptr) GTEST_SKIP() << "written, not compared";
+  if (std::getenv("LATENTKV_WRITE_GOLDEN") != nullptr)
+    GTEST_SKIP() << "written, not compared";
   const auto basis = Basis::Parse(Read(kBasis));
   ASSERT_TRUE(basis.ok()) << basis.status();
   const auto codec = *Codec::Create((*basis)->geometry(), *basis);
   for (const Golden& golden : {kExact, kFirst, kNext, kScalar}) {
     const Bytes frame = Read(golden.name);
     ASSERT_EQ(HexOf(frame), golden.file) << golden.name;
-    EXPECT_EQ(VerifyFrame(frame)->encoding.IsExact(), golden.name == kExact.name);
-    EXPECT_EQ(HexOf(Restored(*codec, frame, PlaceOf(Tokens(), FirstTokenOf(golden)))), golden.restored) << golden.name;
+    EXPECT_EQ(VerifyFrame(frame)->encoding.IsExact(),
+              golden.name == kExact.name);
+    EXPECT_EQ(
+        HexOf(Restored(*codec, frame, PlaceOf(Tokens(), FirstTokenOf(golden)))),
+        golden.restored)
+        << golden.name;
   }
 }
 
@@ -119,7 +138,8 @@ TEST(Golden, FramesHoldEverythingThatASectionCan) {
   EXPECT_EQ(ReadSection(Model(), next, 0).sink_source, SinkSource::kNone);
   for (const uint32_t section : {0, 1}) {
     EXPECT_TRUE(ReadSection(Model(), next, section).predicted);
-    EXPECT_EQ(ReadSection(Model(), next, section).exact_tokens, std::vector<uint8_t>{50});
+    EXPECT_EQ(ReadSection(Model(), next, section).exact_tokens,
+              std::vector<uint8_t>{50});
     EXPECT_NE(SectionsOf(next)[section][4], 0) << "no escapes";
   }
 }

@@ -31,7 +31,8 @@ LatentSection Section(uint64_t seed) {
   LatentSection section;
   section.latents.resize(kRank * kBlockTokens);
   for (size_t i = 0; i < section.latents.size(); ++i) {
-    section.latents[i] = static_cast<int16_t>(Group().latent_scale[i % kRank] * random.Laplace());
+    section.latents[i] = static_cast<int16_t>(Group().latent_scale[i % kRank] *
+                                              random.Laplace());
   }
   return section;
 }
@@ -42,7 +43,8 @@ Bytes Written(const LatentSection& section) {
   return *payload;
 }
 
-absl::StatusOr<LatentSection> Read(const Bytes& payload, const SectionShape& shape = kShape) {
+absl::StatusOr<LatentSection> Read(const Bytes& payload,
+                                   const SectionShape& shape = kShape) {
   return ReadLatentSection(Group(), Tables(), 1, shape, payload);
 }
 
@@ -57,14 +59,16 @@ void ExpectEqual(const LatentSection& a, const LatentSection& b) {
 
 TEST(LatentSection, IsReadBack) {
   for (const bool predicted : {true, false}) {
-    for (const SinkSource source : {SinkSource::kNone, SinkSource::kStored, SinkSource::kBasis}) {
+    for (const SinkSource source :
+         {SinkSource::kNone, SinkSource::kStored, SinkSource::kBasis}) {
       LatentSection section = Section(static_cast<uint64_t>(source));
       section.predicted = predicted;
       section.sink_source = source;
       if (source == SinkSource::kStored) section.sinks.assign(33, 7);
       section.exact_tokens = {3, 9, 63};
       section.exact_values.assign(30, 8);
-      const auto read = Read(Written(section), source == SinkSource::kNone ? kShape : kFirstShape);
+      const auto read = Read(
+          Written(section), source == SinkSource::kNone ? kShape : kFirstShape);
       ASSERT_TRUE(read.ok()) << read.status();
       ExpectEqual(*read, section);
     }
@@ -75,7 +79,8 @@ TEST(LatentSection, HoldsAnyLatent) {
   LatentSection section = Section(4);
   Random random(5);
   for (int i = 0; i < 200; ++i) {
-    section.latents[random.Below(section.latents.size())] = static_cast<int16_t>(random.Bits());
+    section.latents[random.Below(section.latents.size())] =
+        static_cast<int16_t>(random.Bits());
   }
   section.latents[0] = 32767;
   section.latents.back() = -32768;
@@ -115,26 +120,39 @@ TEST(LatentSection, FirstBytesOutOfBoundsAreRefused) {
   section.exact_values.assign(20, 8);
   const Bytes payload = Written(section);
   ASSERT_TRUE(Read(payload).ok());
-  const auto code = [](const Bytes& forged, const SectionShape& shape = kShape) {
+  const auto code = [](const Bytes& forged,
+                       const SectionShape& shape = kShape) {
     return Read(forged, shape).status().code();
   };
-  EXPECT_EQ(code(With<uint16_t>(payload, 0, kRank + 1)), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(code(With<uint16_t>(payload, 0, 0xffff)), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(code(With<uint8_t>(payload, 2, 8)), absl::StatusCode::kDataLoss);       // An unknown flag.
-  EXPECT_EQ(code(With<uint8_t>(payload, 2, 1)), absl::StatusCode::kDataLoss);       // Sinks where there are none.
-  EXPECT_EQ(code(payload, kFirstShape), absl::StatusCode::kDataLoss);               // None where there are some.
-  EXPECT_EQ(code(With<uint8_t>(payload, 2, 3), kFirstShape), absl::StatusCode::kDataLoss);  // Of both sources.
+  EXPECT_EQ(code(With<uint16_t>(payload, 0, kRank + 1)),
+            absl::StatusCode::kDataLoss);
+  EXPECT_EQ(code(With<uint16_t>(payload, 0, 0xffff)),
+            absl::StatusCode::kDataLoss);
+  // An unknown flag.
+  EXPECT_EQ(code(With<uint8_t>(payload, 2, 8)), absl::StatusCode::kDataLoss);
+  // Sinks where there are none.
+  EXPECT_EQ(code(With<uint8_t>(payload, 2, 1)), absl::StatusCode::kDataLoss);
+  // None where there are some.
+  EXPECT_EQ(code(payload, kFirstShape), absl::StatusCode::kDataLoss);
+  // Of both sources.
+  EXPECT_EQ(code(With<uint8_t>(payload, 2, 3), kFirstShape),
+            absl::StatusCode::kDataLoss);
   EXPECT_EQ(code(With<uint8_t>(payload, 3, 65)), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(code(With<uint32_t>(payload, 4, 0xffffffff)), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(code(With<uint8_t>(payload, 8, 9)), absl::StatusCode::kDataLoss);       // Twice the same token.
-  EXPECT_EQ(code(With<uint8_t>(payload, 8, 10)), absl::StatusCode::kDataLoss);      // Descending.
-  EXPECT_EQ(code(With<uint8_t>(payload, 9, 64)), absl::StatusCode::kDataLoss);      // Behind the last.
+  EXPECT_EQ(code(With<uint32_t>(payload, 4, 0xffffffff)),
+            absl::StatusCode::kDataLoss);
+  // Twice the same token.
+  EXPECT_EQ(code(With<uint8_t>(payload, 8, 9)), absl::StatusCode::kDataLoss);
+  // Descending.
+  EXPECT_EQ(code(With<uint8_t>(payload, 8, 10)), absl::StatusCode::kDataLoss);
+  // Behind the last.
+  EXPECT_EQ(code(With<uint8_t>(payload, 9, 64)), absl::StatusCode::kDataLoss);
 }
 
 TEST(LatentSection, EscapesMustBeThoseOfItsSymbols) {
   LatentSection section = Section(7);
   for (int16_t& latent : section.latents) latent /= 16;  // None escapes.
-  section.latents[20 * kRank + 2] = 300;  // Places 2 * 64 + 20 and 2 * 64 + 30, the first and last escapes.
+  // Places 2 * 64 + 20 and 2 * 64 + 30, the first and last escapes.
+  section.latents[20 * kRank + 2] = 300;
   section.latents[30 * kRank + 2] = -400;
   const Bytes payload = Written(section);
   uint32_t escapes;
@@ -144,10 +162,13 @@ TEST(LatentSection, EscapesMustBeThoseOfItsSymbols) {
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_EQ(read->latents[20 * kRank + 2], 256);
   for (uint32_t place : {0u, 147u, 158u, 159u, 24u * 64, 0xffffffffu}) {
-    EXPECT_EQ(Read(With<uint32_t>(payload, 8, place)).status().code(), absl::StatusCode::kDataLoss) << place;
+    EXPECT_EQ(Read(With<uint32_t>(payload, 8, place)).status().code(),
+              absl::StatusCode::kDataLoss)
+        << place;
   }
   // One more and one less than there are.
-  Bytes more = With<uint32_t>(payload, 4, 3), less = With<uint32_t>(payload, 4, 1);
+  Bytes more = With<uint32_t>(payload, 4, 3),
+        less = With<uint32_t>(payload, 4, 1);
   more.insert(more.begin() + 20, payload.begin() + 14, payload.begin() + 20);
   less.erase(less.begin() + 14, less.begin() + 20);
   EXPECT_EQ(Read(more).status().code(), absl::StatusCode::kDataLoss);
@@ -160,8 +181,11 @@ TEST(LatentSection, EveryTruncationAndExtensionIsRefused) {
   section.exact_values.assign(20, 8);
   const Bytes payload = Written(section);
   for (size_t size = 0; size < payload.size(); ++size) {
-    // A copy of the exact size on the heap: the address sanitizer sees a read beyond.
-    ASSERT_EQ(Read(Bytes(payload.begin(), payload.begin() + size)).status().code(), absl::StatusCode::kDataLoss);
+    // A copy of the exact size on the heap: the address sanitizer sees a read
+    // beyond.
+    ASSERT_EQ(
+        Read(Bytes(payload.begin(), payload.begin() + size)).status().code(),
+        absl::StatusCode::kDataLoss);
   }
   for (size_t more = 1; more < 70; ++more) {
     Bytes longer = payload;

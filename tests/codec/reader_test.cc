@@ -1,4 +1,5 @@
-// What a reader refuses: frames of something else, sections out of order, bytes that are damaged or made up.
+// What a reader refuses: frames of something else, sections out of order, bytes
+// that are damaged or made up.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -21,14 +22,19 @@ const std::vector<uint32_t>& Tokens() {
   return tokens;
 }
 
-BlockPlace Place(uint32_t first_token = 64) { return PlaceOf(Tokens(), first_token); }
+BlockPlace Place(uint32_t first_token = 64) {
+  return PlaceOf(Tokens(), first_token);
+}
 
-// A frame that has everything: escapes, a token stored exact, and in a chain's first block sinks of both sources.
+// A frame that has everything: escapes, a token stored exact, and in a chain's
+// first block sinks of both sources.
 Bytes Frame(bool exact, uint32_t first_token = 64) {
   Bytes raw = Model().Block(Tokens(), first_token);
   std::fill_n(raw.begin(), 32, 0);
   for (size_t part = 0; part < raw.size(); part += 64 * kBlockTokens) {
-    for (size_t at = part + 50 * 64; at < part + 51 * 64; at += 2) raw[at + 1] = 0x44;  // Above 500.
+    // Above 500.
+    for (size_t at = part + 50 * 64; at < part + 51 * 64; at += 2)
+      raw[at + 1] = 0x44;
   }
   EncodeOptions options;
   options.exact = exact;
@@ -41,9 +47,12 @@ struct Opened {
   std::unique_ptr<BlockReader> reader;
   std::vector<Bytes> sections;
   BlockPages pages{Model().geometry()};
-  absl::Status Read(uint32_t section) { return Read(section, sections[section]); }
+  absl::Status Read(uint32_t section) {
+    return Read(section, sections[section]);
+  }
   absl::Status Read(uint32_t section, ByteSpan payload) {
-    return ReadInto(Model().codec(), header.encoding, section, payload, reader.get(), &pages);
+    return ReadInto(Model().codec(), header.encoding, section, payload,
+                    reader.get(), &pages);
   }
 };
 
@@ -56,7 +65,8 @@ absl::Status OpenStatus(const FrameHeader& header, const BlockPlace& place) {
   return Model().codec().Open(header, place).status();
 }
 
-void ExpectReason(const absl::Status& status, absl::StatusCode code, const std::string& reason) {
+void ExpectReason(const absl::Status& status, absl::StatusCode code,
+                  const std::string& reason) {
   EXPECT_EQ(status.code(), code) << status;
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr(reason));
 }
@@ -67,54 +77,71 @@ TEST(Open, RefusesFramesOfSomethingElseAndSaysOfWhat) {
     ASSERT_TRUE(OpenStatus(header, Place()).ok());
     BlockPlace place = Place();
     place.key.bytes[31] ^= 1;
-    ExpectReason(OpenStatus(header, place), absl::StatusCode::kFailedPrecondition, "another key");
-    ExpectReason(OpenStatus(header, Place(0)), absl::StatusCode::kFailedPrecondition, "tokens from 64 on, not from 0");
+    ExpectReason(OpenStatus(header, place),
+                 absl::StatusCode::kFailedPrecondition, "another key");
+    ExpectReason(OpenStatus(header, Place(0)),
+                 absl::StatusCode::kFailedPrecondition,
+                 "tokens from 64 on, not from 0");
     FrameHeader other = header;
     other.geometry.bytes[0] ^= 1;
-    ExpectReason(OpenStatus(other, Place()), absl::StatusCode::kFailedPrecondition, "another geometry");
+    ExpectReason(OpenStatus(other, Place()),
+                 absl::StatusCode::kFailedPrecondition, "another geometry");
     other = header;
     other.sections.pop_back();
-    ExpectReason(OpenStatus(other, Place()), absl::StatusCode::kFailedPrecondition,
+    ExpectReason(OpenStatus(other, Place()),
+                 absl::StatusCode::kFailedPrecondition,
                  exact ? "3 sections, not 4" : "1 sections, not 2");
     other = header;
     other.encoding = {Sha256({AsBytes("another basis")}), 1};
-    ExpectReason(OpenStatus(other, Place()), absl::StatusCode::kFailedPrecondition, "a basis that is not here");
+    ExpectReason(OpenStatus(other, Place()),
+                 absl::StatusCode::kFailedPrecondition,
+                 "a basis that is not here");
     place = Place();
     place.tokens.remove_suffix(1);
-    ExpectReason(OpenStatus(header, place), absl::StatusCode::kInvalidArgument, "127 tokens");
+    ExpectReason(OpenStatus(header, place), absl::StatusCode::kInvalidArgument,
+                 "127 tokens");
   }
 }
 
 TEST(Open, WithoutABasisTakesExactFramesAlone) {
   const auto codec = *Codec::Create(Model().geometry(), nullptr);
   EXPECT_TRUE(codec->Open(*VerifyFrame(Frame(true)), Place()).ok());
-  ExpectReason(codec->Open(*VerifyFrame(Frame(false)), Place()).status(), absl::StatusCode::kFailedPrecondition,
+  ExpectReason(codec->Open(*VerifyFrame(Frame(false)), Place()).status(),
+               absl::StatusCode::kFailedPrecondition,
                "a basis that is not here");
 }
 
 TEST(ReadSection, RefusesSectionsOutOfOrder) {
   for (const bool exact : {true, false}) {
     Opened opened = Open(Frame(exact), Place());
-    ExpectReason(opened.Read(1), absl::StatusCode::kFailedPrecondition, "section 1 where 0 comes next");
+    ExpectReason(opened.Read(1), absl::StatusCode::kFailedPrecondition,
+                 "section 1 where 0 comes next");
     EXPECT_TRUE(opened.pages.Untouched(0, 4));
     ASSERT_TRUE(opened.Read(0).ok());
-    ExpectReason(opened.Read(0), absl::StatusCode::kFailedPrecondition, "section 0 where 1 comes next");
+    ExpectReason(opened.Read(0), absl::StatusCode::kFailedPrecondition,
+                 "section 0 where 1 comes next");
     ASSERT_TRUE(opened.Read(1).ok());
-    for (uint32_t s = 2; s < opened.sections.size(); ++s) ASSERT_TRUE(opened.Read(s).ok());
+    for (uint32_t s = 2; s < opened.sections.size(); ++s)
+      ASSERT_TRUE(opened.Read(s).ok());
     const uint32_t end = opened.sections.size();
-    ExpectReason(opened.Read(end, opened.sections[0]), absl::StatusCode::kFailedPrecondition, "comes next");
+    ExpectReason(opened.Read(end, opened.sections[0]),
+                 absl::StatusCode::kFailedPrecondition, "comes next");
   }
 }
 
 TEST(ReadSection, NeedsMemoryOfTheSizeOfItsLayers) {
   for (const bool exact : {true, false}) {
     Opened opened = Open(Frame(exact), Place());
-    const auto [first, last] = Model().codec().SectionLayers(opened.header.encoding, 0);
+    const auto [first, last] =
+        Model().codec().SectionLayers(opened.header.encoding, 0);
     Bytes raw(RawBytes(Model().geometry(), first, last, kBlockTokens) + 1);
-    ExpectReason(opened.reader->ReadSection(0, opened.sections[0], absl::MakeSpan(raw)),
-                 absl::StatusCode::kInvalidArgument, "bytes for a section");
+    ExpectReason(
+        opened.reader->ReadSection(0, opened.sections[0], absl::MakeSpan(raw)),
+        absl::StatusCode::kInvalidArgument, "bytes for a section");
     raw.pop_back();
-    EXPECT_TRUE(opened.reader->ReadSection(0, opened.sections[0], absl::MakeSpan(raw)).ok());
+    EXPECT_TRUE(
+        opened.reader->ReadSection(0, opened.sections[0], absl::MakeSpan(raw))
+            .ok());
   }
 }
 
@@ -123,23 +150,27 @@ TEST(ReadSection, TouchesTheLayersOfItsSectionAlone) {
     Opened opened = Open(Frame(exact), Place());
     for (uint32_t s = 0; s < opened.sections.size(); ++s) {
       ASSERT_TRUE(opened.Read(s).ok());
-      const auto [first, last] = Model().codec().SectionLayers(opened.header.encoding, s);
+      const auto [first, last] =
+          Model().codec().SectionLayers(opened.header.encoding, s);
       EXPECT_FALSE(opened.pages.Untouched(first, last));
       EXPECT_TRUE(opened.pages.Untouched(last, 4));
     }
   }
 }
 
-TEST(ReadSection, TakesTheSectionAgainAfterADamagedCopyAndRefusesThoseBehindIt) {
+TEST(ReadSection,
+     TakesTheSectionAgainAfterADamagedCopyAndRefusesThoseBehindIt) {
   for (const bool exact : {true, false}) {
     const Bytes frame = Frame(exact);
     Opened opened = Open(frame, Place());
     Bytes damaged = opened.sections[0];
     damaged[damaged.size() / 2] ^= 1;
-    ExpectReason(opened.Read(0, damaged), absl::StatusCode::kDataLoss, "checksum");
+    ExpectReason(opened.Read(0, damaged), absl::StatusCode::kDataLoss,
+                 "checksum");
     EXPECT_TRUE(opened.pages.Untouched(0, 4));
     EXPECT_EQ(opened.Read(1).code(), absl::StatusCode::kFailedPrecondition);
-    for (uint32_t s = 0; s < opened.sections.size(); ++s) ASSERT_TRUE(opened.Read(s).ok());
+    for (uint32_t s = 0; s < opened.sections.size(); ++s)
+      ASSERT_TRUE(opened.Read(s).ok());
     EXPECT_EQ(opened.pages.raw(), Restored(Model().codec(), frame, Place()));
   }
 }
@@ -161,7 +192,8 @@ TEST(ReadSection, NoBitFlipOrTruncationTouchesAPage) {
   }
 }
 
-// Damage behind a good checksum: DataLoss, or something else that is well-formed; the address sanitizer watches.
+// Damage behind a good checksum: DataLoss, or something else that is
+// well-formed; the address sanitizer watches.
 TEST(ReadSection, ForgedSectionsAreRefusedOrRestoreSomethingAndNeverInPart) {
   Random random(2);
   for (const bool exact : {true, false}) {
@@ -169,24 +201,31 @@ TEST(ReadSection, ForgedSectionsAreRefusedOrRestoreSomethingAndNeverInPart) {
       const Bytes frame = Frame(exact, first_token);
       const std::vector<Bytes> intact = SectionsOf(frame);
       if (!exact && first_token == 0) {
-        ASSERT_EQ(ReadSection(Model(), frame, 0).sink_source, SinkSource::kStored);
-        ASSERT_EQ(ReadSection(Model(), frame, 1).sink_source, SinkSource::kBasis);
+        ASSERT_EQ(ReadSection(Model(), frame, 0).sink_source,
+                  SinkSource::kStored);
+        ASSERT_EQ(ReadSection(Model(), frame, 1).sink_source,
+                  SinkSource::kBasis);
       }
       int refused = 0;
       for (int round = 0; round < 1500; ++round) {
         std::vector<Bytes> sections = intact;
         const uint32_t forged = random.Below(sections.size());
         Bytes& section = sections[forged];
-        // Half of the changes in the first bytes, which say how the rest is read.
-        const uint32_t within = round % 2 == 0 ? std::min<size_t>(section.size(), 24) : section.size();
+        // Half of the changes in the first bytes, which say how the rest is
+        // read.
+        const uint32_t within = round % 2 == 0
+                                    ? std::min<size_t>(section.size(), 24)
+                                    : section.size();
         for (uint32_t changes = 1 + random.Below(3); changes > 0; --changes) {
           section[random.Below(within)] = static_cast<uint8_t>(random.Bits());
         }
         if (round % 5 == 0) section.resize(random.Below(section.size() + 40));
-        Opened opened = Open(WithSections(frame, sections), PlaceOf(Tokens(), first_token));
+        Opened opened =
+            Open(WithSections(frame, sections), PlaceOf(Tokens(), first_token));
         for (uint32_t s = 0; s < forged; ++s) ASSERT_TRUE(opened.Read(s).ok());
         const absl::Status status = opened.Read(forged);
-        const auto [first, last] = Model().codec().SectionLayers(opened.header.encoding, forged);
+        const auto [first, last] =
+            Model().codec().SectionLayers(opened.header.encoding, forged);
         if (!status.ok()) {
           ASSERT_EQ(status.code(), absl::StatusCode::kDataLoss);
           ASSERT_TRUE(opened.pages.Untouched(first, 4));
@@ -211,7 +250,8 @@ TEST(ReadSection, LatentsBeyondTheBoundsOfTheProductAreRefused) {
     for (const int16_t latent : {257, -32768}) {
       LatentSection section = intact;
       section.latents[token * 24 + 7] = latent;
-      sections[0] = *WriteLatentSection(Model().basis()->groups()[0], tables, 0.5f, section);
+      sections[0] = *WriteLatentSection(Model().basis()->groups()[0], tables,
+                                        0.5f, section);
       Opened opened = Open(WithSections(frame, sections), Place());
       EXPECT_EQ(opened.Read(0).code(), absl::StatusCode::kDataLoss) << token;
       EXPECT_TRUE(opened.pages.Untouched(0, 4));
@@ -225,8 +265,11 @@ TEST(ReadSection, AStepOfAnyMagnitudeIsReadWithoutHarm) {
     FrameHeader header = *VerifyFrame(frame);
     header.encoding.step = step;
     BlockPages pages(Model().geometry());
-    const absl::Status status = Restore(Model().codec(), *WriteFrame(header, SectionsOf(frame)), Place(), &pages);
-    EXPECT_TRUE(status.ok() || status.code() == absl::StatusCode::kDataLoss) << status;
+    const absl::Status status =
+        Restore(Model().codec(), *WriteFrame(header, SectionsOf(frame)),
+                Place(), &pages);
+    EXPECT_TRUE(status.ok() || status.code() == absl::StatusCode::kDataLoss)
+        << status;
   }
 }
 
@@ -235,7 +278,8 @@ TEST(ReadSection, SinksOfTheBasisNeedItsTokens) {
   EncodeOptions options;
   options.exact = false;
   options.step = 1;
-  const Bytes frame = *Model().codec().Encode(PlaceOf(tokens), Model().Block(tokens, 0), options);
+  const Bytes frame = *Model().codec().Encode(
+      PlaceOf(tokens), Model().Block(tokens, 0), options);
   ASSERT_EQ(ReadSection(Model(), frame, 0).sink_source, SinkSource::kBasis);
   std::vector<uint32_t> other = tokens;
   other[0] = 2;

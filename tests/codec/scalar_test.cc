@@ -13,7 +13,8 @@
 namespace latentkv {
 namespace {
 
-constexpr DType kDTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3};
+constexpr DType kDTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32,
+                             DType::kFp8E4M3};
 const std::vector<uint32_t> kTokens(2 * kBlockTokens, 7);
 
 EncodeOptions At(float step) {
@@ -23,7 +24,8 @@ EncodeOptions At(float step) {
   return options;
 }
 
-// Values around `offset` whose spread differs from channel to channel and from token to token.
+// Values around `offset` whose spread differs from channel to channel and from
+// token to token.
 Bytes Block(const Geometry& geometry, float offset, uint64_t seed = 1) {
   Random random(seed);
   Bytes raw;
@@ -31,7 +33,8 @@ Bytes Block(const Geometry& geometry, float offset, uint64_t seed = 1) {
     const uint32_t channels = layer.KvChannels();
     std::vector<float> row(channels);
     for (uint32_t t = 0; t < 2 * kBlockTokens; ++t) {
-      for (uint32_t c = 0; c < channels; ++c) row[c] = offset + (1 + c % 3) * (1 + t % 2) * random.Normal();
+      for (uint32_t c = 0; c < channels; ++c)
+        row[c] = offset + (1 + c % 3) * (1 + t % 2) * random.Normal();
       Bytes bytes(channels * DTypeBytes(layer.dtype));
       FromFloat(layer.dtype, row.data(), channels, bytes.data());
       raw.insert(raw.end(), bytes.begin(), bytes.end());
@@ -46,8 +49,10 @@ std::vector<float> Floats(const Geometry& geometry, const Bytes& raw) {
   return values;
 }
 
-double RelativeError(const Geometry& geometry, const Bytes& raw, const Bytes& restored) {
-  const std::vector<float> before = Floats(geometry, raw), after = Floats(geometry, restored);
+double RelativeError(const Geometry& geometry, const Bytes& raw,
+                     const Bytes& restored) {
+  const std::vector<float> before = Floats(geometry, raw),
+                           after = Floats(geometry, restored);
   double error = 0, energy = 0;
   for (size_t i = 0; i < before.size(); ++i) {
     error += (before[i] - after[i]) * (before[i] - after[i]);
@@ -65,8 +70,11 @@ TEST(Scalar, AFinerStepIsCloserAndLarger) {
       double error_before = 1;
       size_t bytes_before = 0;
       for (float step : {1.0f, 0.5f, 0.25f}) {
-        const Bytes frame = *codec->Encode(PlaceOf(kTokens, first_token), raw, At(step));
-        const double error = RelativeError(geometry, raw, Restored(*codec, frame, PlaceOf(kTokens, first_token)));
+        const Bytes frame =
+            *codec->Encode(PlaceOf(kTokens, first_token), raw, At(step));
+        const double error = RelativeError(
+            geometry, raw,
+            Restored(*codec, frame, PlaceOf(kTokens, first_token)));
         EXPECT_LT(error, step * 0.4);
         EXPECT_LT(error, error_before);
         EXPECT_GT(frame.size(), bytes_before);
@@ -80,7 +88,8 @@ TEST(Scalar, AFinerStepIsCloserAndLarger) {
 TEST(Scalar, TheHeaderSaysHowAndWhatItCosts) {
   const Geometry geometry = SyntheticGeometry();
   const auto codec = *Codec::Create(geometry, nullptr);
-  const FrameHeader header = *VerifyFrame(*codec->Encode(PlaceOf(kTokens), Block(geometry, 0), At(0.5f)));
+  const FrameHeader header = *VerifyFrame(
+      *codec->Encode(PlaceOf(kTokens), Block(geometry, 0), At(0.5f)));
   EXPECT_TRUE(header.encoding.IsScalar());
   EXPECT_EQ(header.encoding.ToString(), "scalar@0.5");
   EXPECT_EQ(header.encoding.step, 0.5f);
@@ -91,8 +100,10 @@ TEST(Scalar, TheHeaderSaysHowAndWhatItCosts) {
 TEST(Scalar, ACodecWithABasisReadsItToo) {
   const SyntheticModel model;
   const auto without = *Codec::Create(model.geometry(), nullptr);
-  const Bytes frame = *without->Encode(PlaceOf(kTokens), Block(model.geometry(), 0), At(0.5f));
-  EXPECT_EQ(Restored(model.codec(), frame, PlaceOf(kTokens)), Restored(*without, frame, PlaceOf(kTokens)));
+  const Bytes frame =
+      *without->Encode(PlaceOf(kTokens), Block(model.geometry(), 0), At(0.5f));
+  EXPECT_EQ(Restored(model.codec(), frame, PlaceOf(kTokens)),
+            Restored(*without, frame, PlaceOf(kTokens)));
 }
 
 TEST(Scalar, TheGuardHalvesTheStepAndEndsExact) {
@@ -100,24 +111,33 @@ TEST(Scalar, TheGuardHalvesTheStepAndEndsExact) {
   const auto codec = *Codec::Create(geometry, nullptr);
   EncodeOptions options = At(1);
   options.loss_own_max = ScalarLoss(0.6f);
-  EXPECT_EQ(VerifyFrame(*codec->Encode(PlaceOf(kTokens), Block(geometry, 0), options))->encoding.step, 0.5f);
+  EXPECT_EQ(
+      VerifyFrame(*codec->Encode(PlaceOf(kTokens), Block(geometry, 0), options))
+          ->encoding.step,
+      0.5f);
   options.loss_own_max = ScalarLoss(0.1f);
-  EXPECT_TRUE(VerifyFrame(*codec->Encode(PlaceOf(kTokens), Block(geometry, 0), options))->encoding.IsExact());
+  EXPECT_TRUE(
+      VerifyFrame(*codec->Encode(PlaceOf(kTokens), Block(geometry, 0), options))
+          ->encoding.IsExact());
 }
 
 TEST(Scalar, WhatCannotBeQuantizedIsExact) {
   const Geometry geometry = SyntheticGeometry(DType::kFp32);
   const auto codec = *Codec::Create(geometry, nullptr);
-  const float kBad[] = {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(), 3e38f};
+  const float kBad[] = {std::numeric_limits<float>::infinity(),
+                        std::numeric_limits<float>::quiet_NaN(), 3e38f};
   for (const float bad : kBad) {
     for (const size_t token : {0, 50}) {
       for (const uint32_t part : {0, 1}) {
         Bytes raw = Block(geometry, 0);
         const size_t row = geometry.layers[0].KvChannels() * sizeof(float);
-        std::memcpy(raw.data() + (part * kBlockTokens + token) * row, &bad, sizeof(bad));
+        std::memcpy(raw.data() + (part * kBlockTokens + token) * row, &bad,
+                    sizeof(bad));
         const Bytes frame = *codec->Encode(PlaceOf(kTokens), raw, At(0.5f));
-        const bool held = std::isfinite(bad) && token == 0;  // A sink may be as large as it likes.
-        EXPECT_EQ(VerifyFrame(frame)->encoding.IsExact(), !held) << bad << " at " << token;
+        // A sink may be as large as it likes.
+        const bool held = std::isfinite(bad) && token == 0;
+        EXPECT_EQ(VerifyFrame(frame)->encoding.IsExact(), !held)
+            << bad << " at " << token;
         if (!held) {
           EXPECT_EQ(Restored(*codec, frame, PlaceOf(kTokens)), raw);
         }
@@ -134,9 +154,12 @@ TEST(Scalar, KeysFarFromZeroAndBlocksOfNothingComeBack) {
     layer.inverse_frequencies.clear();
   }
   const auto codec = *Codec::Create(geometry, nullptr);
-  const Bytes far = Block(geometry, 500), nothing(RawBytes(geometry, kBlockTokens));
+  const Bytes far = Block(geometry, 500),
+              nothing(RawBytes(geometry, kBlockTokens));
   const auto back = [&](const Bytes& raw) {
-    return Restored(*codec, *codec->Encode(PlaceOf(kTokens, 64), raw, At(0.25f)), PlaceOf(kTokens, 64));
+    return Restored(*codec,
+                    *codec->Encode(PlaceOf(kTokens, 64), raw, At(0.25f)),
+                    PlaceOf(kTokens, 64));
   };
   EXPECT_LT(RelativeError(geometry, far, back(far)), 0.2);
   EXPECT_EQ(back(nothing), nothing);
@@ -157,7 +180,9 @@ TEST(Scalar, LayersOfOddShapesComeBack) {
   const Bytes raw = Block(geometry, 0);
   const Bytes frame = *codec->Encode(PlaceOf(kTokens), raw, At(0.1f));
   EXPECT_TRUE(VerifyFrame(frame)->encoding.IsScalar());
-  EXPECT_LT(RelativeError(geometry, raw, Restored(*codec, frame, PlaceOf(kTokens))), 0.05);
+  EXPECT_LT(
+      RelativeError(geometry, raw, Restored(*codec, frame, PlaceOf(kTokens))),
+      0.05);
 }
 
 }  // namespace

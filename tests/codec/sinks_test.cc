@@ -25,15 +25,18 @@ EncodeOptions AtStepOne() {
   return options;
 }
 
-// The values of the sinks in the order of the raw form; keys as the engine holds them.
+// The values of the sinks in the order of the raw form; keys as the engine
+// holds them.
 std::vector<float> SinkValues(const Geometry& geometry, const Bytes& raw) {
   std::vector<float> values;
   size_t part = 0;
   for (const LayerGeometry& layer : geometry.layers) {
-    const size_t count = kSinkTokens * layer.KvChannels(), element = DTypeBytes(layer.dtype);
+    const size_t count = kSinkTokens * layer.KvChannels(),
+                 element = DTypeBytes(layer.dtype);
     for (int key_or_value = 0; key_or_value < 2; ++key_or_value) {
       values.resize(values.size() + count);
-      ToFloat(layer.dtype, raw.data() + part, count, values.data() + values.size() - count);
+      ToFloat(layer.dtype, raw.data() + part, count,
+              values.data() + values.size() - count);
       part += element * layer.KvChannels() * kBlockTokens;
     }
   }
@@ -71,12 +74,16 @@ TEST(Sinks, AreWithinEightBitsOfTheirHeadsLargestValue) {
     EXPECT_TRUE(SinksMatch(geometry, 0, 4, sinks, raw));
     Bytes restored(raw.size());
     ReadSinks(geometry, 0, 4, sinks, absl::MakeSpan(restored));
-    const std::vector<float> before = SinkValues(geometry, raw), after = SinkValues(geometry, restored);
+    const std::vector<float> before = SinkValues(geometry, raw),
+                             after = SinkValues(geometry, restored);
     for (size_t head = 0; head < before.size(); head += 16) {
       float largest = 0;
-      for (size_t i = head; i < head + 16; ++i) largest = std::max(largest, std::fabs(before[i]));
-      // Half a step of 8 bits, and what the engine's type rounds on the way back.
-      for (size_t i = head; i < head + 16; ++i) EXPECT_NEAR(before[i], after[i], largest * (0.5 / 127 + 1.0 / 256));
+      for (size_t i = head; i < head + 16; ++i)
+        largest = std::max(largest, std::fabs(before[i]));
+      // Half a step of 8 bits, and what the engine's type rounds on the way
+      // back.
+      for (size_t i = head; i < head + 16; ++i)
+        EXPECT_NEAR(before[i], after[i], largest * (0.5 / 127 + 1.0 / 256));
     }
   }
 }
@@ -85,24 +92,31 @@ TEST(Sinks, AHeadOfZerosAndOneOfTheSmallestValuesAreRestored) {
   const Geometry geometry = SyntheticGeometry(DType::kFp32);
   Bytes raw(RawBytes(geometry, kBlockTokens));
   const float smallest = std::numeric_limits<float>::denorm_min();
-  std::copy_n(reinterpret_cast<const uint8_t*>(&smallest), sizeof(smallest), raw.begin() + 4);
+  std::copy_n(reinterpret_cast<const uint8_t*>(&smallest), sizeof(smallest),
+              raw.begin() + 4);
   Bytes restored(raw.size(), 1);
-  ReadSinks(geometry, 0, 4, WriteSinks(geometry, 0, 4, raw), absl::MakeSpan(restored));
-  for (float value : SinkValues(geometry, restored)) EXPECT_LE(std::fabs(value), 127 * smallest);
+  ReadSinks(geometry, 0, 4, WriteSinks(geometry, 0, 4, raw),
+            absl::MakeSpan(restored));
+  for (float value : SinkValues(geometry, restored))
+    EXPECT_LE(std::fabs(value), 127 * smallest);
 }
 
 TEST(Sinks, FromFloatsAreThoseFromTheRawForm) {
   const Geometry geometry = SyntheticGeometry();
   const Bytes raw = Model().Block(Model().Tokens(kBlockTokens), 0);
-  EXPECT_EQ(WriteSinks(geometry, SinkValues(geometry, raw).data()), WriteSinks(geometry, 0, 4, raw));
+  EXPECT_EQ(WriteSinks(geometry, SinkValues(geometry, raw).data()),
+            WriteSinks(geometry, 0, 4, raw));
 }
 
 TEST(Sinks, AreTheBasissWhereAFewThousandthsDiffer) {
   const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
-  const Bytes raw = Model().Block(tokens, 0), known = Model().basis()->sinks()[0].values;
+  const Bytes raw = Model().Block(tokens, 0),
+              known = Model().basis()->sinks()[0].values;
   EXPECT_TRUE(SinksMatch(Model().geometry(), 0, 4, known, raw));
-  EXPECT_TRUE(SinksMatch(Model().geometry(), 0, 4, known, WithSinksTimes(Model().geometry(), raw, 1.02f)));
-  EXPECT_FALSE(SinksMatch(Model().geometry(), 0, 4, known, WithSinksTimes(Model().geometry(), raw, 1.05f)));
+  EXPECT_TRUE(SinksMatch(Model().geometry(), 0, 4, known,
+                         WithSinksTimes(Model().geometry(), raw, 1.02f)));
+  EXPECT_FALSE(SinksMatch(Model().geometry(), 0, 4, known,
+                          WithSinksTimes(Model().geometry(), raw, 1.05f)));
   // One layer's values are enough to tell.
   Bytes other = raw;
   const size_t part_bytes = 64 * kBlockTokens;
@@ -113,18 +127,25 @@ TEST(Sinks, AreTheBasissWhereAFewThousandthsDiffer) {
 TEST(Sinks, ThatTheBasisKnowsCostNothing) {
   const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
   const Bytes raw = Model().Block(tokens, 0);
-  const Bytes frame = *Model().codec().Encode(PlaceOf(tokens), raw, AtStepOne());
+  const Bytes frame =
+      *Model().codec().Encode(PlaceOf(tokens), raw, AtStepOne());
   const Bytes different = WithSinksTimes(Model().geometry(), raw, 1.2f);
-  const Bytes larger = *Model().codec().Encode(PlaceOf(tokens), different, AtStepOne());
+  const Bytes larger =
+      *Model().codec().Encode(PlaceOf(tokens), different, AtStepOne());
   EXPECT_EQ(larger.size() - frame.size(), SinkBytes(Model().geometry(), 0, 4));
   for (uint32_t section : {0, 1}) {
-    EXPECT_EQ(ReadSection(Model(), frame, section).sink_source, SinkSource::kBasis);
-    EXPECT_EQ(ReadSection(Model(), larger, section).sink_source, SinkSource::kStored);
+    EXPECT_EQ(ReadSection(Model(), frame, section).sink_source,
+              SinkSource::kBasis);
+    EXPECT_EQ(ReadSection(Model(), larger, section).sink_source,
+              SinkSource::kStored);
   }
-  for (const auto& [block, of] : {std::make_pair(&frame, &raw), std::make_pair(&larger, &different)}) {
+  for (const auto& [block, of] :
+       {std::make_pair(&frame, &raw), std::make_pair(&larger, &different)}) {
     const Bytes restored = Restored(Model().codec(), *block, PlaceOf(tokens));
     ASSERT_EQ(restored.size(), raw.size());
-    EXPECT_TRUE(SinksMatch(Model().geometry(), 0, 4, WriteSinks(Model().geometry(), 0, 4, *of), restored));
+    EXPECT_TRUE(SinksMatch(Model().geometry(), 0, 4,
+                           WriteSinks(Model().geometry(), 0, 4, *of),
+                           restored));
   }
 }
 
@@ -132,7 +153,8 @@ TEST(Sinks, OfOneGroupAreStoredWhereTheOthersAreKnown) {
   const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
   Bytes raw = Model().Block(tokens, 0);
   std::fill_n(raw.begin(), 2 * 64, 0);  // Tokens 0 and 1 of K in layer 0.
-  const Bytes frame = *Model().codec().Encode(PlaceOf(tokens), raw, AtStepOne());
+  const Bytes frame =
+      *Model().codec().Encode(PlaceOf(tokens), raw, AtStepOne());
   EXPECT_EQ(ReadSection(Model(), frame, 0).sink_source, SinkSource::kStored);
   EXPECT_EQ(ReadSection(Model(), frame, 1).sink_source, SinkSource::kBasis);
   const Bytes restored = Restored(Model().codec(), frame, PlaceOf(tokens));
@@ -143,15 +165,18 @@ TEST(Sinks, OfTokensThatTheBasisDoesNotKnowAreStored) {
   std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
   const Bytes raw = Model().Block(tokens, 0);
   tokens[3] ^= 1;
-  const Bytes frame = *Model().codec().Encode(PlaceOf(tokens), raw, AtStepOne());
+  const Bytes frame =
+      *Model().codec().Encode(PlaceOf(tokens), raw, AtStepOne());
   EXPECT_EQ(ReadSection(Model(), frame, 0).sink_source, SinkSource::kStored);
-  EXPECT_EQ(Restored(Model().codec(), frame, PlaceOf(tokens)).size(), raw.size());
+  EXPECT_EQ(Restored(Model().codec(), frame, PlaceOf(tokens)).size(),
+            raw.size());
 }
 
 TEST(Sinks, AreOfAChainsFirstBlockAlone) {
   std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
   tokens.insert(tokens.end(), tokens.begin(), tokens.end());
-  const Bytes frame = *Model().codec().Encode(PlaceOf(tokens, 64), Model().Block(tokens, 64), AtStepOne());
+  const Bytes frame = *Model().codec().Encode(
+      PlaceOf(tokens, 64), Model().Block(tokens, 64), AtStepOne());
   EXPECT_EQ(ReadSection(Model(), frame, 0).sink_source, SinkSource::kNone);
 }
 

@@ -1,5 +1,6 @@
-// A small model: its geometry, a basis, and blocks drawn from what the basis says of them. Drawn from integers without
-// the mathematical library, so that every machine draws the same.
+// A small model: its geometry, a basis, and blocks drawn from what the basis
+// says of them. Drawn from integers without the mathematical library, so that
+// every machine draws the same.
 #ifndef LATENTKV_TESTS_CODEC_SYNTHETIC_H_
 #define LATENTKV_TESTS_CODEC_SYNTHETIC_H_
 
@@ -22,17 +23,25 @@ class Random {
  public:
   explicit Random(uint64_t seed) : engine_(seed) {}
   uint64_t Bits() { return engine_(); }
-  uint32_t Below(uint32_t bound) { return static_cast<uint32_t>(engine_() % bound); }
-  float Between(float low, float high) { return low + (high - low) * (static_cast<float>(engine_() >> 40) * 0x1p-24f); }
-  float Normal();           // About: mean 0, deviation 1.
-  float Laplace();          // About: mean magnitude 1.
-  int8_t Signed(int bound) { return static_cast<int8_t>(static_cast<int>(Below(2 * bound + 1)) - bound); }
+  uint32_t Below(uint32_t bound) {
+    return static_cast<uint32_t>(engine_() % bound);
+  }
+  float Between(float low, float high) {
+    return low +
+           (high - low) * (static_cast<float>(engine_() >> 40) * 0x1p-24f);
+  }
+  float Normal();   // About: mean 0, deviation 1.
+  float Laplace();  // About: mean magnitude 1.
+  int8_t Signed(int bound) {
+    return static_cast<int8_t>(static_cast<int>(Below(2 * bound + 1)) - bound);
+  }
 
  private:
   std::mt19937_64 engine_;
 };
 
-// 4 layers of 2 heads of 16 dimensions; all rotate by halves, the last only 8 dimensions, by neighbours.
+// 4 layers of 2 heads of 16 dimensions; all rotate by halves, the last only 8
+// dimensions, by neighbours.
 Geometry SyntheticGeometry(DType dtype = DType::kBf16);
 
 struct SyntheticOptions {
@@ -44,11 +53,12 @@ struct SyntheticOptions {
 // The tokens whose sinks the basis knows.
 inline constexpr uint32_t kKnownSinkTokens[] = {1, 17, 42, 5};
 
-// 2 groups of 2 layers, 24 latents each; an embedding of 100 tokens, 8 dims and a history of 2; profiles high,
-// balanced and small.
+// 2 groups of 2 layers, 24 latents each; an embedding of 100 tokens, 8 dims and
+// a history of 2; profiles high, balanced and small.
 BasisParts SyntheticParts(const SyntheticOptions& options = {});
 
-// The parts as a model that computes keys and values. Blocks are good at steps around 1.
+// The parts as a model that computes keys and values. Blocks are good at steps
+// around 1.
 class SyntheticModel {
  public:
   explicit SyntheticModel(const SyntheticOptions& options = {});
@@ -57,14 +67,18 @@ class SyntheticModel {
   const std::shared_ptr<const Basis>& basis() const { return basis_; }
   const Codec& codec() const { return *codec_; }
 
-  // A chain that begins with kKnownSinkTokens; all tokens are in the vocabulary.
+  // A chain that begins with kKnownSinkTokens; all tokens are in the
+  // vocabulary.
   std::vector<uint32_t> Tokens(size_t count, uint64_t seed = 1) const;
-  // The raw form of the block at `first_token`; in a chain's first, the sinks are the known ones.
-  Bytes Block(const std::vector<uint32_t>& tokens, uint32_t first_token, uint64_t seed = 1) const;
+  // The raw form of the block at `first_token`; in a chain's first, the sinks
+  // are the known ones.
+  Bytes Block(const std::vector<uint32_t>& tokens, uint32_t first_token,
+              uint64_t seed = 1) const;
 
  private:
   // Un-rotated values of group `group`, [kBlockTokens][channels].
-  std::vector<float> DrawGroup(size_t group, absl::Span<const int16_t> features, std::vector<float>* inherited,
+  std::vector<float> DrawGroup(size_t group, absl::Span<const int16_t> features,
+                               std::vector<float>* inherited,
                                Random* random) const;
 
   std::shared_ptr<const Basis> basis_;
@@ -72,9 +86,11 @@ class SyntheticModel {
 };
 
 // The first block of a chain of `tokens`, or that at `first_token`.
-BlockPlace PlaceOf(const std::vector<uint32_t>& tokens, uint32_t first_token = 0);
+BlockPlace PlaceOf(const std::vector<uint32_t>& tokens,
+                   uint32_t first_token = 0);
 
-// Memory of one block, laid out as the raw form is. Every byte is poison until it is written.
+// Memory of one block, laid out as the raw form is. Every byte is poison until
+// it is written.
 class BlockPages {
  public:
   static constexpr uint8_t kPoison = 0xa5;
@@ -97,20 +113,26 @@ std::vector<Bytes> SectionsOf(const Bytes& frame);
 // The frame with other sections, all checksums right again.
 Bytes WithSections(const Bytes& frame, const std::vector<Bytes>& sections);
 
-// Section `section` of a frame of `encoding` into the pages of its layers; none is touched if it cannot be read.
-absl::Status ReadInto(const Codec& codec, const Encoding& encoding, uint32_t section, ByteSpan payload,
-                      BlockReader* reader, BlockPages* pages);
+// Section `section` of a frame of `encoding` into the pages of its layers; none
+// is touched if it cannot be read.
+absl::Status ReadInto(const Codec& codec, const Encoding& encoding,
+                      uint32_t section, ByteSpan payload, BlockReader* reader,
+                      BlockPages* pages);
 // All of `frame` into `pages`.
-absl::Status Restore(const Codec& codec, const Bytes& frame, const BlockPlace& place, BlockPages* pages);
-// The raw form that `frame` restores; a failure to restore it fails the test, and gives an empty one.
+absl::Status Restore(const Codec& codec, const Bytes& frame,
+                     const BlockPlace& place, BlockPages* pages);
+// The raw form that `frame` restores; a failure to restore it fails the test,
+// and gives an empty one.
 Bytes Restored(const Codec& codec, const Bytes& frame, const BlockPlace& place);
 
 // What section `section` of a frame in the basis says.
-LatentSection ReadSection(const SyntheticModel& model, const Bytes& frame, uint32_t section);
+LatentSection ReadSection(const SyntheticModel& model, const Bytes& frame,
+                          uint32_t section);
 
-// Un-rotated keys and values of the layers of `group`, [kBlockTokens][channels], from the raw form of all layers.
-std::vector<float> ChannelsOf(const Geometry& geometry, const BasisGroup& group, uint32_t first_token,
-                              const Bytes& raw);
+// Un-rotated keys and values of the layers of `group`,
+// [kBlockTokens][channels], from the raw form of all layers.
+std::vector<float> ChannelsOf(const Geometry& geometry, const BasisGroup& group,
+                              uint32_t first_token, const Bytes& raw);
 
 }  // namespace latentkv
 

@@ -8,7 +8,8 @@ namespace {
 
 TEST(Digest, IsSha256OfTheConcatenation) {
   // FIPS 180-2, appendix B.1.
-  const std::string abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+  const std::string abc =
+      "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
   EXPECT_EQ(Sha256({AsBytes("abc")}).Hex(), abc);
   EXPECT_EQ(Sha256({AsBytes("a"), AsBytes(""), AsBytes("bc")}).Hex(), abc);
 }
@@ -21,10 +22,14 @@ TEST(Digest, IsReadFromHexAndBytes) {
 
 TEST(Digest, RefusesEverythingElse) {
   const std::string hex = Digest{}.Hex();
-  for (const std::string& bad : {std::string(), hex.substr(1), hex + "0", "g" + hex.substr(1)}) {
-    EXPECT_EQ(DigestFromHex(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  for (const std::string& bad :
+       {std::string(), hex.substr(1), hex + "0", "g" + hex.substr(1)}) {
+    EXPECT_EQ(DigestFromHex(bad).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << bad;
   }
-  EXPECT_EQ(DigestFromBytes(AsBytes("short")).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(DigestFromBytes(AsBytes("short")).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -30,7 +30,8 @@ const std::vector<Bytes>& Sections() {
   return sections;
 }
 
-// Sets bytes at `offset` and makes the header's checksum right again, so that what is checked behind it is reached.
+// Sets bytes at `offset` and makes the header's checksum right again, so that
+// what is checked behind it is reached.
 template <typename T>
 Bytes Forged(size_t offset, T value) {
   Bytes frame = *WriteFrame(Header(), Sections());
@@ -52,7 +53,8 @@ TEST(Frame, IsReadBack) {
   EXPECT_EQ(header.loss_chain, 0.75f);
   ASSERT_EQ(header.sections.size(), 3u);
   for (size_t s = 0; s < 3; ++s) {
-    const ByteSpan payload = ByteSpan(frame).subspan(header.sections[s].offset, header.sections[s].bytes);
+    const ByteSpan payload = ByteSpan(frame).subspan(header.sections[s].offset,
+                                                     header.sections[s].bytes);
     EXPECT_EQ(Bytes(payload.begin(), payload.end()), Sections()[s]);
   }
 }
@@ -72,7 +74,9 @@ TEST(Frame, EveryBitFlipAndTruncationIsRefused) {
     EXPECT_FALSE(VerifyFrame(damaged).ok()) << "bit " << bit;
   }
   for (size_t count = 0; count < frame.size(); ++count) {
-    EXPECT_EQ(VerifyFrame(ByteSpan(frame).first(count)).status().code(), absl::StatusCode::kDataLoss) << count;
+    EXPECT_EQ(VerifyFrame(ByteSpan(frame).first(count)).status().code(),
+              absl::StatusCode::kDataLoss)
+        << count;
   }
   Bytes longer = frame;
   longer.push_back(0);
@@ -81,8 +85,12 @@ TEST(Frame, EveryBitFlipAndTruncationIsRefused) {
 
 TEST(Frame, TheHeaderCanBeReadAlone) {
   const Bytes frame = *WriteFrame(Header(), Sections());
-  EXPECT_TRUE(ParseFrameHeader(ByteSpan(frame).first(FrameHeaderBytes(3)), frame.size()).ok());
-  EXPECT_FALSE(ParseFrameHeader(ByteSpan(frame).first(FrameHeaderBytes(3)), frame.size() - 1).ok());
+  EXPECT_TRUE(
+      ParseFrameHeader(ByteSpan(frame).first(FrameHeaderBytes(3)), frame.size())
+          .ok());
+  EXPECT_FALSE(ParseFrameHeader(ByteSpan(frame).first(FrameHeaderBytes(3)),
+                                frame.size() - 1)
+                   .ok());
 }
 
 TEST(Frame, AnUnknownVersionIsNamed) {
@@ -92,14 +100,16 @@ TEST(Frame, AnUnknownVersionIsNamed) {
 }
 
 TEST(Frame, ValuesOutOfBoundsAreRefusedBehindAGoodChecksum) {
-  EXPECT_TRUE(VerifyFrame(Forged<uint32_t>(120, kBlockTokens)).ok());  // What is forged is what is refused.
+  // What is forged is what is refused.
+  EXPECT_TRUE(VerifyFrame(Forged<uint32_t>(120, kBlockTokens)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<uint16_t>(6, 1)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<uint32_t>(8, 12)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<uint32_t>(12, 0)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<uint32_t>(12, 0xffffffff)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<float>(112, NAN)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<uint32_t>(116, 1)).ok());
-  EXPECT_FALSE(VerifyFrame(Forged<uint32_t>(116, kChainBlocksMax * kBlockTokens)).ok());
+  EXPECT_FALSE(
+      VerifyFrame(Forged<uint32_t>(116, kChainBlocksMax * kBlockTokens)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<uint32_t>(120, 63)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<float>(124, -1)).ok());
   EXPECT_FALSE(VerifyFrame(Forged<float>(128, 0.125f)).ok());
@@ -107,12 +117,15 @@ TEST(Frame, ValuesOutOfBoundsAreRefusedBehindAGoodChecksum) {
 }
 
 TEST(Frame, IsNotWrittenOutOfBounds) {
-  EXPECT_EQ(WriteFrame(Header(), {}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(WriteFrame(Header(), std::vector<Bytes>(kGroupsMax + 1)).status().code(),
+  EXPECT_EQ(WriteFrame(Header(), {}).status().code(),
             absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      WriteFrame(Header(), std::vector<Bytes>(kGroupsMax + 1)).status().code(),
+      absl::StatusCode::kInvalidArgument);
   FrameHeader header = Header();
   header.loss_chain = 0;
-  EXPECT_EQ(WriteFrame(header, Sections()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(WriteFrame(header, Sections()).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

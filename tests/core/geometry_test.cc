@@ -31,7 +31,8 @@ TEST(Geometry, IsReadBack) {
 }
 
 TEST(Geometry, HasTheDigestOfTheDocument) {
-  EXPECT_EQ(Example().ComputeDigest().Hex(), "60c69527790b75a3469feff684852bca06fa9951a99afaedb97ed6a572daa1cd");
+  EXPECT_EQ(Example().ComputeDigest().Hex(),
+            "60c69527790b75a3469feff684852bca06fa9951a99afaedb97ed6a572daa1cd");
 }
 
 TEST(Geometry, EveryFieldChangesTheDigest) {
@@ -43,11 +44,13 @@ TEST(Geometry, EveryFieldChangesTheDigest) {
   };
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.kv_heads = 3; }));
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.head_dim = 8; }));
-  EXPECT_TRUE(changed([](LayerGeometry& l) { l.pairing = RotaryPairing::kNeighbours; }));
+  EXPECT_TRUE(changed(
+      [](LayerGeometry& l) { l.pairing = RotaryPairing::kNeighbours; }));
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.rotary_scale = 1.5f; }));
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.window = 0; }));
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.dtype = DType::kBf16; }));
-  EXPECT_TRUE(changed([](LayerGeometry& l) { l.inverse_frequencies[1] = 0.02; }));
+  EXPECT_TRUE(
+      changed([](LayerGeometry& l) { l.inverse_frequencies[1] = 0.02; }));
 }
 
 TEST(Geometry, NamesTheLayerAndFieldOutOfBounds) {
@@ -57,14 +60,23 @@ TEST(Geometry, NamesTheLayerAndFieldOutOfBounds) {
     return std::string(geometry.Validate().message());
   };
   using testing::HasSubstr;
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.kv_heads = 0; }), HasSubstr("layer 1: kv_heads 0"));
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.head_dim = 1u << 20; }), HasSubstr("head_dim"));
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.rotary_dim = 3; }), HasSubstr("rotary_dim 3"));
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.pairing = RotaryPairing::kNone; }), HasSubstr("rotary_dim"));
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.rotary_scale = NAN; }), HasSubstr("rotary_scale"));
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.dtype = static_cast<DType>(9); }), HasSubstr("dtype 9"));
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.inverse_frequencies.pop_back(); }), HasSubstr("inverse_frequencies"));
-  EXPECT_THAT(fault([](LayerGeometry& l) { l.inverse_frequencies[0] = INFINITY; }), HasSubstr("not finite"));
+  EXPECT_THAT(fault([](LayerGeometry& l) { l.kv_heads = 0; }),
+              HasSubstr("layer 1: kv_heads 0"));
+  EXPECT_THAT(fault([](LayerGeometry& l) { l.head_dim = 1u << 20; }),
+              HasSubstr("head_dim"));
+  EXPECT_THAT(fault([](LayerGeometry& l) { l.rotary_dim = 3; }),
+              HasSubstr("rotary_dim 3"));
+  EXPECT_THAT(fault([](LayerGeometry& l) { l.pairing = RotaryPairing::kNone; }),
+              HasSubstr("rotary_dim"));
+  EXPECT_THAT(fault([](LayerGeometry& l) { l.rotary_scale = NAN; }),
+              HasSubstr("rotary_scale"));
+  EXPECT_THAT(fault([](LayerGeometry& l) { l.dtype = static_cast<DType>(9); }),
+              HasSubstr("dtype 9"));
+  EXPECT_THAT(fault([](LayerGeometry& l) { l.inverse_frequencies.pop_back(); }),
+              HasSubstr("inverse_frequencies"));
+  EXPECT_THAT(
+      fault([](LayerGeometry& l) { l.inverse_frequencies[0] = INFINITY; }),
+      HasSubstr("not finite"));
   EXPECT_FALSE(Geometry{}.Validate().ok());
 }
 

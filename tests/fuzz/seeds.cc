@@ -26,7 +26,8 @@ std::vector<Bytes> Corpus(const std::string& name) {
   return reader.ok() ? inputs : std::vector<Bytes>();
 }
 
-// The golden basis with 2 layers of 1 head of 2 dimensions: few enough bytes for chance to meet each.
+// The golden basis with 2 layers of 1 head of 2 dimensions: few enough bytes
+// for chance to meet each.
 Bytes SmallBasis() {
   BasisParts parts = SyntheticParts();
   parts.geometry.layers.resize(2);
@@ -45,7 +46,8 @@ Bytes SmallBasis() {
     group.last_layer = g + 1;
     group.channels = 4;
     group.rank = 2;
-    for (auto* values : {&group.mean, &group.feature_scale, &group.row_scale, &group.weight, &group.sensitivity}) {
+    for (auto* values : {&group.mean, &group.feature_scale, &group.row_scale,
+                         &group.weight, &group.sensitivity}) {
       values->resize(4);
     }
     group.latent_scale.resize(2);
@@ -65,17 +67,21 @@ Bytes Chosen(uint8_t choice, const Bytes& payload) {
 
 const std::vector<FuzzEntry>& FuzzEntries() {
   static const std::vector<FuzzEntry> entries = [] {
-    const Bytes exact = Golden("synthetic-exact.frame"), first = Golden("synthetic-first.frame");
+    const Bytes exact = Golden("synthetic-exact.frame"),
+                first = Golden("synthetic-first.frame");
     const Bytes next = Golden("synthetic-next.frame");
-    const std::vector<Bytes> frames = {Golden("envelope.frame"), exact, first, next};
-    const std::vector<Bytes> latents = {{2, 9, 40, 7, 0, 3, 0}, {1, 17, 9, 60, 200, 1, 44, 1}};
+    const std::vector<Bytes> frames = {Golden("envelope.frame"), exact, first,
+                                       next};
+    const std::vector<Bytes> latents = {{2, 9, 40, 7, 0, 3, 0},
+                                        {1, 17, 9, 60, 200, 1, 44, 1}};
     const std::vector<Bytes> bases = {Golden("synthetic.basis"), SmallBasis()};
-    std::vector<FuzzEntry> made = {{"frame", FuzzFrame, frames, {}},
-                                   {"latent_section", FuzzLatentSection, {}, {}},
-                                   {"latents", FuzzLatents, latents, {}},
-                                   {"exact_section", FuzzExactSection, {}, {}},
-                                   {"scalar_section", FuzzScalarSection, {}, {}},
-                                   {"basis", FuzzBasis, bases, {}}};
+    std::vector<FuzzEntry> made = {
+        {"frame", FuzzFrame, frames, {}},
+        {"latent_section", FuzzLatentSection, {}, {}},
+        {"latents", FuzzLatents, latents, {}},
+        {"exact_section", FuzzExactSection, {}, {}},
+        {"scalar_section", FuzzScalarSection, {}, {}},
+        {"basis", FuzzBasis, bases, {}}};
     for (FuzzEntry& entry : made) entry.corpus = Corpus(entry.name);
     // At step 0.75, as the golden frames are.
     for (uint8_t group : {0, 1}) {
@@ -85,8 +91,10 @@ const std::vector<FuzzEntry>& FuzzEntries() {
     // Of two heads, in bf16; and as plain bytes.
     made[3].seeds.push_back(Chosen(4, SectionsOf(exact)[0]));
     made[3].seeds.push_back(Chosen(3, Bytes(1 + 2 * 16 * 64)));
-    const std::vector<Bytes> scalar = SectionsOf(Golden("synthetic-scalar.frame"));
-    for (uint8_t layer = 0; layer < scalar.size(); ++layer) made[4].seeds.push_back(Chosen(layer, scalar[layer]));
+    const std::vector<Bytes> scalar =
+        SectionsOf(Golden("synthetic-scalar.frame"));
+    for (uint8_t layer = 0; layer < scalar.size(); ++layer)
+      made[4].seeds.push_back(Chosen(layer, scalar[layer]));
     return made;
   }();
   return entries;

@@ -1,5 +1,6 @@
-// The encoder on a device beside the codec's on the CPU: of the same pages the same sections, but for latents that lie
-// within rounding of a half. What the device wrote is read by the CPU.
+// The encoder on a device beside the codec's on the CPU: of the same pages the
+// same sections, but for latents that lie within rounding of a half. What the
+// device wrote is read by the CPU.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -32,40 +33,51 @@ class DeviceEncode : public ::testing::TestWithParam<Shape> {
  protected:
   void SetUp() override {
     int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no device";
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+      GTEST_SKIP() << "no device";
     shape_ = GetParam();
     random_ = std::make_unique<Random>(shape_.rank + shape_.blocks);
     basis_ = BasisOf(shape_, random_.get());
     codec_ = Codec::Create(basis_->geometry(), basis_).value();
     tokens_ = {7, 8, 9, 10};
-    while (tokens_.size() < (shape_.first_block + shape_.blocks) * kBlockTokens) tokens_.push_back(random_->Below(320));
+    while (tokens_.size() < (shape_.first_block + shape_.blocks) * kBlockTokens)
+      tokens_.push_back(random_->Below(320));
     page_ids_.resize(tokens_.size() / shape_.page_tokens + 1);
-    for (size_t i = 0; i < page_ids_.size(); ++i) page_ids_[i] = page_ids_.size() - i;
+    for (size_t i = 0; i < page_ids_.size(); ++i)
+      page_ids_[i] = page_ids_.size() - i;
     pages_ = std::make_unique<Pages>(shape_, page_ids_.size() + 1);
     Fill();
   }
 
   absl::Span<const uint32_t> Chain(uint32_t block) const {
-    return absl::MakeConstSpan(tokens_).first((shape_.first_block + block + 1) * kBlockTokens);
+    return absl::MakeConstSpan(tokens_).first((shape_.first_block + block + 1) *
+                                              kBlockTokens);
   }
-  uint32_t FirstToken(uint32_t block) const { return (shape_.first_block + block) * kBlockTokens; }
+  uint32_t FirstToken(uint32_t block) const {
+    return (shape_.first_block + block) * kBlockTokens;
+  }
   std::vector<TokenRun> Runs(uint32_t block) const {
     std::vector<TokenRun> runs;
-    EXPECT_TRUE(
-        RunsOfTokens(page_ids_, shape_.page_tokens, page_ids_.size() + 1, FirstToken(block), kBlockTokens, &runs).ok());
+    EXPECT_TRUE(RunsOfTokens(page_ids_, shape_.page_tokens,
+                             page_ids_.size() + 1, FirstToken(block),
+                             kBlockTokens, &runs)
+                    .ok());
     return runs;
   }
 
-  // Pages hold what drawn sections restore to, with tokens that are far off; the last block has an infinity if the
-  // shape has damage.
+  // Pages hold what drawn sections restore to, with tokens that are far off;
+  // the last block has an infinity if the shape has damage.
   void Fill() {
     PagedCache cache = pages_->cache();
     for (uint32_t b = 0; b < shape_.blocks; ++b) {
       std::vector<Bytes> sections;
       for (uint32_t g = 0; g < basis_->groups().size(); ++g) {
-        LatentSection section = SectionOf(*basis_, g, kDrawnStep, FirstToken(b) == 0, random_.get());
+        LatentSection section = SectionOf(*basis_, g, kDrawnStep,
+                                          FirstToken(b) == 0, random_.get());
         section.predicted = true;
-        sections.push_back(WriteLatentSection(basis_->groups()[g], tables_, kDrawnStep, section).value());
+        sections.push_back(WriteLatentSection(basis_->groups()[g], tables_,
+                                              kDrawnStep, section)
+                               .value());
       }
       FrameHeader header;
       header.geometry = codec_->geometry_digest();
@@ -84,16 +96,22 @@ class DeviceEncode : public ::testing::TestWithParam<Shape> {
   }
 
   // The raw form of a frame with these sections, by the CPU.
-  Bytes Decoded(FrameHeader header, const std::vector<Bytes>& sections, uint32_t block) const {
+  Bytes Decoded(FrameHeader header, const std::vector<Bytes>& sections,
+                uint32_t block) const {
     const Bytes frame = WriteFrame(header, sections).value();
     header = ParseFrameHeader(frame, frame.size()).value();
-    auto reader = codec_->Open(header, {header.key, FirstToken(block), Chain(block)}).value();
+    auto reader =
+        codec_->Open(header, {header.key, FirstToken(block), Chain(block)})
+            .value();
     Bytes raw(RawBytes(basis_->geometry(), kBlockTokens));
     size_t at = 0;
     for (uint32_t g = 0; g < sections.size(); ++g) {
-      const size_t bytes = size_t{basis_->groups()[g].channels} * DTypeBytes(shape_.dtype) * kBlockTokens;
-      const absl::Status read = reader->ReadSection(g, sections[g], absl::MakeSpan(raw).subspan(at, bytes));
-      EXPECT_TRUE(read.ok()) << "block " << block << " group " << g << ": " << read;
+      const size_t bytes = size_t{basis_->groups()[g].channels} *
+                           DTypeBytes(shape_.dtype) * kBlockTokens;
+      const absl::Status read = reader->ReadSection(
+          g, sections[g], absl::MakeSpan(raw).subspan(at, bytes));
+      EXPECT_TRUE(read.ok())
+          << "block " << block << " group " << g << ": " << read;
       at += bytes;
     }
     return raw;
@@ -104,11 +122,15 @@ class DeviceEncode : public ::testing::TestWithParam<Shape> {
     SectionShape shape;
     for (uint32_t l = from.first_layer; l < from.last_layer; ++l) {
       const LayerGeometry& layer = basis_->geometry().layers[l];
-      shape.exact_token_bytes += 2 * layer.KvChannels() * DTypeBytes(layer.dtype);
+      shape.exact_token_bytes +=
+          2 * layer.KvChannels() * DTypeBytes(layer.dtype);
     }
-    if (FirstToken(block) == 0) shape.sink_bytes = SinkBytes(basis_->geometry(), from.first_layer, from.last_layer);
+    if (FirstToken(block) == 0)
+      shape.sink_bytes =
+          SinkBytes(basis_->geometry(), from.first_layer, from.last_layer);
     auto section = ReadLatentSection(from, tables_, kStep, shape, payload);
-    EXPECT_TRUE(section.ok()) << "block " << block << " group " << group << ": " << section.status();
+    EXPECT_TRUE(section.ok())
+        << "block " << block << " group " << group << ": " << section.status();
     return section.ok() ? *std::move(section) : LatentSection();
   }
 
@@ -126,49 +148,65 @@ class DeviceEncode : public ::testing::TestWithParam<Shape> {
 TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
   const uint32_t groups = basis_->groups().size();
   const BasisView view = ViewOf(*basis_, tables_);
-  const std::unique_ptr<DeviceBasis> device_basis = DeviceBasis::Create(view).value();
-  const std::unique_ptr<DeviceEncoder> device_encoder = DeviceEncoder::Create(view, *device_basis).value();
+  const std::unique_ptr<DeviceBasis> device_basis =
+      DeviceBasis::Create(view).value();
+  const std::unique_ptr<DeviceEncoder> device_encoder =
+      DeviceEncoder::Create(view, *device_basis).value();
   RotaryCache rotary(&basis_->geometry(), device_basis->rotary_layers());
   ASSERT_TRUE(rotary.Reach(tokens_.size()).ok());
   EncodeLimits limits;
   limits.blocks_max = shape_.blocks;
   limits.header_bytes = FrameHeaderBytes(groups);
-  const auto encoder = GroupEncoder::Create(device_basis.get(), device_encoder.get(), &rotary, limits).value();
+  const auto encoder =
+      GroupEncoder::Create(device_basis.get(), device_encoder.get(), &rotary,
+                           limits)
+          .value();
   std::vector<std::vector<TokenSlot>> slots(shape_.blocks);
   std::vector<RestoreBlock> blocks;
   for (uint32_t b = 0; b < shape_.blocks; ++b) {
     for (const TokenRun& run : Runs(b)) {
-      for (uint32_t i = 0; i < run.count; ++i) slots[b].push_back({static_cast<uint32_t>(run.page), run.offset + i});
+      for (uint32_t i = 0; i < run.count; ++i)
+        slots[b].push_back({static_cast<uint32_t>(run.page), run.offset + i});
     }
-    const int32_t known = FirstToken(b) == 0 ? view.known_sinks_of(Chain(b)) : -1;
+    const int32_t known =
+        FirstToken(b) == 0 ? view.known_sinks_of(Chain(b)) : -1;
     blocks.push_back({FirstToken(b), Chain(b), known, slots[b]});
   }
   cudaStream_t stream;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  const uint64_t room_bytes = RawBytes(basis_->geometry(), kBlockTokens) * shape_.blocks * 2;
-  const PinnedArray<uint8_t> room = PinnedArray<uint8_t>::Make(room_bytes).value();
+  const uint64_t room_bytes =
+      RawBytes(basis_->geometry(), kBlockTokens) * shape_.blocks * 2;
+  const PinnedArray<uint8_t> room =
+      PinnedArray<uint8_t>::Make(room_bytes).value();
   // Twice: what a batch leaves behind is nothing to the next.
   for (int run = 0; run < 2; ++run) {
-    const absl::Status status = encoder->Encode(blocks, pages_->parts(), kStep, room.data(), room_bytes, stream);
+    const absl::Status status = encoder->Encode(
+        blocks, pages_->parts(), kStep, room.data(), room_bytes, stream);
     ASSERT_TRUE(status.ok()) << status;
-    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess)
+        << cudaGetErrorString(cudaGetLastError());
   }
   const EncodeReport report = encoder->report();
 
-  size_t latents = 0, different = 0, far = 0, rests = 0, exact_tokens = 0, predicted = 0;
-  size_t sections_compared = 0, sections_alike = 0, without_room = 0, not_finite = 0;
+  size_t latents = 0, different = 0, far = 0, rests = 0, exact_tokens = 0,
+         predicted = 0;
+  size_t sections_compared = 0, sections_alike = 0, without_room = 0,
+         not_finite = 0;
   size_t cpu_bytes = 0, device_bytes = 0;
   double cpu_loss = 0, device_loss = 0;
   for (uint32_t b = 0; b < shape_.blocks; ++b) {
     EncodeOptions options;
     options.exact = false;
     options.step = kStep;
-    const Bytes frame = codec_->Encode({Digest(), FirstToken(b), Chain(b)}, raw_[b], options).value();
+    const Bytes frame =
+        codec_->Encode({Digest(), FirstToken(b), Chain(b)}, raw_[b], options)
+            .value();
     const FrameHeader header = ParseFrameHeader(frame, frame.size()).value();
     // Large latents may take more than there is room for.
     without_room += report.faults[b] == kEncodeRoom;
     if (report.faults[b] == kEncodeRoom) continue;
-    const uint32_t expected = header.encoding.IsExact() ? uint32_t{kEncodeNotFinite} : 0u;
+    const uint32_t expected =
+        header.encoding.IsExact() ? uint32_t{kEncodeNotFinite} : 0u;
     EXPECT_EQ(report.faults[b], expected) << b;
     not_finite += expected != 0;
     if (report.faults[b] != 0 || expected != 0) continue;
@@ -176,19 +214,26 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
     uint64_t at = report.frames[b] + limits.header_bytes;
     double loss = 0;
     bool alike = true;
-    std::vector<bool> same(kBlockTokens, true);  // Tokens whose latents are the same in all groups so far.
+    // Tokens whose latents are the same in all groups so far.
+    std::vector<bool> same(kBlockTokens, true);
     for (uint32_t g = 0; g < groups; ++g) {
-      const uint64_t bytes = report.section_bytes[size_t{g} * shape_.blocks + b];
+      const uint64_t bytes =
+          report.section_bytes[size_t{g} * shape_.blocks + b];
       loss += report.losses[size_t{g} * shape_.blocks + b];
       ASSERT_LE(at + bytes, room_bytes);
       sections.emplace_back(room.data() + at, room.data() + at + bytes);
       at += bytes;
       const LatentSection mine = Parsed(g, b, sections.back());
       const LatentSection cpu =
-          Parsed(g, b, ByteSpan(frame).subspan(header.sections[g].offset, header.sections[g].bytes));
+          Parsed(g, b,
+                 ByteSpan(frame).subspan(header.sections[g].offset,
+                                         header.sections[g].bytes));
       sections_compared += 1;
-      alike &= mine.predicted == cpu.predicted && mine.exact_tokens == cpu.exact_tokens;
-      EXPECT_TRUE(mine.sink_source == cpu.sink_source && mine.sinks == cpu.sinks) << b << "/" << g;
+      alike &= mine.predicted == cpu.predicted &&
+               mine.exact_tokens == cpu.exact_tokens;
+      EXPECT_TRUE(mine.sink_source == cpu.sink_source &&
+                  mine.sinks == cpu.sinks)
+          << b << "/" << g;
       predicted += mine.predicted;
       exact_tokens += mine.exact_tokens.size();
       if (!alike) continue;  // Later groups start from other latents.
@@ -217,19 +262,24 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
     Decoded(header, sections, b);
   }
   std::printf(
-      "%zu of %zu sections alike, %zu predicted, %zu blocks without room; %zu latents, %zu differ, %zu by more than 1, "
+      "%zu of %zu sections alike, %zu predicted, %zu blocks without room; %zu "
+      "latents, %zu differ, %zu by more than 1, "
       "%zu are large; %zu exact tokens; "
       "%zu bytes, CPU %zu; loss %g, CPU %g\n",
-      sections_alike, sections_compared, predicted, without_room, latents, different, far, rests, exact_tokens,
-      device_bytes, cpu_bytes, device_loss, cpu_loss);
-  // Where residuals are large, or pages of bytes make them so, both round what they project more coarsely.
+      sections_alike, sections_compared, predicted, without_room, latents,
+      different, far, rests, exact_tokens, device_bytes, cpu_bytes, device_loss,
+      cpu_loss);
+  // Where residuals are large, or pages of bytes make them so, both round what
+  // they project more coarsely.
   const bool coarse = shape_.scale > 20 || shape_.dtype == DType::kFp8E4M3;
   EXPECT_GE(sections_alike, sections_compared * 0.9);
-  EXPECT_LE(without_room, shape_.scale > 50 ? shape_.blocks - 1 : shape_.blocks / 20);
+  EXPECT_LE(without_room,
+            shape_.scale > 50 ? shape_.blocks - 1 : shape_.blocks / 20);
   EXPECT_EQ(not_finite > 0, shape_.damage > 0 || shape_.dtype == DType::kFp16);
   EXPECT_GT(latents, 1000u);
-  // Elsewhere to a sixteenth of the step, and the device to a 127th of the largest of 256 channels, which is more here
-  // than with a real model: one latent in forty is moved over a half.
+  // Elsewhere to a sixteenth of the step, and the device to a 127th of the
+  // largest of 256 channels, which is more here than with a real model: one
+  // latent in forty is moved over a half.
   EXPECT_LT(different, latents * (coarse ? 0.3 : 0.05));
   EXPECT_LE(far, latents * 1e-3);
   EXPECT_GT(predicted, sections_compared / 4);
@@ -246,13 +296,17 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
 // Those that say something of an encoder.
 std::vector<Shape> EncodedShapes() {
   std::vector<Shape> shapes = Shapes();
-  std::erase_if(shapes,
-                [](const Shape& shape) { return shape.wrong_checksum || shape.blocks > 1000 || shape.ranks > 1; });
+  std::erase_if(shapes, [](const Shape& shape) {
+    return shape.wrong_checksum || shape.blocks > 1000 || shape.ranks > 1;
+  });
   return shapes;
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, DeviceEncode, ::testing::ValuesIn(EncodedShapes()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Shapes, DeviceEncode,
+                         ::testing::ValuesIn(EncodedShapes()),
+                         [](const auto& info) {
+                           return std::string(info.param.name);
+                         });
 
 }  // namespace
 }  // namespace latentkv::cuda

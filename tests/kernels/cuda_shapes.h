@@ -1,4 +1,5 @@
-// Models, layouts and blocks that the device's restore and encoder are tested with.
+// Models, layouts and blocks that the device's restore and encoder are tested
+// with.
 #ifndef LATENTKV_TESTS_KERNELS_CUDA_SHAPES_H_
 #define LATENTKV_TESTS_KERNELS_CUDA_SHAPES_H_
 
@@ -33,13 +34,17 @@ struct Shape {
   uint32_t blocks = 7, first_block = 0;
   uint32_t page_tokens = 16;
   enum Layout { kNhd, kHnd, kKeysTransposed } layout = kNhd;
-  float scale = 20;                 // Of the leading latents: how many are large.
-  uint32_t damage = 0;              // One block in so many has a byte changed, its checksum made right again.
+  // Of the leading latents: how many are large.
+  float scale = 20;
+  // One block in so many has a byte changed, its checksum made right again.
+  uint32_t damage = 0;
   bool wrong_checksum = false;      // Its checksum is changed, and no byte.
   uint32_t tp_rank = 0, ranks = 1;  // Whose heads the pages hold.
 };
 
-inline std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
+inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  return out << shape.name;
+}
 
 inline Geometry GeometryOf(const Shape& shape) {
   LayerGeometry layer;
@@ -50,12 +55,14 @@ inline Geometry GeometryOf(const Shape& shape) {
   layer.rotary_scale = 1.25f;
   layer.dtype = shape.dtype;
   for (uint32_t i = 0; i < shape.rotary_dim / 2; ++i) {
-    layer.inverse_frequencies.push_back(std::pow(1e4, -2.0 * i / shape.rotary_dim));
+    layer.inverse_frequencies.push_back(
+        std::pow(1e4, -2.0 * i / shape.rotary_dim));
   }
   Geometry geometry;
   geometry.layers.assign(shape.layers, layer);
   // Layers that rotate otherwise.
-  for (double& frequency : geometry.layers.back().inverse_frequencies) frequency *= 0.5;
+  for (double& frequency : geometry.layers.back().inverse_frequencies)
+    frequency *= 0.5;
   return geometry;
 }
 
@@ -66,7 +73,8 @@ std::vector<T> Drawn(size_t count, Draw draw) {
   return values;
 }
 
-inline std::shared_ptr<const Basis> BasisOf(const Shape& shape, Random* random) {
+inline std::shared_ptr<const Basis> BasisOf(const Shape& shape,
+                                            Random* random) {
   BasisParts parts;
   parts.geometry = GeometryOf(shape);
   parts.description = "random";
@@ -74,16 +82,20 @@ inline std::shared_ptr<const Basis> BasisOf(const Shape& shape, Random* random) 
   const uint32_t features = shape.dims * shape.history;
   parts.embedding = {features > 0 ? 300u : 0u, shape.dims, shape.history, {}};
   parts.embedding.rows =
-      Drawn<int8_t>(size_t{parts.embedding.vocabulary} * shape.dims, [&] { return random->Signed(20); });
+      Drawn<int8_t>(size_t{parts.embedding.vocabulary} * shape.dims,
+                    [&] { return random->Signed(20); });
   parts.inherited_rank = shape.inherited_rank;
-  for (uint32_t first = 0, g = 0; first < shape.layers; first += shape.layers_per_group, ++g) {
+  for (uint32_t first = 0, g = 0; first < shape.layers;
+       first += shape.layers_per_group, ++g) {
     BasisGroup group;
     group.first_layer = first;
     group.last_layer = std::min(shape.layers, first + shape.layers_per_group);
-    group.channels = (group.last_layer - first) * 2 * shape.kv_heads * shape.head_dim;
+    group.channels =
+        (group.last_layer - first) * 2 * shape.kv_heads * shape.head_dim;
     group.rank = std::min(group.channels, shape.rank + 37 * g);
     const auto floats = [&](float low, float high) {
-      return Drawn<float>(group.channels, [&] { return random->Between(low, high); });
+      return Drawn<float>(group.channels,
+                          [&] { return random->Between(low, high); });
     };
     group.mean = floats(-1, 1);
     if (features > 0) group.feature_scale = floats(0x1p-14f, 0x1p-12f);
@@ -91,22 +103,27 @@ inline std::shared_ptr<const Basis> BasisOf(const Shape& shape, Random* random) 
     group.weight = floats(0.5f, 2);
     group.sensitivity = floats(0x1p-11f, 0x1p-9f);
     float scale = shape.scale;
-    for (uint32_t r = 0; r < group.rank; ++r, scale *= 0.985f) group.latent_scale.push_back(scale);
+    for (uint32_t r = 0; r < group.rank; ++r, scale *= 0.985f)
+      group.latent_scale.push_back(scale);
     const size_t rows = group.rank + g * shape.inherited_rank;
-    group.decoder = Drawn<int8_t>(rows * group.channels, [&] { return random->Signed(127); });
-    group.feature_rows = Drawn<int8_t>(size_t{features} * group.channels, [&] { return random->Signed(127); });
+    group.decoder = Drawn<int8_t>(rows * group.channels,
+                                  [&] { return random->Signed(127); });
+    group.feature_rows = Drawn<int8_t>(size_t{features} * group.channels,
+                                       [&] { return random->Signed(127); });
     parts.groups.push_back(std::move(group));
   }
   KnownSinks sinks = {{7, 8, 9, 10}, {}};
   const std::vector<float> values = Drawn<float>(
-      size_t{shape.layers} * 2 * kSinkTokens * shape.kv_heads * shape.head_dim, [&] { return random->Normal(); });
+      size_t{shape.layers} * 2 * kSinkTokens * shape.kv_heads * shape.head_dim,
+      [&] { return random->Normal(); });
   sinks.values = WriteSinks(parts.geometry, values.data());
   parts.sinks.push_back(std::move(sinks));
   return Basis::Create(std::move(parts)).value();
 }
 
 // What a writer might have written, with everything that sections can have.
-inline LatentSection SectionOf(const Basis& basis, uint32_t index, float step, bool first_of_chain, Random* random) {
+inline LatentSection SectionOf(const Basis& basis, uint32_t index, float step,
+                               bool first_of_chain, Random* random) {
   const BasisGroup& group = basis.groups()[index];
   LatentSection section;
   section.predicted = random->Below(4) != 0;
@@ -116,35 +133,47 @@ inline LatentSection SectionOf(const Basis& basis, uint32_t index, float step, b
     token_bytes += 2 * layer.KvChannels() * DTypeBytes(layer.dtype);
   }
   if (first_of_chain) {
-    section.sink_source = random->Below(2) == 0 ? SinkSource::kBasis : SinkSource::kStored;
+    section.sink_source =
+        random->Below(2) == 0 ? SinkSource::kBasis : SinkSource::kStored;
     if (section.sink_source == SinkSource::kStored) {
       // Of floats that are finite: the known ones of another group will do.
-      section.sinks.resize(SinkBytes(basis.geometry(), group.first_layer, group.last_layer));
+      section.sinks.resize(
+          SinkBytes(basis.geometry(), group.first_layer, group.last_layer));
       for (uint8_t& byte : section.sinks) byte = random->Below(100);
     }
   }
   for (uint32_t t = 0; t < kBlockTokens; ++t) {
     if (random->Below(20) == 0) section.exact_tokens.push_back(t);
   }
-  section.exact_values = Drawn<uint8_t>(section.exact_tokens.size() * token_bytes, [&] { return random->Below(120); });
+  section.exact_values =
+      Drawn<uint8_t>(section.exact_tokens.size() * token_bytes,
+                     [&] { return random->Below(120); });
   section.latents.assign(size_t{kBlockTokens} * group.rank, 0);
-  const uint32_t rank = random->Below(6) == 0 ? random->Below(3) : group.rank - random->Below(group.rank / 2 + 1);
+  const uint32_t rank = random->Below(6) == 0
+                            ? random->Below(3)
+                            : group.rank - random->Below(group.rank / 2 + 1);
   const float active = random->Between(0.3f, 1.5f);
   for (uint32_t t = first_of_chain ? kSinkTokens : 0; t < kBlockTokens; ++t) {
-    if (std::binary_search(section.exact_tokens.begin(), section.exact_tokens.end(), t)) continue;
+    if (std::binary_search(section.exact_tokens.begin(),
+                           section.exact_tokens.end(), t))
+      continue;
     for (uint32_t r = 0; r < rank; ++r) {
       const float q = random->Laplace() * active * group.latent_scale[r] / step;
-      section.latents[size_t{t} * group.rank + r] = std::clamp(static_cast<int>(std::lrint(q)), -256, 256);
+      section.latents[size_t{t} * group.rank + r] =
+          std::clamp(static_cast<int>(std::lrint(q)), -256, 256);
     }
   }
   return section;
 }
 
-// The engine's memory of K and of V of every layer, on the host and on the device.
+// The engine's memory of K and of V of every layer, on the host and on the
+// device.
 class Pages {
  public:
-  Pages(const Shape& shape, uint64_t pages) : shape_(shape), pages_(pages), element_(DTypeBytes(shape.dtype)) {
-    part_bytes_ = pages * shape.page_tokens * shape.kv_heads * shape.head_dim * element_;
+  Pages(const Shape& shape, uint64_t pages)
+      : shape_(shape), pages_(pages), element_(DTypeBytes(shape.dtype)) {
+    part_bytes_ =
+        pages * shape.page_tokens * shape.kv_heads * shape.head_dim * element_;
     host_.assign(2 * shape.layers * part_bytes_, kPoison);
     device_ = DeviceArray<uint8_t>::Copy(host_).value();
   }
@@ -152,7 +181,8 @@ class Pages {
     PagedCache cache{{}, shape_.page_tokens, pages_};
     for (uint32_t l = 0; l < shape_.layers; ++l) {
       uint8_t* key = host_.data() + 2 * l * part_bytes_;
-      cache.layers.push_back({key, key + part_bytes_, Strides(true), Strides(false)});
+      cache.layers.push_back(
+          {key, key + part_bytes_, Strides(true), Strides(false)});
     }
     return cache;
   }
@@ -160,28 +190,37 @@ class Pages {
     std::vector<DevicePart> parts;
     for (uint32_t p = 0; p < 2 * shape_.layers; ++p) {
       const PageStrides strides = Strides(p % 2 == 0);
-      parts.push_back({device_.data() + p * part_bytes_, strides.page, strides.token, strides.head, strides.dim});
+      parts.push_back({device_.data() + p * part_bytes_, strides.page,
+                       strides.token, strides.head, strides.dim});
     }
     return parts;
   }
   // What the host has goes to the device.
   void Upload() {
-    EXPECT_EQ(cudaMemcpy(device_.data(), host_.data(), host_.size(), cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(device_.data(), host_.data(), host_.size(),
+                         cudaMemcpyHostToDevice),
+              cudaSuccess);
   }
   const Bytes& host() const { return host_; }
-  bool PoisonDevice() const { return cudaMemset(device_.data(), kPoison, host_.size()) == cudaSuccess; }
+  bool PoisonDevice() const {
+    return cudaMemset(device_.data(), kPoison, host_.size()) == cudaSuccess;
+  }
   Bytes device() const {
     Bytes bytes(host_.size());
-    EXPECT_EQ(cudaMemcpy(bytes.data(), device_.data(), bytes.size(), cudaMemcpyDeviceToHost), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(bytes.data(), device_.data(), bytes.size(),
+                         cudaMemcpyDeviceToHost),
+              cudaSuccess);
     return bytes;
   }
 
  private:
   PageStrides Strides(bool keys) const {
-    const int64_t dim = element_, head_row = dim * shape_.head_dim, row = head_row * shape_.kv_heads;
+    const int64_t dim = element_, head_row = dim * shape_.head_dim,
+                  row = head_row * shape_.kv_heads;
     const int64_t page = row * shape_.page_tokens;
     if (shape_.layout == Shape::kNhd) return {page, row, head_row, dim};
-    if (shape_.layout == Shape::kHnd || !keys) return {page, head_row, head_row * shape_.page_tokens, dim};
+    if (shape_.layout == Shape::kHnd || !keys)
+      return {page, head_row, head_row * shape_.page_tokens, dim};
     return {page, dim, head_row * shape_.page_tokens, dim * shape_.page_tokens};
   }
 
@@ -196,43 +235,96 @@ class Pages {
 inline std::vector<Shape> Shapes() {
   std::vector<Shape> shapes;
   shapes.push_back({.name = "Smollm"});
-  shapes.push_back({.name = "Heads128", .head_dim = 128, .rotary_dim = 128, .rank = 300});
-  shapes.push_back({.name = "Heads256Fp16", .dtype = DType::kFp16, .kv_heads = 1, .head_dim = 256, .rotary_dim = 256});
-  shapes.push_back({.name = "Heads96Hnd", .head_dim = 96, .rotary_dim = 96, .layout = Shape::kHnd});
-  shapes.push_back({.name = "PartlyRotated", .head_dim = 80, .rotary_dim = 32, .page_tokens = 32});
-  shapes.push_back({.name = "Neighbours", .rotary_dim = 32, .pairing = RotaryPairing::kNeighbours});
-  shapes.push_back({.name = "NotRotated", .rotary_dim = 0, .pairing = RotaryPairing::kNone});
-  shapes.push_back({.name = "KeysTransposed", .page_tokens = 128, .layout = Shape::kKeysTransposed});
+  shapes.push_back(
+      {.name = "Heads128", .head_dim = 128, .rotary_dim = 128, .rank = 300});
+  shapes.push_back({.name = "Heads256Fp16",
+                    .dtype = DType::kFp16,
+                    .kv_heads = 1,
+                    .head_dim = 256,
+                    .rotary_dim = 256});
+  shapes.push_back({.name = "Heads96Hnd",
+                    .head_dim = 96,
+                    .rotary_dim = 96,
+                    .layout = Shape::kHnd});
+  shapes.push_back({.name = "PartlyRotated",
+                    .head_dim = 80,
+                    .rotary_dim = 32,
+                    .page_tokens = 32});
+  shapes.push_back({.name = "Neighbours",
+                    .rotary_dim = 32,
+                    .pairing = RotaryPairing::kNeighbours});
+  shapes.push_back(
+      {.name = "NotRotated", .rotary_dim = 0, .pairing = RotaryPairing::kNone});
+  shapes.push_back({.name = "KeysTransposed",
+                    .page_tokens = 128,
+                    .layout = Shape::kKeysTransposed});
   shapes.push_back({.name = "Fp8", .dtype = DType::kFp8E4M3});
-  shapes.push_back({.name = "Fp32", .dtype = DType::kFp32, .layout = Shape::kHnd});
+  shapes.push_back(
+      {.name = "Fp32", .dtype = DType::kFp32, .layout = Shape::kHnd});
   shapes.push_back({.name = "NoFeatures", .dims = 0, .history = 0});
   shapes.push_back({.name = "NothingInherited", .inherited_rank = 0});
-  shapes.push_back({.name = "FewInherited", .rank = 40, .inherited_rank = 150, .blocks = 3});
-  shapes.push_back({.name = "LaterInTheChain", .blocks = 4, .first_block = 5, .page_tokens = 256});
+  shapes.push_back(
+      {.name = "FewInherited", .rank = 40, .inherited_rank = 150, .blocks = 3});
+  shapes.push_back({.name = "LaterInTheChain",
+                    .blocks = 4,
+                    .first_block = 5,
+                    .page_tokens = 256});
   shapes.push_back({.name = "LargeLatents", .blocks = 12, .scale = 90});
   shapes.push_back({.name = "SomeLargeLatents", .blocks = 12, .scale = 45});
-  shapes.push_back({.name = "ManyGroups", .kv_heads = 4, .layers = 6, .layers_per_group = 1, .rank = 100, .blocks = 1});
+  shapes.push_back({.name = "ManyGroups",
+                    .kv_heads = 4,
+                    .layers = 6,
+                    .layers_per_group = 1,
+                    .rank = 100,
+                    .blocks = 1});
   shapes.push_back({.name = "Damaged", .blocks = 200, .damage = 2});
-  shapes.push_back({.name = "WrongChecksums", .blocks = 60, .damage = 2, .wrong_checksum = true});
+  shapes.push_back({.name = "WrongChecksums",
+                    .blocks = 60,
+                    .damage = 2,
+                    .wrong_checksum = true});
   // More than there are pairs of warps on a device.
-  shapes.push_back({.name = "ManyBlocks", .rank = 20, .inherited_rank = 16, .blocks = 1200});
-  // What a rank of an engine holds, where its heads fill whole tiles and where they do not.
+  shapes.push_back(
+      {.name = "ManyBlocks", .rank = 20, .inherited_rank = 16, .blocks = 1200});
+  // What a rank of an engine holds, where its heads fill whole tiles and where
+  // they do not.
   const auto add = [&](uint32_t tp_rank, uint32_t ranks, Shape shape) {
     shape.tp_rank = tp_rank, shape.ranks = ranks;
     shapes.push_back(shape);
   };
   add(1, 2, {.name = "LastOfTwoRanks", .kv_heads = 4});
-  add(2, 4, {.name = "ThirdOfFourRanks", .kv_heads = 8, .head_dim = 128, .rotary_dim = 128});
-  add(3, 4, {.name = "OneHeadOf96", .kv_heads = 4, .head_dim = 96, .rotary_dim = 96, .layout = Shape::kHnd});
-  add(1, 2, {.name = "OneHeadOf256", .kv_heads = 2, .head_dim = 256, .rotary_dim = 256});
-  add(1, 3, {.name = "OneHeadPartlyRotated", .kv_heads = 3, .head_dim = 80, .rotary_dim = 32, .page_tokens = 32});
+  add(2, 4,
+      {.name = "ThirdOfFourRanks",
+       .kv_heads = 8,
+       .head_dim = 128,
+       .rotary_dim = 128});
+  add(3, 4,
+      {.name = "OneHeadOf96",
+       .kv_heads = 4,
+       .head_dim = 96,
+       .rotary_dim = 96,
+       .layout = Shape::kHnd});
+  add(1, 2,
+      {.name = "OneHeadOf256",
+       .kv_heads = 2,
+       .head_dim = 256,
+       .rotary_dim = 256});
+  add(1, 3,
+      {.name = "OneHeadPartlyRotated",
+       .kv_heads = 3,
+       .head_dim = 80,
+       .rotary_dim = 32,
+       .page_tokens = 32});
   add(1, 2,
       {.name = "OneHeadOfNeighbours",
        .rotary_dim = 32,
        .pairing = RotaryPairing::kNeighbours,
        .layout = Shape::kKeysTransposed});
   add(3, 4, {.name = "HeadThatTwoRanksHold"});
-  add(1, 2, {.name = "DamagedForOneOfTwoRanks", .kv_heads = 4, .blocks = 60, .damage = 2});
+  add(1, 2,
+      {.name = "DamagedForOneOfTwoRanks",
+       .kv_heads = 4,
+       .blocks = 60,
+       .damage = 2});
   return shapes;
 }
 

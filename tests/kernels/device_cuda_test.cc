@@ -21,14 +21,23 @@ constexpr uint8_t kPoison = 0xa5;
 
 class DeviceMemory {
  public:
-  explicit DeviceMemory(size_t bytes) : bytes_(bytes) { EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess); }
-  explicit DeviceMemory(const Bytes& from) : DeviceMemory(from.size()) { Set(from); }
-  DeviceMemory(DeviceMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  explicit DeviceMemory(size_t bytes) : bytes_(bytes) {
+    EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
+  }
+  explicit DeviceMemory(const Bytes& from) : DeviceMemory(from.size()) {
+    Set(from);
+  }
+  DeviceMemory(DeviceMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
   ~DeviceMemory() { cudaFree(data_); }
-  void Set(const Bytes& from) { EXPECT_EQ(cudaMemcpy(data_, from.data(), bytes_, cudaMemcpyDefault), cudaSuccess); }
+  void Set(const Bytes& from) {
+    EXPECT_EQ(cudaMemcpy(data_, from.data(), bytes_, cudaMemcpyDefault),
+              cudaSuccess);
+  }
   Bytes Get() const {
     Bytes bytes(bytes_);
-    EXPECT_EQ(cudaMemcpy(bytes.data(), data_, bytes_, cudaMemcpyDefault), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(bytes.data(), data_, bytes_, cudaMemcpyDefault),
+              cudaSuccess);
     return bytes;
   }
   uint8_t* data() const { return static_cast<uint8_t*>(data_); }
@@ -48,19 +57,27 @@ enum class Layout {
   kTransposedKeys,  // [pages, heads, dims, tokens]
   kPaddedRows,      // Each head's row with some bytes behind it.
 };
-constexpr Layout kLayouts[] = {Layout::kNhd,         Layout::kHnd,            Layout::kKvFirst,   Layout::kKvInPage,
-                               Layout::kKvInPageHnd, Layout::kTransposedKeys, Layout::kPaddedRows};
+constexpr Layout kLayouts[] = {Layout::kNhd,         Layout::kHnd,
+                               Layout::kKvFirst,     Layout::kKvInPage,
+                               Layout::kKvInPageHnd, Layout::kTransposedKeys,
+                               Layout::kPaddedRows};
 
-PageStrides StridesOf(Layout layout, int64_t tokens, int64_t heads, int64_t dims, int64_t element) {
+PageStrides StridesOf(Layout layout, int64_t tokens, int64_t heads,
+                      int64_t dims, int64_t element) {
   const int64_t row = dims * element;
   const int64_t page = tokens * heads * row;
   switch (layout) {
     case Layout::kNhd:
-    case Layout::kKvFirst: return {page, heads * row, row, element};
-    case Layout::kHnd: return {page, row, tokens * row, element};
-    case Layout::kKvInPage: return {2 * page, heads * row, row, element};
-    case Layout::kKvInPageHnd: return {2 * page, row, tokens * row, element};
-    case Layout::kTransposedKeys: return {page, element, tokens * row, tokens * element};
+    case Layout::kKvFirst:
+      return {page, heads * row, row, element};
+    case Layout::kHnd:
+      return {page, row, tokens * row, element};
+    case Layout::kKvInPage:
+      return {2 * page, heads * row, row, element};
+    case Layout::kKvInPageHnd:
+      return {2 * page, row, tokens * row, element};
+    case Layout::kTransposedKeys:
+      return {page, element, tokens * row, tokens * element};
     case Layout::kPaddedRows: {
       const int64_t padded = row + 3 * element;
       return {tokens * heads * padded, heads * padded, padded, element};
@@ -76,19 +93,27 @@ struct Pages {
   std::vector<DeviceMemory> device;
   PagedCache on_host, on_device;
 
-  Pages(const Geometry& of, Layout layout, uint32_t page_tokens, uint64_t page_count, uint32_t shift) : geometry(of) {
+  Pages(const Geometry& of, Layout layout, uint32_t page_tokens,
+        uint64_t page_count, uint32_t shift)
+      : geometry(of) {
     on_host.page_tokens = page_tokens;
     on_host.page_count = page_count;
     on_device = on_host;
     for (const LayerGeometry& layer : geometry.layers) {
       const int64_t element = DTypeBytes(layer.dtype);
-      const PageStrides strides = StridesOf(layout, page_tokens, layer.kv_heads, layer.head_dim, element);
-      const bool within = layout == Layout::kKvInPage || layout == Layout::kKvInPageHnd;
+      const PageStrides strides = StridesOf(layout, page_tokens, layer.kv_heads,
+                                            layer.head_dim, element);
+      const bool within =
+          layout == Layout::kKvInPage || layout == Layout::kKvInPageHnd;
       const size_t begin = shift * element;
-      const size_t apart = within ? strides.page / 2 : strides.page * page_count;
-      host.emplace_back(begin + strides.page * page_count * (within ? 1 : 2), kPoison);
+      const size_t apart =
+          within ? strides.page / 2 : strides.page * page_count;
+      host.emplace_back(begin + strides.page * page_count * (within ? 1 : 2),
+                        kPoison);
       device.emplace_back(host.back());
-      const auto at = [&](uint8_t* base) { return PagedLayer{base + begin, base + begin + apart, strides, strides}; };
+      const auto at = [&](uint8_t* base) {
+        return PagedLayer{base + begin, base + begin + apart, strides, strides};
+      };
       on_host.layers.push_back(at(host.back().data()));
       on_device.layers.push_back(at(device.back().data()));
     }
@@ -102,7 +127,8 @@ struct Pages {
 };
 
 Geometry RandomGeometry(std::mt19937* random) {
-  constexpr DType kTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3};
+  constexpr DType kTypes[] = {DType::kBf16, DType::kFp16, DType::kFp32,
+                              DType::kFp8E4M3};
   constexpr uint32_t kDims[] = {64, 128, 96, 20, 9, 1, 256};
   Geometry geometry;
   const uint32_t layers = 1 + (*random)() % 4;
@@ -120,18 +146,23 @@ class DeviceCuda : public ::testing::Test {
  protected:
   void SetUp() override {
     int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no device";
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+      GTEST_SKIP() << "no device";
     device_ = *SystemDevices().Open(0);
   }
   // Slots of `blocks` blocks on other pages each.
-  std::vector<std::vector<TokenRun>> Slots(const PagedCache& pages, uint32_t blocks, uint32_t first_token) {
+  std::vector<std::vector<TokenRun>> Slots(const PagedCache& pages,
+                                           uint32_t blocks,
+                                           uint32_t first_token) {
     std::vector<uint64_t> ids(pages.page_count);
     std::iota(ids.begin(), ids.end(), 0);
     std::shuffle(ids.begin(), ids.end(), random_);
     std::vector<std::vector<TokenRun>> slots(blocks);
     for (uint32_t b = 0; b < blocks; ++b) {
-      EXPECT_TRUE(RunsOfTokens(ids, pages.page_tokens, pages.page_count, first_token + b * kBlockTokens, kBlockTokens,
-                               &slots[b]).ok());
+      EXPECT_TRUE(RunsOfTokens(ids, pages.page_tokens, pages.page_count,
+                               first_token + b * kBlockTokens, kBlockTokens,
+                               &slots[b])
+                      .ok());
     }
     return slots;
   }
@@ -153,39 +184,52 @@ TEST_F(DeviceCuda, GatherAndScatterAreTheCpusForEveryLayoutShapeAndAlignment) {
   for (int round = 0; round < 140; ++round) {
     const Layout layout = kLayouts[round % 7];
     const Geometry geometry = RandomGeometry(&random_);
-    const uint32_t page_tokens = std::vector<uint32_t>{16, 32, 48, 64, 128, 256}[random_() % 6];
-    const uint32_t blocks = 1 + random_() % 5, first_token = random_() % 3 * 16, layers = geometry.layers.size();
-    const uint64_t page_count = (blocks * kBlockTokens + first_token + page_tokens - 1) / page_tokens + 2;
-    SCOPED_TRACE(testing::Message() << round << " layout " << static_cast<int>(layout) << " pages of " << page_tokens);
+    const uint32_t page_tokens =
+        std::vector<uint32_t>{16, 32, 48, 64, 128, 256}[random_() % 6];
+    const uint32_t blocks = 1 + random_() % 5, first_token = random_() % 3 * 16,
+                   layers = geometry.layers.size();
+    const uint64_t page_count =
+        (blocks * kBlockTokens + first_token + page_tokens - 1) / page_tokens +
+        2;
+    SCOPED_TRACE(testing::Message()
+                 << round << " layout " << static_cast<int>(layout)
+                 << " pages of " << page_tokens);
     Pages pages(geometry, layout, page_tokens, page_count, random_() % 3);
     pages.Fill(&random_);
     const auto slots = Slots(pages.on_host, blocks, first_token);
-    const uint64_t bytes = RawBytes(geometry, kBlockTokens), stride = (bytes + 15) / 16 * 16;
+    const uint64_t bytes = RawBytes(geometry, kBlockTokens),
+                   stride = (bytes + 15) / 16 * 16;
     const PinnedMemory raw = *device_->AllocatePinned(stride * blocks);
     std::memset(raw.get(), kPoison, stride * blocks);
     // Room for two blocks: the others wait in the lane's queue.
     auto lane = *device_->OpenLane(geometry, 2);
     std::vector<BlockCopy> copies;
-    for (uint32_t b = 0; b < blocks; ++b) copies.push_back({slots[b], raw.get() + b * stride});
+    for (uint32_t b = 0; b < blocks; ++b)
+      copies.push_back({slots[b], raw.get() + b * stride});
     ASSERT_TRUE(lane->Gather(pages.on_device, copies).ok());
     ASSERT_TRUE((*lane->Record())->Wait().ok());
     for (uint32_t b = 0; b < blocks; ++b) {
       Bytes expected(bytes);
       GatherRaw(geometry, pages.on_host, slots[b], absl::MakeSpan(expected));
-      ASSERT_EQ(std::memcmp(expected.data(), copies[b].raw, bytes), 0) << "block " << b;
-      for (uint64_t i = bytes; i < stride; ++i) ASSERT_EQ(copies[b].raw[i], kPoison);
+      ASSERT_EQ(std::memcmp(expected.data(), copies[b].raw, bytes), 0)
+          << "block " << b;
+      for (uint64_t i = bytes; i < stride; ++i)
+        ASSERT_EQ(copies[b].raw[i], kPoison);
     }
 
     // Other values, some of the layers, and nothing else.
-    const uint32_t first = random_() % layers, last = first + 1 + random_() % (layers - first);
+    const uint32_t first = random_() % layers,
+                   last = first + 1 + random_() % (layers - first);
     const uint64_t part = RawBytes(geometry, first, last, kBlockTokens);
     for (uint32_t b = 0; b < blocks; ++b) {
       for (uint64_t i = 0; i < part; ++i) copies[b].raw[i] = random_();
-      ScatterRaw(geometry, first, last, {copies[b].raw, part}, pages.on_host, slots[b]);
+      ScatterRaw(geometry, first, last, {copies[b].raw, part}, pages.on_host,
+                 slots[b]);
       ASSERT_TRUE(lane->Scatter(pages.on_device, first, last, copies[b]).ok());
     }
     ASSERT_TRUE((*lane->Record())->Wait().ok());
-    for (uint32_t l = 0; l < layers; ++l) ASSERT_EQ(pages.device[l].Get(), pages.host[l]) << "layer " << l;
+    for (uint32_t l = 0; l < layers; ++l)
+      ASSERT_EQ(pages.device[l].Get(), pages.host[l]) << "layer " << l;
   }
 }
 
@@ -207,12 +251,16 @@ TEST_F(DeviceCuda, UnitsAreAsLargeAsTheAlignmentAllows) {
   EXPECT_EQ(unit(Layout::kTransposedKeys, 0).unit_bytes, 2u);
   Pages odd(geometry, Layout::kNhd, 16, 4, 0);
   odd.on_device.layers[0].value += 1;
-  EXPECT_TRUE(absl::IsInvalidArgument(PagePartsOf(geometry, odd.on_device, 0, 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      PagePartsOf(geometry, odd.on_device, 0, 1).status()));
 }
 
-void CUDART_CB Sleep(void*) { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }
+void CUDART_CB Sleep(void*) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+}
 
-// The engine writes late, and overwrites at once: both in its stream, which never waits on the host.
+// The engine writes late, and overwrites at once: both in its stream, which
+// never waits on the host.
 TEST_F(DeviceCuda, GatherIsOrderedWithTheEnginesStream) {
   const Geometry geometry = RandomGeometry(&random_);
   Pages pages(geometry, Layout::kNhd, 16, 6, 0);
@@ -229,10 +277,12 @@ TEST_F(DeviceCuda, GatherIsOrderedWithTheEnginesStream) {
     pages.device[l].Set(Bytes(pages.host[l].size(), kPoison));
   }
   cudaStream_t engine;
-  ASSERT_EQ(cudaStreamCreateWithFlags(&engine, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamCreateWithFlags(&engine, cudaStreamNonBlocking),
+            cudaSuccess);
   ASSERT_EQ(cudaLaunchHostFunc(engine, Sleep, nullptr), cudaSuccess);
   for (size_t l = 0; l < pages.host.size(); ++l) {
-    cudaMemcpyAsync(pages.device[l].data(), computed[l].data(), pages.host[l].size(), cudaMemcpyDeviceToDevice, engine);
+    cudaMemcpyAsync(pages.device[l].data(), computed[l].data(),
+                    pages.host[l].size(), cudaMemcpyDeviceToDevice, engine);
   }
   ASSERT_TRUE(lane->Await(**device_->Record(engine)).ok());
   const BlockCopy copy{slots[0], raw.get()};
@@ -253,21 +303,26 @@ TEST_F(DeviceCuda, LaunchesCanBeCaptured) {
   Pages pages(geometry, Layout::kHnd, 64, 3, 0);
   pages.Fill(&random_);
   const auto slots = Slots(pages.on_host, 1, 0);
-  const auto parts = *PagePartsOf(geometry, pages.on_device, 0, geometry.layers.size());
-  Bytes part_bytes(parts.size() * sizeof(PagePart)), slot_bytes(kBlockTokens * sizeof(TokenSlot));
+  const auto parts =
+      *PagePartsOf(geometry, pages.on_device, 0, geometry.layers.size());
+  Bytes part_bytes(parts.size() * sizeof(PagePart)),
+      slot_bytes(kBlockTokens * sizeof(TokenSlot));
   std::memcpy(part_bytes.data(), parts.data(), part_bytes.size());
   for (uint32_t t = 0; t < kBlockTokens; ++t) {
     const TokenSlot slot{static_cast<uint32_t>(slots[0][0].page), t};
     std::memcpy(slot_bytes.data() + t * sizeof(slot), &slot, sizeof(slot));
   }
-  const DeviceMemory table(part_bytes), where(slot_bytes), raw(Bytes(RawBytes(geometry, kBlockTokens), kPoison));
+  const DeviceMemory table(part_bytes), where(slot_bytes),
+      raw(Bytes(RawBytes(geometry, kBlockTokens), kPoison));
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal),
+            cudaSuccess);
   const absl::Status status = GatherRawOnDevice(
-      {reinterpret_cast<const PagePart*>(table.data()), static_cast<uint32_t>(parts.size()), UnitsMax(parts),
+      {reinterpret_cast<const PagePart*>(table.data()),
+       static_cast<uint32_t>(parts.size()), UnitsMax(parts),
        reinterpret_cast<const TokenSlot*>(where.data()), 1, raw.data(), 0},
       stream);
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
@@ -302,13 +357,16 @@ float Milliseconds(cudaStream_t stream, const Work& work) {
   return took / kRepeats;
 }
 
-// Of an 8B model: 32 layers of 8 heads of 128. The bound is low, since others may use the device; the rates are printed.
+// Of an 8B model: 32 layers of 8 heads of 128. The bound is low, since others
+// may use the device; the rates are printed.
 TEST_F(DeviceCuda, LargeRunsAreCopiedNearlyAtTheRateOfTheDevicesOwnCopy) {
   Geometry geometry;
   geometry.layers.resize(32);
-  for (LayerGeometry& layer : geometry.layers) layer.kv_heads = 8, layer.head_dim = 128;
+  for (LayerGeometry& layer : geometry.layers)
+    layer.kv_heads = 8, layer.head_dim = 128;
   constexpr uint32_t kBlocks = 64;
-  for (const Layout layout : {Layout::kKvFirst, Layout::kHnd, Layout::kKvInPage}) {
+  for (const Layout layout :
+       {Layout::kKvFirst, Layout::kHnd, Layout::kKvInPage}) {
     Pages pages(geometry, layout, 16, kBlocks * 4, 0);
     const auto slots = Slots(pages.on_host, kBlocks, 0);
     const auto parts = *PagePartsOf(geometry, pages.on_device, 0, 32);
@@ -318,27 +376,41 @@ TEST_F(DeviceCuda, LargeRunsAreCopiedNearlyAtTheRateOfTheDevicesOwnCopy) {
       for (const TokenRun& run : slot) {
         for (uint32_t t = 0; t < run.count; ++t) {
           const TokenSlot at{static_cast<uint32_t>(run.page), run.offset + t};
-          slot_bytes.insert(slot_bytes.end(), reinterpret_cast<const uint8_t*>(&at),
+          slot_bytes.insert(slot_bytes.end(),
+                            reinterpret_cast<const uint8_t*>(&at),
                             reinterpret_cast<const uint8_t*>(&at) + sizeof(at));
         }
       }
     }
     const uint64_t bytes = RawBytes(geometry, kBlockTokens);
-    const DeviceMemory table(part_bytes), where(slot_bytes), raw(kBlocks * bytes), plain(kBlocks * bytes);
-    const PageCopy copy{reinterpret_cast<const PagePart*>(table.data()), static_cast<uint32_t>(parts.size()),
-                        UnitsMax(parts), reinterpret_cast<const TokenSlot*>(where.data()), kBlocks, raw.data(), bytes};
+    const DeviceMemory table(part_bytes), where(slot_bytes),
+        raw(kBlocks * bytes), plain(kBlocks * bytes);
+    const PageCopy copy{reinterpret_cast<const PagePart*>(table.data()),
+                        static_cast<uint32_t>(parts.size()),
+                        UnitsMax(parts),
+                        reinterpret_cast<const TokenSlot*>(where.data()),
+                        kBlocks,
+                        raw.data(),
+                        bytes};
     cudaStream_t stream;
     ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
     const float by_copy = Milliseconds(stream, [&] {
-      cudaMemcpyAsync(plain.data(), raw.data(), kBlocks * bytes, cudaMemcpyDeviceToDevice, stream);
+      cudaMemcpyAsync(plain.data(), raw.data(), kBlocks * bytes,
+                      cudaMemcpyDeviceToDevice, stream);
     });
-    const float by_gather = Milliseconds(stream, [&] { (void)GatherRawOnDevice(copy, stream); });
-    const float by_scatter = Milliseconds(stream, [&] { (void)ScatterRawOnDevice(copy, stream); });
+    const float by_gather =
+        Milliseconds(stream, [&] { (void)GatherRawOnDevice(copy, stream); });
+    const float by_scatter =
+        Milliseconds(stream, [&] { (void)ScatterRawOnDevice(copy, stream); });
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
     cudaStreamDestroy(stream);
     const auto rate = [&](float took) { return kBlocks * bytes / took / 1e6; };
-    std::printf("layout %d: copy %.0f GB/s, gather %.0f (%.0f %%), scatter %.0f (%.0f %%)\n", static_cast<int>(layout),
-                rate(by_copy), rate(by_gather), 100 * by_copy / by_gather, rate(by_scatter), 100 * by_copy / by_scatter);
+    std::printf(
+        "layout %d: copy %.0f GB/s, gather %.0f (%.0f %%), scatter %.0f (%.0f "
+        "%%)\n",
+        static_cast<int>(layout), rate(by_copy), rate(by_gather),
+        100 * by_copy / by_gather, rate(by_scatter),
+        100 * by_copy / by_scatter);
     EXPECT_LT(by_gather, 2 * by_copy);
     EXPECT_LT(by_scatter, 2 * by_copy);
   }

@@ -15,19 +15,23 @@ TEST(WeightedDistance, IsTheSameOnEveryBackendForAnyLength) {
     std::vector<float> a, b, weight;
     double expected = 0;
     for (size_t i = 0; i < count; ++i) {
-      a.push_back(normal(random)), b.push_back(normal(random)), weight.push_back(std::fabs(normal(random)));
-      expected += double{weight[i]} * (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+      a.push_back(normal(random)), b.push_back(normal(random)),
+          weight.push_back(std::fabs(normal(random)));
+      expected +=
+          double{weight[i]} * (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
     }
     const float portable = WeightedDistance(a, b, weight, Backend::kPortable);
     EXPECT_NEAR(portable, expected, 1e-5 * expected);
-    for (Backend backend : AvailableBackends()) EXPECT_EQ(WeightedDistance(a, b, weight, backend), portable);
+    for (Backend backend : AvailableBackends())
+      EXPECT_EQ(WeightedDistance(a, b, weight, backend), portable);
   }
 }
 
 TEST(WeightedDistance, IsNotFiniteWhereAValueIsNot) {
   std::vector<float> a(40, 1), b(40, 2), weight(40, 1);
   a[33] = NAN;
-  for (Backend backend : AvailableBackends()) EXPECT_TRUE(std::isnan(WeightedDistance(a, b, weight, backend)));
+  for (Backend backend : AvailableBackends())
+    EXPECT_TRUE(std::isnan(WeightedDistance(a, b, weight, backend)));
 }
 
 }  // namespace

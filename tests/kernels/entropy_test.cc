@@ -19,14 +19,19 @@ struct Sample {
 };
 
 // Symbols are below `symbols_end`.
-void Draw(uint32_t rows, uint32_t row_symbols, uint32_t seed, Sample* sample, int symbols_end = 256) {
+void Draw(uint32_t rows, uint32_t row_symbols, uint32_t seed, Sample* sample,
+          int symbols_end = 256) {
   std::mt19937 random(seed);
   for (int k = 0; k < 6; ++k) {
     std::vector<uint64_t> counts(symbols_end);
-    for (int s = 0; s < symbols_end; ++s) counts[s] = static_cast<uint64_t>(1e9 * std::exp(-s / std::pow(3.0, k - 1)));
+    for (int s = 0; s < symbols_end; ++s)
+      counts[s] =
+          static_cast<uint64_t>(1e9 * std::exp(-s / std::pow(3.0, k - 1)));
     sample->tables.push_back(*MakeEntropyTable(NormalizeCounts(counts)));
   }
-  sample->tables.push_back(*MakeEntropyTable(NormalizeCounts(std::vector<uint64_t>(256))));  // One certain symbol.
+  // One certain symbol.
+  sample->tables.push_back(
+      *MakeEntropyTable(NormalizeCounts(std::vector<uint64_t>(256))));
   std::vector<uint32_t> slots(sample->tables.size() * kProbabilityOne);
   for (size_t k = 0; k < sample->tables.size(); ++k) {
     MakeSlots(sample->tables[k], slots.data() + k * kProbabilityOne);
@@ -34,7 +39,8 @@ void Draw(uint32_t rows, uint32_t row_symbols, uint32_t seed, Sample* sample, in
   }
   for (uint32_t row = 0; row < rows; ++row) {
     sample->table_of_row.push_back(random() % sample->tables.size());
-    const uint32_t* table = slots.data() + sample->table_of_row.back() * kProbabilityOne;
+    const uint32_t* table =
+        slots.data() + sample->table_of_row.back() * kProbabilityOne;
     for (uint32_t i = 0; i < row_symbols; ++i) {
       sample->symbols.push_back(table[random() % kProbabilityOne] & 0xff);
     }
@@ -46,11 +52,14 @@ TEST(NormalizeCounts, SumsToOneAndKeepsEverySymbolThatOccurs) {
   std::mt19937_64 random(1);
   for (int round = 0; round < 200; ++round) {
     std::vector<uint64_t> counts(1 + random() % 256);
-    for (uint64_t& count : counts) count = random() % 3 == 0 ? 0 : random() >> random() % 64;
+    for (uint64_t& count : counts)
+      count = random() % 3 == 0 ? 0 : random() >> random() % 64;
     counts[0] |= 1;
     const auto frequency = NormalizeCounts(counts);
-    EXPECT_EQ(std::accumulate(frequency.begin(), frequency.end(), 0u), kProbabilityOne);
-    for (size_t s = 0; s < counts.size(); ++s) EXPECT_EQ(frequency[s] > 0, counts[s] > 0);
+    EXPECT_EQ(std::accumulate(frequency.begin(), frequency.end(), 0u),
+              kProbabilityOne);
+    for (size_t s = 0; s < counts.size(); ++s)
+      EXPECT_EQ(frequency[s] > 0, counts[s] > 0);
   }
   EXPECT_EQ(NormalizeCounts({})[0], kProbabilityOne);
   const auto halves = NormalizeCounts({5, 0, 5});
@@ -74,9 +83,11 @@ TEST(Entropy, EveryBackendWritesTheSameAndReturnsTheSymbols) {
       Draw(rows, row_symbols, ++seed, &sample, symbols_end);
       const Bytes coded = *EncodeSymbols(sample.shape, sample.symbols);
       for (Backend backend : AvailableBackends()) {
-        EXPECT_EQ(*EncodeSymbols(sample.shape, sample.symbols, backend), coded) << BackendName(backend);
+        EXPECT_EQ(*EncodeSymbols(sample.shape, sample.symbols, backend), coded)
+            << BackendName(backend);
         std::vector<uint8_t> decoded(sample.symbols.size(), 0xee);
-        const absl::Status status = DecodeSymbols(sample.shape, coded, absl::MakeSpan(decoded), backend);
+        const absl::Status status = DecodeSymbols(
+            sample.shape, coded, absl::MakeSpan(decoded), backend);
         EXPECT_TRUE(status.ok()) << BackendName(backend) << " " << status;
         EXPECT_EQ(decoded, sample.symbols) << BackendName(backend);
       }
@@ -89,7 +100,9 @@ TEST(Entropy, SizeIsCloseToTheInformation) {
   Draw(2000, 64, 5, &sample);
   double bits = 0;
   for (size_t i = 0; i < sample.symbols.size(); ++i) {
-    bits -= std::log2(sample.tables[sample.table_of_row[i / 64]].frequency[sample.symbols[i]] / 4096.0);
+    bits -= std::log2(sample.tables[sample.table_of_row[i / 64]]
+                          .frequency[sample.symbols[i]] /
+                      4096.0);
   }
   const Bytes coded = *EncodeSymbols(sample.shape, sample.symbols);
   EXPECT_LT(coded.size(), bits / 8 * 1.01 + 32 * 4);
@@ -106,15 +119,20 @@ TEST_P(EntropyOf, DamageIsFoundAndNoByteOutsideIsRead) {
   std::mt19937 random(4);
   for (Backend backend : AvailableBackends()) {
     std::vector<uint8_t> decoded(sample.symbols.size());
-    // A copy of the exact size on the heap: the address sanitizer sees a read beyond.
+    // A copy of the exact size on the heap: the address sanitizer sees a read
+    // beyond.
     const auto code = [&](const Bytes& bytes) {
       const std::unique_ptr<uint8_t[]> exact(new uint8_t[bytes.size()]);
       std::copy(bytes.begin(), bytes.end(), exact.get());
-      return DecodeSymbols(sample.shape, {exact.get(), bytes.size()}, absl::MakeSpan(decoded), backend).code();
+      return DecodeSymbols(sample.shape, {exact.get(), bytes.size()},
+                           absl::MakeSpan(decoded), backend)
+          .code();
     };
     ASSERT_EQ(code(coded), absl::StatusCode::kOk);
     for (size_t size = 0; size < coded.size(); ++size) {
-      ASSERT_EQ(code(Bytes(coded.begin(), coded.begin() + size)), absl::StatusCode::kDataLoss) << size;
+      ASSERT_EQ(code(Bytes(coded.begin(), coded.begin() + size)),
+                absl::StatusCode::kDataLoss)
+          << size;
     }
     for (size_t more = 1; more <= 70; ++more) {
       Bytes longer = coded;
@@ -125,7 +143,8 @@ TEST_P(EntropyOf, DamageIsFoundAndNoByteOutsideIsRead) {
       Bytes damaged = coded;
       damaged[random() % damaged.size()] ^= 1 << random() % 8;
       const absl::StatusCode result = code(damaged);
-      // Undetected damage must be another valid stream: its symbols encode to just those bytes.
+      // Undetected damage must be another valid stream: its symbols encode to
+      // just those bytes.
       if (result == absl::StatusCode::kOk) {
         EXPECT_EQ(*EncodeSymbols(sample.shape, decoded), damaged);
         EXPECT_NE(decoded, sample.symbols);
@@ -145,7 +164,10 @@ TEST_P(EntropyOf, ArbitraryBytesNeverCrashAndBackendsAgreeOnThem) {
     for (uint8_t& byte : noise) byte = random();
     for (Backend backend : AvailableBackends()) {
       std::vector<uint8_t> decoded(sample.symbols.size());
-      EXPECT_FALSE(DecodeSymbols(sample.shape, noise, absl::MakeSpan(decoded), backend).ok()) << BackendName(backend);
+      EXPECT_FALSE(
+          DecodeSymbols(sample.shape, noise, absl::MakeSpan(decoded), backend)
+              .ok())
+          << BackendName(backend);
     }
   }
 }
@@ -156,11 +178,13 @@ TEST_P(EntropyOf, SymbolsWithoutAFrequencyAreRefused) {
   const std::vector<uint16_t> certain(4, 6);
   sample.shape.table_of_row = certain;
   for (Backend backend : AvailableBackends()) {
-    for (int symbol : {1, 31, 32, 64, 255}) {  // Symbol 0 is the one that can be.
+    // Symbol 0 is the one that can be.
+    for (int symbol : {1, 31, 32, 64, 255}) {
       std::vector<uint8_t> symbols(4 * 64);
       for (size_t place : {0, 31, 100, 255}) {
         symbols[place] = symbol;
-        EXPECT_EQ(EncodeSymbols(sample.shape, symbols, backend).status().code(), absl::StatusCode::kInvalidArgument);
+        EXPECT_EQ(EncodeSymbols(sample.shape, symbols, backend).status().code(),
+                  absl::StatusCode::kInvalidArgument);
         symbols[place] = 0;
       }
       EXPECT_TRUE(EncodeSymbols(sample.shape, symbols, backend).ok());
@@ -172,7 +196,9 @@ TEST(Entropy, RefusesShapesThatDoNotFit) {
   Sample sample;
   Draw(4, 64, 2, &sample);
   std::vector<uint8_t> symbols = sample.symbols;
-  const auto encode = [&](const EntropyShape& shape) { return EncodeSymbols(shape, symbols).status().code(); };
+  const auto encode = [&](const EntropyShape& shape) {
+    return EncodeSymbols(shape, symbols).status().code();
+  };
   EntropyShape shape = sample.shape;
   shape.row_symbols = 63;
   EXPECT_EQ(encode(shape), absl::StatusCode::kInvalidArgument);

@@ -22,7 +22,8 @@ Geometry Mixed() {
 }
 
 TEST(Heads, AreSharedInOrderAndReplicatedWhereThereAreFewerThanRanks) {
-  const std::vector<HeadRange> first = {{0, 2}, {0, 1}, {0, 1}}, last = {{6, 2}, {1, 1}, {0, 1}};
+  const std::vector<HeadRange> first = {{0, 2}, {0, 1}, {0, 1}},
+                               last = {{6, 2}, {1, 1}, {0, 1}};
   EXPECT_EQ(HeadsOfRank(Mixed(), 0, 4).value(), first);
   EXPECT_EQ(HeadsOfRank(Mixed(), 3, 4).value(), last);
   const std::vector<HeadRange> all = {{0, 8}, {0, 2}, {0, 1}};
@@ -32,7 +33,9 @@ TEST(Heads, AreSharedInOrderAndReplicatedWhereThereAreFewerThanRanks) {
 TEST(Heads, ThatCannotBeSharedAreRefusedByName) {
   const absl::Status status = HeadsOfRank(Mixed(), 0, 3).status();
   EXPECT_TRUE(absl::IsInvalidArgument(status));
-  EXPECT_NE(status.message().find("layer 0 has 8 KV heads, which 3 ranks"), absl::string_view::npos) << status;
+  EXPECT_NE(status.message().find("layer 0 has 8 KV heads, which 3 ranks"),
+            absl::string_view::npos)
+      << status;
   EXPECT_TRUE(absl::IsInvalidArgument(HeadsOfRank(Mixed(), 4, 4).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(HeadsOfRank(Mixed(), 0, 0).status()));
 }
@@ -46,10 +49,14 @@ TEST(Heads, PartsOfAllRanksMakeTheWholeAgain) {
     for (uint32_t ranks : {1, 2, 4, 8}) {
       Bytes again(whole.size(), 0);
       for (uint32_t rank = 0; rank < ranks; ++rank) {
-        const std::vector<HeadRange> heads = HeadsOfRank(geometry, rank, ranks).value();
-        Bytes part(RawBytes(WithHeads(geometry, heads), first, last, kTokens), 0);
-        TakeHeads(geometry, heads, first, last, kTokens, whole, absl::MakeSpan(part));
-        PutHeads(geometry, heads, first, last, kTokens, part, absl::MakeSpan(again));
+        const std::vector<HeadRange> heads =
+            HeadsOfRank(geometry, rank, ranks).value();
+        Bytes part(RawBytes(WithHeads(geometry, heads), first, last, kTokens),
+                   0);
+        TakeHeads(geometry, heads, first, last, kTokens, whole,
+                  absl::MakeSpan(part));
+        PutHeads(geometry, heads, first, last, kTokens, part,
+                 absl::MakeSpan(again));
       }
       EXPECT_EQ(again, whole) << ranks;
     }
@@ -66,7 +73,8 @@ TEST(Heads, PartIsTheRawFormOfPagesThatHoldThem) {
   Bytes part(whole.size() / 2);
   TakeHeads(geometry, heads, 1, 2, kTokens, whole, absl::MakeSpan(part));
   for (uint32_t t = 0; t < 2 * kTokens; ++t) {
-    for (uint32_t byte = 0; byte < 10; ++byte) EXPECT_EQ(part[t * 10 + byte], whole[t * 20 + 10 + byte]);
+    for (uint32_t byte = 0; byte < 10; ++byte)
+      EXPECT_EQ(part[t * 10 + byte], whole[t * 20 + 10 + byte]);
   }
 }
 

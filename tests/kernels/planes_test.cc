@@ -11,40 +11,46 @@
 namespace latentkv {
 namespace {
 
-Bytes Planes(const Bytes& values, uint32_t tokens, uint32_t channels, uint32_t element,
-             Backend backend = BestBackend()) {
+Bytes Planes(const Bytes& values, uint32_t tokens, uint32_t channels,
+             uint32_t element, Backend backend = BestBackend()) {
   Bytes planes(values.size());
-  SplitPlanes(values.data(), tokens, channels, element, planes.data(), planes.data() + size_t{tokens} * channels,
-              backend);
+  SplitPlanes(values.data(), tokens, channels, element, planes.data(),
+              planes.data() + size_t{tokens} * channels, backend);
   return planes;
 }
 
-Bytes Merged(const Bytes& planes, uint32_t tokens, uint32_t channels, uint32_t element,
-             Backend backend = BestBackend()) {
+Bytes Merged(const Bytes& planes, uint32_t tokens, uint32_t channels,
+             uint32_t element, Backend backend = BestBackend()) {
   Bytes values(planes.size());
-  MergePlanes(planes.data(), planes.data() + size_t{tokens} * channels, tokens, channels, element, values.data(),
-              backend);
+  MergePlanes(planes.data(), planes.data() + size_t{tokens} * channels, tokens,
+              channels, element, values.data(), backend);
   return values;
 }
 
 // By the definition, a bit at a time.
-Bytes Definition(const Bytes& values, uint32_t tokens, uint32_t channels, uint32_t element) {
+Bytes Definition(const Bytes& values, uint32_t tokens, uint32_t channels,
+                 uint32_t element) {
   Bytes planes(values.size());
   const uint32_t bits = 8 * element;
   for (uint32_t t = 0; t < tokens; ++t) {
     for (uint32_t c = 0; c < channels; ++c) {
-      const uint8_t* value = values.data() + (size_t{t} * channels + c) * element;
+      const uint8_t* value =
+          values.data() + (size_t{t} * channels + c) * element;
       for (uint32_t bit = 0; bit < bits; ++bit) {
-        const uint32_t turned = (bit + 1) % bits, plane = element - 1 - turned / 8;
+        const uint32_t turned = (bit + 1) % bits,
+                       plane = element - 1 - turned / 8;
         const uint32_t set = value[bit / 8] >> bit % 8 & 1;
-        planes[(size_t{plane} * channels + c) * tokens + t] |= set << turned % 8;
+        planes[(size_t{plane} * channels + c) * tokens + t] |= set
+                                                               << turned % 8;
       }
     }
   }
   return planes;
 }
 
-class PlanesOfShape : public testing::TestWithParam<std::tuple<uint32_t, uint32_t, uint32_t>> {};
+class PlanesOfShape
+    : public testing::TestWithParam<std::tuple<uint32_t, uint32_t, uint32_t>> {
+};
 
 TEST_P(PlanesOfShape, AreTheDefinitionsAndMergeBack) {
   const auto [element, tokens, channels] = GetParam();
@@ -53,24 +59,31 @@ TEST_P(PlanesOfShape, AreTheDefinitionsAndMergeBack) {
   for (uint8_t& byte : values) byte = random();
   for (Backend backend : AvailableBackends()) {
     const Bytes planes = Planes(values, tokens, channels, element, backend);
-    EXPECT_EQ(planes, Definition(values, tokens, channels, element)) << BackendName(backend);
-    EXPECT_EQ(Merged(planes, tokens, channels, element, backend), values) << BackendName(backend);
+    EXPECT_EQ(planes, Definition(values, tokens, channels, element))
+        << BackendName(backend);
+    EXPECT_EQ(Merged(planes, tokens, channels, element, backend), values)
+        << BackendName(backend);
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, PlanesOfShape,
-                         testing::Combine(testing::Values(1, 2, 4), testing::Values(1, 7, 8, 32, 64, 65),
-                                          testing::Values(1, 2, 8, 9, 64, 131)));
+                         testing::Combine(testing::Values(1, 2, 4),
+                                          testing::Values(1, 7, 8, 32, 64, 65),
+                                          testing::Values(1, 2, 8, 9, 64,
+                                                          131)));
 
 TEST(Planes, EveryPatternOfTwoBytesComesBack) {
   constexpr uint32_t kTokens = 64, kChannels = 1024;
   Bytes values;
   ByteWriter writer(&values);
   for (uint32_t bits = 0; bits < 1u << 16; ++bits) writer.Put<uint16_t>(bits);
-  EXPECT_EQ(Merged(Planes(values, kTokens, kChannels, 2), kTokens, kChannels, 2), values);
+  EXPECT_EQ(
+      Merged(Planes(values, kTokens, kChannels, 2), kTokens, kChannels, 2),
+      values);
 }
 
-// The first plane of bf16 is its exponent, whatever the sign: that is what makes it worth coding.
+// The first plane of bf16 is its exponent, whatever the sign: that is what
+// makes it worth coding.
 TEST(Planes, TheFirstHoldsTheExponentWithoutTheSign) {
   Bytes values;
   ByteWriter writer(&values);
@@ -82,10 +95,13 @@ TEST(Planes, TheFirstHoldsTheExponentWithoutTheSign) {
 TEST(Planes, NothingNeedBeAligned) {
   std::mt19937 random(2);
   for (uint32_t element : {1, 2, 4}) {
-    Bytes values(64 * 33 * element + 1), planes(values.size()), back(values.size());
+    Bytes values(64 * 33 * element + 1), planes(values.size()),
+        back(values.size());
     for (uint8_t& byte : values) byte = random();
-    SplitPlanes(values.data() + 1, 64, 33, element, planes.data() + 1, planes.data() + 1 + 64 * 33);
-    MergePlanes(planes.data() + 1, planes.data() + 1 + 64 * 33, 64, 33, element, back.data() + 1);
+    SplitPlanes(values.data() + 1, 64, 33, element, planes.data() + 1,
+                planes.data() + 1 + 64 * 33);
+    MergePlanes(planes.data() + 1, planes.data() + 1 + 64 * 33, 64, 33, element,
+                back.data() + 1);
     back[0] = values[0];
     EXPECT_EQ(back, values);
   }

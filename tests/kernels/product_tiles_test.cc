@@ -1,4 +1,5 @@
-// Which channel of the basis each place in the pages is made from. Needs no device.
+// Which channel of the basis each place in the pages is made from. Needs no
+// device.
 #include "kernels/cuda/product_tiles.h"
 
 #include <gtest/gtest.h>
@@ -24,13 +25,18 @@ Channels ChannelsOf(const ProductTiles& tiles) {
       const int32_t channel = tiles.channels[t * kTileChannels + n];
       EXPECT_EQ(target.part < 0, channel < 0);
       if (target.part < 0) continue;
-      EXPECT_TRUE(channels.emplace(std::tuple(target.part, target.head, target.dim + i % 4 * 2 + e), channel).second);
+      EXPECT_TRUE(channels
+                      .emplace(std::tuple(target.part, target.head,
+                                          target.dim + i % 4 * 2 + e),
+                               channel)
+                      .second);
     }
   }
   return channels;
 }
 
-Geometry TwoLayers(uint32_t heads, uint32_t dims, uint32_t rotary_dim, RotaryPairing pairing) {
+Geometry TwoLayers(uint32_t heads, uint32_t dims, uint32_t rotary_dim,
+                   RotaryPairing pairing) {
   LayerGeometry layer;
   layer.kv_heads = heads;
   layer.head_dim = dims;
@@ -41,17 +47,24 @@ Geometry TwoLayers(uint32_t heads, uint32_t dims, uint32_t rotary_dim, RotaryPai
 
 TEST(ProductTiles, OfARankAreThoseOfItsHeadsWhateverTheirSize) {
   for (const auto& [dims, rotary_dim, pairing] :
-       {std::tuple{64u, 64u, RotaryPairing::kHalves}, {96u, 96u, RotaryPairing::kHalves},
-        {128u, 128u, RotaryPairing::kHalves}, {256u, 256u, RotaryPairing::kHalves},
-        {80u, 32u, RotaryPairing::kHalves}, {64u, 32u, RotaryPairing::kNeighbours}, {64u, 0u, RotaryPairing::kNone}}) {
+       {std::tuple{64u, 64u, RotaryPairing::kHalves},
+        {96u, 96u, RotaryPairing::kHalves},
+        {128u, 128u, RotaryPairing::kHalves},
+        {256u, 256u, RotaryPairing::kHalves},
+        {80u, 32u, RotaryPairing::kHalves},
+        {64u, 32u, RotaryPairing::kNeighbours},
+        {64u, 0u, RotaryPairing::kNone}}) {
     const Geometry geometry = TwoLayers(4, dims, rotary_dim, pairing);
-    const Channels whole = ChannelsOf(MakeProductTiles(geometry, 0, 2, {0, 0}).value());
+    const Channels whole =
+        ChannelsOf(MakeProductTiles(geometry, 0, 2, {0, 0}).value());
     ASSERT_EQ(whole.size(), 2 * 2 * 4 * dims);
     for (uint32_t ranks : {2, 4}) {
       size_t placed = 0;
       for (uint32_t rank = 0; rank < ranks; ++rank) {
-        const std::vector<HeadRange> heads = HeadsOfRank(geometry, rank, ranks).value();
-        const Channels own = ChannelsOf(MakeProductTiles(geometry, 0, 2, {0, 0}, heads).value());
+        const std::vector<HeadRange> heads =
+            HeadsOfRank(geometry, rank, ranks).value();
+        const Channels own =
+            ChannelsOf(MakeProductTiles(geometry, 0, 2, {0, 0}, heads).value());
         for (const auto& [place, channel] : own) {
           const auto [part, head, dim] = place;
           EXPECT_EQ(channel, whole.at({part, heads[0].first + head, dim}));
@@ -68,7 +81,8 @@ TEST(ProductTiles, OfARankAreAsManyFewer) {
   const Geometry geometry = TwoLayers(8, 128, 128, RotaryPairing::kHalves);
   const size_t whole = MakeProductTiles(geometry, 0, 2, {0, 0})->tiles.size();
   const std::vector<HeadRange> heads = HeadsOfRank(geometry, 3, 4).value();
-  EXPECT_EQ(MakeProductTiles(geometry, 0, 2, {0, 0}, heads)->tiles.size() * 4, whole);
+  EXPECT_EQ(MakeProductTiles(geometry, 0, 2, {0, 0}, heads)->tiles.size() * 4,
+            whole);
 }
 
 }  // namespace

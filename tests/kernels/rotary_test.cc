@@ -10,7 +10,8 @@
 namespace latentkv {
 namespace {
 
-LayerGeometry Layer(uint32_t heads, uint32_t dim, uint32_t rotary_dim, RotaryPairing pairing, float scale) {
+LayerGeometry Layer(uint32_t heads, uint32_t dim, uint32_t rotary_dim,
+                    RotaryPairing pairing, float scale) {
   LayerGeometry layer;
   layer.kv_heads = heads;
   layer.head_dim = dim;
@@ -23,9 +24,12 @@ LayerGeometry Layer(uint32_t heads, uint32_t dim, uint32_t rotary_dim, RotaryPai
 }
 
 const LayerGeometry kLayers[] = {
-    Layer(3, 64, 64, RotaryPairing::kHalves, 1),     Layer(2, 128, 96, RotaryPairing::kHalves, 1.25f),
-    Layer(1, 20, 20, RotaryPairing::kHalves, 1),     Layer(2, 64, 64, RotaryPairing::kNeighbours, 1),
-    Layer(3, 22, 14, RotaryPairing::kNeighbours, 2), Layer(2, 16, 0, RotaryPairing::kNone, 1),
+    Layer(3, 64, 64, RotaryPairing::kHalves, 1),
+    Layer(2, 128, 96, RotaryPairing::kHalves, 1.25f),
+    Layer(1, 20, 20, RotaryPairing::kHalves, 1),
+    Layer(2, 64, 64, RotaryPairing::kNeighbours, 1),
+    Layer(3, 22, 14, RotaryPairing::kNeighbours, 2),
+    Layer(2, 16, 0, RotaryPairing::kNone, 1),
 };
 
 std::vector<float> Noise(size_t count, uint32_t seed) {
@@ -55,8 +59,10 @@ TEST(Rotate, TurnsEachPairByPositionTimesFrequency) {
       const size_t apart = halves ? pairs : 1;
       const double angle = (first + token) * layer.inverse_frequencies[pair];
       const double other = before[second ? at - apart : at + apart];
-      const double expected = before[at] * std::cos(angle) + (second ? other : -other) * std::sin(angle);
-      ASSERT_NEAR(keys[at], layer.rotary_scale * expected, 2e-6 * (1 + std::abs(expected)));
+      const double expected = before[at] * std::cos(angle) +
+                              (second ? other : -other) * std::sin(angle);
+      ASSERT_NEAR(keys[at], layer.rotary_scale * expected,
+                  2e-6 * (1 + std::abs(expected)));
     }
   }
 }
@@ -69,7 +75,8 @@ TEST(Rotate, UnrotateBringsTheKeysBack) {
     Rotate(layer, table, keys.data(), layer.KvChannels());
     EXPECT_EQ(keys == before, layer.rotary_dim == 0);
     Unrotate(layer, table, keys.data(), layer.KvChannels());
-    for (size_t i = 0; i < keys.size(); ++i) ASSERT_NEAR(keys[i], before[i], 2e-6);
+    for (size_t i = 0; i < keys.size(); ++i)
+      ASSERT_NEAR(keys[i], before[i], 2e-6);
   }
 }
 
@@ -79,11 +86,16 @@ TEST(Rotate, EveryBackendGivesTheSameBits) {
     for (const bool undo : {false, true}) {
       std::vector<float> expected = Noise(64 * layer.KvChannels(), 3);
       const std::vector<float> before = expected;
-      (undo ? Unrotate : Rotate)(layer, table, expected.data(), layer.KvChannels(), Backend::kPortable);
+      (undo ? Unrotate : Rotate)(layer, table, expected.data(),
+                                 layer.KvChannels(), Backend::kPortable);
       for (Backend backend : AvailableBackends()) {
         std::vector<float> keys = before;
-        (undo ? Unrotate : Rotate)(layer, table, keys.data(), layer.KvChannels(), backend);
-        EXPECT_EQ(std::memcmp(keys.data(), expected.data(), keys.size() * sizeof(float)), 0) << BackendName(backend);
+        (undo ? Unrotate : Rotate)(layer, table, keys.data(),
+                                   layer.KvChannels(), backend);
+        EXPECT_EQ(std::memcmp(keys.data(), expected.data(),
+                              keys.size() * sizeof(float)),
+                  0)
+            << BackendName(backend);
       }
     }
   }
@@ -94,14 +106,18 @@ TEST(FromFloat, EveryValueOfTheTypeComesBackAsItself) {
     const uint32_t width = DTypeBytes(dtype);
     const uint32_t values = 1u << 8 * width;
     Bytes all(values * width), back(all.size());
-    for (uint32_t i = 0; i < values; ++i) std::memcpy(all.data() + i * width, &i, width);
+    for (uint32_t i = 0; i < values; ++i)
+      std::memcpy(all.data() + i * width, &i, width);
     for (Backend backend : AvailableBackends()) {
       std::vector<float> floats(values);
       ToFloat(dtype, all.data(), values, floats.data(), backend);
       FromFloat(dtype, floats.data(), values, back.data(), backend);
       for (uint32_t i = 0; i < values; ++i) {
         if (std::isnan(floats[i])) continue;
-        ASSERT_EQ(std::memcmp(all.data() + i * width, back.data() + i * width, width), 0) << i;
+        ASSERT_EQ(
+            std::memcmp(all.data() + i * width, back.data() + i * width, width),
+            0)
+            << i;
       }
     }
   }
@@ -130,12 +146,15 @@ TEST(FromFloat, RoundsToTheNearestAndTiesToEven) {
 TEST(FromFloat, EveryBackendGivesTheSameBitsForAnyFloat) {
   std::mt19937 random(9);
   std::vector<float> floats(200003);
-  for (float& value : floats) value = std::bit_cast<float>(static_cast<uint32_t>(random()));
+  for (float& value : floats)
+    value = std::bit_cast<float>(static_cast<uint32_t>(random()));
   for (size_t i = 0; i < floats.size(); i += 3) floats[i] = i * 1e-6f;
-  for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3}) {
+  for (const DType dtype :
+       {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3}) {
     const size_t bytes = floats.size() * DTypeBytes(dtype);
     Bytes expected(bytes), got(bytes);
-    FromFloat(dtype, floats.data(), floats.size(), expected.data(), Backend::kPortable);
+    FromFloat(dtype, floats.data(), floats.size(), expected.data(),
+              Backend::kPortable);
     for (Backend backend : AvailableBackends()) {
       FromFloat(dtype, floats.data(), floats.size(), got.data(), backend);
       EXPECT_EQ(got, expected) << BackendName(backend);
@@ -145,7 +164,8 @@ TEST(FromFloat, EveryBackendGivesTheSameBitsForAnyFloat) {
 
 TEST(FromFloat, ANanStaysANan) {
   const std::vector<float> nans(33, std::bit_cast<float>(0x7f800001u));
-  for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3}) {
+  for (const DType dtype :
+       {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4M3}) {
     for (Backend backend : AvailableBackends()) {
       Bytes bytes(33 * DTypeBytes(dtype));
       std::vector<float> back(33, 0);

@@ -17,9 +17,11 @@ namespace latentkv {
 
 class DaemonProcess {
  public:
-  // `in_child` runs in it before the executable; it may call what is safe after a fork.
+  // `in_child` runs in it before the executable; it may call what is safe after
+  // a fork.
   explicit DaemonProcess(
-      std::vector<std::string> arguments, const std::function<void()>& in_child = [] {}) {
+      std::vector<std::string> arguments,
+      const std::function<void()>& in_child = [] {}) {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0) return;
     arguments.insert(arguments.begin(), LATENTKVD_PATH);
@@ -48,29 +50,35 @@ class DaemonProcess {
   std::string Address() {
     const std::string start = "latentkvd listening on ";
     char line[4096];
-    while (output_ != nullptr && fgets(line, sizeof(line), output_) != nullptr) {
+    while (output_ != nullptr &&
+           fgets(line, sizeof(line), output_) != nullptr) {
       const std::string text(line);
-      if (text.rfind(start, 0) == 0) return text.substr(start.size(), text.find('\n') - start.size());
+      if (text.rfind(start, 0) == 0)
+        return text.substr(start.size(), text.find('\n') - start.size());
     }
     return "";
   }
   std::string ReadAll() {
     std::string all;
     char line[4096];
-    while (output_ != nullptr && fgets(line, sizeof(line), output_) != nullptr) all += line;
+    while (output_ != nullptr && fgets(line, sizeof(line), output_) != nullptr)
+      all += line;
     return all;
   }
   void Signal(int signal) { kill(pid_, signal); }
-  // Sends `signal` (0: none) and waits; the status of waitpid. Shows what the daemon says if that is not how it ends.
+  // Sends `signal` (0: none) and waits; the status of waitpid. Shows what the
+  // daemon says if that is not how it ends.
   int End(int signal) {
     int status = -1;
     const bool early = signal != 0 && waitpid(pid_, &status, WNOHANG) == pid_;
     if (signal != 0 && !early) kill(pid_, signal);
     if (!early) waitpid(pid_, &status, 0);
     pid_ = -1;
-    const bool killed = !early && WIFSIGNALED(status) && WTERMSIG(status) == signal;
+    const bool killed =
+        !early && WIFSIGNALED(status) && WTERMSIG(status) == signal;
     if (signal != 0 && !killed && (early || status != 0)) {
-      std::fprintf(stderr, "latentkvd ended %s with %d: %s\n", early ? "early" : "", status, ReadAll().c_str());
+      std::fprintf(stderr, "latentkvd ended %s with %d: %s\n",
+                   early ? "early" : "", status, ReadAll().c_str());
     }
     return status;
   }

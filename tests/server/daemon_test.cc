@@ -19,23 +19,31 @@ using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
 // One message there and one back, as bytes.
-std::string Exchange(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
-                     const std::string& request) {
-  using Stream = grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer, grpc::ByteBuffer>;
+std::string Exchange(const std::shared_ptr<grpc::Channel>& channel,
+                     const std::string& method, const std::string& request) {
+  using Stream = grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer,
+                                                           grpc::ByteBuffer>;
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
-  std::unique_ptr<grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>> stream(Stream::Create(
-      channel.get(), grpc::internal::RpcMethod(method.c_str(), grpc::internal::RpcMethod::BIDI_STREAMING), &context));
+  context.set_deadline(std::chrono::system_clock::now() +
+                       std::chrono::seconds(10));
+  std::unique_ptr<grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>>
+      stream(Stream::Create(
+          channel.get(),
+          grpc::internal::RpcMethod(method.c_str(),
+                                    grpc::internal::RpcMethod::BIDI_STREAMING),
+          &context));
   const grpc::Slice slice(request);
   stream->Write(grpc::ByteBuffer(&slice, 1));
   stream->WritesDone();
   grpc::ByteBuffer answer;
   grpc::Slice bytes;
-  if (!stream->Read(&answer) || !answer.DumpToSingleSlice(&bytes).ok()) return "no answer";
+  if (!stream->Read(&answer) || !answer.DumpToSingleSlice(&bytes).ok())
+    return "no answer";
   while (stream->Read(&answer)) {
   }
   EXPECT_TRUE(stream->Finish().ok());
-  return std::string(reinterpret_cast<const char*>(bytes.begin()), bytes.size());
+  return std::string(reinterpret_cast<const char*>(bytes.begin()),
+                     bytes.size());
 }
 
 sockaddr_in Loopback(int port) {
@@ -59,12 +67,16 @@ int FreePort() {
 std::string HttpGet(int port, const std::string& path) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   const sockaddr_in address = Loopback(port);
-  EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  EXPECT_EQ(
+      connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)),
+      0);
   const std::string request = "GET " + path + " HTTP/1.0\r\n\r\n";
-  EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+  EXPECT_EQ(write(fd, request.data(), request.size()),
+            static_cast<ssize_t>(request.size()));
   std::string answer;
   char part[4096];
-  for (ssize_t count; (count = read(fd, part, sizeof(part))) > 0;) answer.append(part, count);
+  for (ssize_t count; (count = read(fd, part, sizeof(part))) > 0;)
+    answer.append(part, count);
   close(fd);
   return answer;
 }
@@ -72,7 +84,8 @@ std::string HttpGet(int port, const std::string& path) {
 class DaemonTest : public ::testing::Test {
  protected:
   std::vector<std::string> Flags() const {
-    return {"--data", folder_.path() + "/data", "--listen", "127.0.0.1:0", "--capacity-bytes", "1GiB"};
+    return {"--data",      folder_.path() + "/data", "--listen",
+            "127.0.0.1:0", "--capacity-bytes",       "1GiB"};
   }
 
   ScratchFolder folder_;
@@ -91,8 +104,10 @@ TEST_F(DaemonTest, AcknowledgedFramesSurviveKill9) {
     auto channel = *MakeGrpcChannel(address);
     auto statuses = StoreFrames(channel.get(), frames);
     ASSERT_THAT(statuses, SizeIs(frames.size()));
-    for (const absl::Status& status : statuses) ASSERT_TRUE(status.ok()) << status;
-    ASSERT_TRUE(channel->PutSession(session, CallLimits::In(absl::Seconds(10))).ok());
+    for (const absl::Status& status : statuses)
+      ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE(
+        channel->PutSession(session, CallLimits::In(absl::Seconds(10))).ok());
     const int status = daemon.End(SIGKILL);
     ASSERT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
   }
@@ -107,7 +122,8 @@ TEST_F(DaemonTest, AcknowledgedFramesSurviveKill9) {
   ASSERT_THAT(answer->records, SizeIs(frames.size()));
   FetchedFrames fetched = FetchFrames(channel.get(), answer->records);
   ASSERT_TRUE(fetched.status.ok()) << fetched.status;
-  for (size_t i = 0; i < frames.size(); ++i) EXPECT_EQ(fetched.frames[i], *frames[i]) << i;
+  for (size_t i = 0; i < frames.size(); ++i)
+    EXPECT_EQ(fetched.frames[i], *frames[i]) << i;
   auto kept = channel->GetSession("talk", CallLimits::In(absl::Seconds(10)));
   ASSERT_TRUE(kept.ok()) << kept.status();
   EXPECT_EQ(kept->record, "said");
@@ -132,12 +148,17 @@ TEST_F(DaemonTest, AnswersHealthAndReflection) {
   DaemonProcess daemon(Flags());
   const std::string address = daemon.Address();
   ASSERT_FALSE(address.empty());
-  auto channel = grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
-  // HealthCheckRequest{} is empty, and HealthCheckResponse{SERVING} is its field 1 as 1.
-  EXPECT_EQ(Exchange(channel, "/grpc.health.v1.Health/Check", ""), std::string("\x08\x01", 2));
+  auto channel =
+      grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
+  // HealthCheckRequest{} is empty, and HealthCheckResponse{SERVING} is its
+  // field 1 as 1.
+  EXPECT_EQ(Exchange(channel, "/grpc.health.v1.Health/Check", ""),
+            std::string("\x08\x01", 2));
   // ServerReflectionRequest{list_services: ""}.
   EXPECT_THAT(
-      Exchange(channel, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", std::string("\x3a\0", 2)),
+      Exchange(channel,
+               "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+               std::string("\x3a\0", 2)),
       AllOf(HasSubstr("latentkv.v1.Cache"), HasSubstr("latentkv.v1.Admin")));
 }
 
@@ -157,7 +178,8 @@ TEST_F(DaemonTest, ServesPrometheusMetrics) {
 }
 
 TEST_F(DaemonTest, ASocketLeftBehindByAKillIsTakenOver) {
-  const std::vector<std::string> flags = {"--data", folder_.path() + "/data", "--listen",
+  const std::vector<std::string> flags = {"--data", folder_.path() + "/data",
+                                          "--listen",
                                           "unix:" + folder_.path() + "/socket"};
   for (int start = 0; start < 2; ++start) {
     DaemonProcess daemon(flags);
@@ -170,8 +192,10 @@ TEST_F(DaemonTest, ASocketLeftBehindByAKillIsTakenOver) {
 }
 
 TEST_F(DaemonTest, AddressThatOthersReachIsRefusedWithTheReason) {
-  DaemonProcess daemon({"--data", folder_.path() + "/data", "--listen", "0.0.0.0:7430"});
-  EXPECT_THAT(daemon.ReadAll(), HasSubstr("can be reached from other machines"));
+  DaemonProcess daemon(
+      {"--data", folder_.path() + "/data", "--listen", "0.0.0.0:7430"});
+  EXPECT_THAT(daemon.ReadAll(),
+              HasSubstr("can be reached from other machines"));
   EXPECT_EQ(WEXITSTATUS(daemon.End(0)), 2);
 }
 
@@ -179,7 +203,8 @@ TEST_F(DaemonTest, SecondDaemonOnTheSameAddressFails) {
   DaemonProcess first(Flags());
   const std::string address = first.Address();
   ASSERT_FALSE(address.empty());
-  DaemonProcess second({"--data", folder_.path() + "/other", "--listen", address});
+  DaemonProcess second(
+      {"--data", folder_.path() + "/other", "--listen", address});
   EXPECT_THAT(second.ReadAll(), HasSubstr("cannot listen"));
   EXPECT_EQ(WEXITSTATUS(second.End(0)), 1);
 }

@@ -1,4 +1,5 @@
-// The executable on a disk that refuses to store: it says so, reads go on, and storing goes on when there is space.
+// The executable on a disk that refuses to store: it says so, reads go on, and
+// storing goes on when there is space.
 #include <sys/resource.h>
 
 #include "gtest/gtest.h"
@@ -12,21 +13,26 @@ namespace {
 
 constexpr size_t kSectionBytes = 128 << 10;
 
-std::shared_ptr<const Bytes> Frame(uint32_t block) { return TestFrame(block, 2, kSectionBytes); }
+std::shared_ptr<const Bytes> Frame(uint32_t block) {
+  return TestFrame(block, 2, kSectionBytes);
+}
 
-// Stores until the daemon refuses; how many were stored. The stream outlives the refusal.
+// Stores until the daemon refuses; how many were stored. The stream outlives
+// the refusal.
 uint32_t StoreUntilRefused(CacheChannel* channel) {
   std::vector<std::shared_ptr<const Bytes>> frames;
   for (uint32_t block = 0; block < 300; ++block) frames.push_back(Frame(block));
   absl::Status finish;
-  const std::vector<absl::Status> statuses = StoreFrames(channel, frames, &finish);
+  const std::vector<absl::Status> statuses =
+      StoreFrames(channel, frames, &finish);
   EXPECT_TRUE(finish.ok()) << finish;
   EXPECT_EQ(statuses.size(), frames.size());
   uint32_t stored = 0;
   while (stored < statuses.size() && statuses[stored].ok()) ++stored;
   EXPECT_LT(stored, frames.size());
   for (size_t i = stored; i < statuses.size(); ++i) {
-    EXPECT_TRUE(statuses[i].ok() || absl::IsResourceExhausted(statuses[i])) << statuses[i];
+    EXPECT_TRUE(statuses[i].ok() || absl::IsResourceExhausted(statuses[i]))
+        << statuses[i];
   }
   return stored;
 }
@@ -39,7 +45,8 @@ void ExpectPrefix(CacheChannel* channel, uint32_t count) {
   ASSERT_EQ(answer->records.size(), count);
   const FetchedFrames fetched = FetchFrames(channel, answer->records);
   ASSERT_TRUE(fetched.status.ok()) << fetched.status;
-  for (uint32_t block = 0; block < count; ++block) EXPECT_TRUE(fetched.frames[block] == *Frame(block)) << block;
+  for (uint32_t block = 0; block < count; ++block)
+    EXPECT_TRUE(fetched.frames[block] == *Frame(block)) << block;
 }
 
 // Tries for half a minute, as recovery happens in the background.
@@ -54,7 +61,9 @@ absl::Status StoreSoon(CacheChannel* channel, uint32_t block) {
 }
 
 std::vector<std::string> Flags(const std::string& folder) {
-  return {"--data", folder + "/data", "--listen", "127.0.0.1:0", "--memory-bytes", "0", "--log-level", "warn"};
+  return {
+      "--data", folder + "/data", "--listen", "127.0.0.1:0", "--memory-bytes",
+      "0",      "--log-level",    "warn"};
 }
 
 TEST(DaemonDiskFullTest, RefusesWithResourceExhaustedAndGoesOnReading) {
@@ -70,17 +79,20 @@ TEST(DaemonDiskFullTest, RefusesWithResourceExhaustedAndGoesOnReading) {
     EXPECT_GT(stored, 10u);
     ExpectPrefix(channel.get(), stored);
     const auto stats = channel->Stats(CallLimits::In(absl::Seconds(10)));
-    ASSERT_TRUE(stats.ok()) << stats.status();  // Else the end of `daemon` shows what it said.
+    // Else the end of `daemon` shows what it said.
+    ASSERT_TRUE(stats.ok()) << stats.status();
     EXPECT_GT(stats->stores_refused, 0u);
     RemoteSession session;
     session.name = "talk";
     session.record = std::string(1 << 20, 'x');
-    EXPECT_TRUE(absl::IsResourceExhausted(channel->PutSession(session, CallLimits::In(absl::Seconds(10)))));
+    EXPECT_TRUE(absl::IsResourceExhausted(
+        channel->PutSession(session, CallLimits::In(absl::Seconds(10)))));
 
     disk.DropBallast();
     const absl::Status again = StoreSoon(channel.get(), stored);
     EXPECT_TRUE(again.ok()) << again;
-    EXPECT_TRUE(channel->PutSession(session, CallLimits::In(absl::Seconds(10))).ok());
+    EXPECT_TRUE(
+        channel->PutSession(session, CallLimits::In(absl::Seconds(10))).ok());
     ExpectPrefix(channel.get(), stored + 1);
     daemon.End(SIGKILL);
   }
@@ -89,7 +101,8 @@ TEST(DaemonDiskFullTest, RefusesWithResourceExhaustedAndGoesOnReading) {
   ASSERT_FALSE(address.empty());
   auto channel = *MakeGrpcChannel(address);
   ExpectPrefix(channel.get(), stored + 1);
-  EXPECT_TRUE(channel->GetSession("talk", CallLimits::In(absl::Seconds(10))).ok());
+  EXPECT_TRUE(
+      channel->GetSession("talk", CallLimits::In(absl::Seconds(10))).ok());
 }
 
 TEST(DaemonDiskFullTest, AFileSizeLimitIsAFullDisk) {

@@ -1,4 +1,5 @@
-// kill -9 of the executable in the middle of stores: after each restart, what it acknowledged is there and whole.
+// kill -9 of the executable in the middle of stores: after each restart, what
+// it acknowledged is there and whole.
 #include <atomic>
 #include <random>
 #include <thread>
@@ -16,24 +17,28 @@ constexpr int kKills = 50;
 
 CallLimits Patient() { return CallLimits::In(absl::Seconds(60)); }
 
-// Of many sizes, so that records of the log begin and end everywhere in its blocks.
+// Of many sizes, so that records of the log begin and end everywhere in its
+// blocks.
 std::shared_ptr<const Bytes> KillFrame(uint32_t chain, uint32_t block) {
-  return TestFrame(block, 2, 500 + (block * 7919u + chain * 104729u) % 60000, chain);
+  return TestFrame(block, 2, 500 + (block * 7919u + chain * 104729u) % 60000,
+                   chain);
 }
 
 class KillTest : public ::testing::Test {
  protected:
   // Starts the daemon, which must come up on what the last kill left.
   void StartDaemon(const std::string& capacity) {
-    daemon_ = std::make_unique<DaemonProcess>(std::vector<std::string>{"--data", folder_.path() + "/data", "--listen",
-                                                                       "127.0.0.1:0", "--capacity-bytes", capacity});
+    daemon_ = std::make_unique<DaemonProcess>(
+        std::vector<std::string>{"--data", folder_.path() + "/data", "--listen",
+                                 "127.0.0.1:0", "--capacity-bytes", capacity});
     const std::string address = daemon_->Address();
     ASSERT_FALSE(address.empty());
     channel_ = *MakeGrpcChannel(address);
   }
 
-  // Stores a chain, block behind block without waiting, and kills the daemon `life` after it acknowledged `count`
-  // blocks. How many it acknowledged, and how many were sent at most.
+  // Stores a chain, block behind block without waiting, and kills the daemon
+  // `life` after it acknowledged `count` blocks. How many it acknowledged, and
+  // how many were sent at most.
   struct Chain {
     uint32_t acknowledged = 0, sent = 0;
   };
@@ -45,7 +50,9 @@ class KillTest : public ::testing::Test {
       for (uint32_t block = 0; block < kChainBlocksMax; ++block) {
         const Digest parent = block == 0 ? Digest{} : TestKey(block - 1, chain);
         ++sent;
-        if (!stream->Send({block, parent, block % 16 == 0, KillFrame(chain, block)})) return;
+        if (!stream->Send(
+                {block, parent, block % 16 == 0, KillFrame(chain, block)}))
+          return;
       }
     });
     std::thread killer;
@@ -57,7 +64,8 @@ class KillTest : public ::testing::Test {
       killer = std::thread([&] {
         absl::SleepFor(life);
         const int status = daemon_->End(SIGKILL);
-        EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << "the daemon ended by itself: " << status;
+        EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+            << "the daemon ended by itself: " << status;
       });
     }
     EXPECT_FALSE(stream->Finish().ok());
@@ -67,19 +75,22 @@ class KillTest : public ::testing::Test {
     return stored;
   }
 
-  // Fetches blocks [0, count) of a chain, whether found or not; the bytes of those that are there, each of them whole.
+  // Fetches blocks [0, count) of a chain, whether found or not; the bytes of
+  // those that are there, each of them whole.
   struct Found {
     uint64_t records = 0, bytes = 0;
   };
   Found FetchWhole(uint32_t chain, uint32_t count) {
     std::vector<RemoteRecord> records;
-    for (uint32_t block = 0; block < count; ++block) records.push_back({TestKey(block, chain), Encoding::Exact()});
+    for (uint32_t block = 0; block < count; ++block)
+      records.push_back({TestKey(block, chain), Encoding::Exact()});
     const FetchedFrames fetched = FetchFrames(channel_.get(), records);
     EXPECT_TRUE(fetched.status.ok()) << fetched.status;
     Found found;
     for (uint32_t block = 0; block < count; ++block) {
       if (fetched.missing[block]) continue;
-      EXPECT_TRUE(fetched.frames[block] == *KillFrame(chain, block)) << chain << "/" << block;
+      EXPECT_TRUE(fetched.frames[block] == *KillFrame(chain, block))
+          << chain << "/" << block;
       ++found.records;
       found.bytes += fetched.frames[block].size();
     }
@@ -104,15 +115,19 @@ TEST_F(KillTest, EveryAcknowledgedFrameIsThereAndWhole) {
   std::vector<Chain> chains;
   uint64_t acknowledged = 0;
   for (int round = 0; round < kKills; ++round) {
-    // Above what all rounds store, so that nothing may be missing because it was evicted.
+    // Above what all rounds store, so that nothing may be missing because it
+    // was evicted.
     StartDaemon("16GiB");
     for (uint32_t chain = 0; chain < chains.size(); ++chain) {
-      ASSERT_GE(PrefixOf(chain, chains[chain].sent), chains[chain].acknowledged) << "round " << round;
+      ASSERT_GE(PrefixOf(chain, chains[chain].sent), chains[chain].acknowledged)
+          << "round " << round;
     }
     if (round > 0) {
-      ASSERT_GE(FetchWhole(round - 1, chains.back().sent).records, chains.back().acknowledged);
+      ASSERT_GE(FetchWhole(round - 1, chains.back().sent).records,
+                chains.back().acknowledged);
     }
-    chains.push_back(StoreUntilKilled(round, 1, absl::Milliseconds(random_() % 200)));
+    chains.push_back(
+        StoreUntilKilled(round, 1, absl::Milliseconds(random_() % 200)));
     ASSERT_GT(chains.back().acknowledged, 0u);
     acknowledged += chains.back().acknowledged;
   }
@@ -135,7 +150,8 @@ TEST_F(KillTest, WhatAKillInTheMiddleOfEvictingLeavesIsWholeAndCountedRight) {
   for (int round = 0; round < 3; ++round) {
     StartDaemon("8MiB");
     // Three times the capacity, and on.
-    chains.push_back(StoreUntilKilled(round, 800, absl::Milliseconds(random_() % 100)));
+    chains.push_back(
+        StoreUntilKilled(round, 800, absl::Milliseconds(random_() % 100)));
     ASSERT_GE(chains.back().acknowledged, 800u);
     StartDaemon("8MiB");
     Found all;

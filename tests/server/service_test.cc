@@ -21,14 +21,16 @@ using ::testing::SizeIs;
 class ServiceTest : public ::testing::Test {
  protected:
   void SetUp() override { Start({}); }
-  void Start(const ServiceLimits& limits, uint64_t capacity_bytes = uint64_t{1} << 30) {
+  void Start(const ServiceLimits& limits,
+             uint64_t capacity_bytes = uint64_t{1} << 30) {
     channel_.reset();
     server_.reset();
     store_.reset();
-    auto store = RocksDbBlockStore::Open({.path = folder_.path() + "/data",
-                                          .capacity_bytes = capacity_bytes,
-                                          .memory_tier_bytes = uint64_t{1} << 20,
-                                          .clock = &SystemClock()});
+    auto store =
+        RocksDbBlockStore::Open({.path = folder_.path() + "/data",
+                                 .capacity_bytes = capacity_bytes,
+                                 .memory_tier_bytes = uint64_t{1} << 20,
+                                 .clock = &SystemClock()});
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
     ServerConfig config;
@@ -48,12 +50,16 @@ class ServiceTest : public ::testing::Test {
     EXPECT_TRUE(answer.ok()) << answer.status();
     return answer.ok() ? *answer : LookupAnswer{};
   }
-  std::vector<std::shared_ptr<const Bytes>> Keep(uint32_t count, uint32_t sections, size_t section_bytes) {
+  std::vector<std::shared_ptr<const Bytes>> Keep(uint32_t count,
+                                                 uint32_t sections,
+                                                 size_t section_bytes) {
     std::vector<std::shared_ptr<const Bytes>> frames;
-    for (uint32_t i = 0; i < count; ++i) frames.push_back(TestFrame(i, sections, section_bytes));
+    for (uint32_t i = 0; i < count; ++i)
+      frames.push_back(TestFrame(i, sections, section_bytes));
     auto statuses = StoreFrames(channel_.get(), frames);
     EXPECT_THAT(statuses, SizeIs(count));
-    for (const absl::Status& status : statuses) EXPECT_TRUE(status.ok()) << status;
+    for (const absl::Status& status : statuses)
+      EXPECT_TRUE(status.ok()) << status;
     return frames;
   }
 
@@ -71,8 +77,9 @@ TEST_F(ServiceTest, FetchAnswersTheStoredBytesGroupMajor) {
   EXPECT_EQ(answer.records[1].section_count, 2u);
   FetchedFrames fetched = FetchFrames(channel_.get(), answer.records);
   ASSERT_TRUE(fetched.status.ok()) << fetched.status;
-  EXPECT_THAT(fetched.order, ElementsAre(std::pair(0, 0), std::pair(0, 1), std::pair(0, 2), std::pair(1, 0),
-                                         std::pair(1, 1), std::pair(1, 2)));
+  EXPECT_THAT(fetched.order,
+              ElementsAre(std::pair(0, 0), std::pair(0, 1), std::pair(0, 2),
+                          std::pair(1, 0), std::pair(1, 1), std::pair(1, 2)));
   for (int i = 0; i < 3; ++i) EXPECT_EQ(fetched.frames[i], *frames[i]) << i;
 }
 
@@ -93,7 +100,8 @@ TEST_F(ServiceTest, UnixSocketServesTheSameStore) {
 }
 
 TEST_F(ServiceTest, LookupEndsAtAHole) {
-  StoreFrames(channel_.get(), {TestFrame(0, 1, 10), TestFrame(1, 1, 10), TestFrame(3, 1, 10)});
+  StoreFrames(channel_.get(),
+              {TestFrame(0, 1, 10), TestFrame(1, 1, 10), TestFrame(3, 1, 10)});
   EXPECT_THAT(Find(4).records, SizeIs(2));
   StoreFrames(channel_.get(), {TestFrame(2, 1, 10)});
   EXPECT_THAT(Find(4).records, SizeIs(4));
@@ -116,16 +124,20 @@ TEST_F(ServiceTest, LeaseIsGivenOnRequestAlone) {
   EXPECT_EQ(Find(2).lease_id, 0u);
   LookupAnswer leased = Find(2, 60000);
   EXPECT_NE(leased.lease_id, 0u);
-  EXPECT_TRUE(FetchFrames(channel_.get(), leased.records, leased.lease_id).status.ok());
+  EXPECT_TRUE(
+      FetchFrames(channel_.get(), leased.records, leased.lease_id).status.ok());
 }
 
 TEST_F(ServiceTest, LeasedRecordsStayUntilTheFetchOfTheLeaseEnds) {
   Start({}, 3 << 20);
   Keep(2, 1, 1 << 20);
   LookupAnswer leased = Find(2, 60000);
-  EXPECT_TRUE(absl::IsResourceExhausted(StoreFrames(channel_.get(), {TestFrame(2, 1, 2 << 20)}).at(0)));
-  EXPECT_TRUE(FetchFrames(channel_.get(), leased.records, leased.lease_id).status.ok());
-  EXPECT_TRUE(StoreFrames(channel_.get(), {TestFrame(2, 1, 2 << 20)}).at(0).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      StoreFrames(channel_.get(), {TestFrame(2, 1, 2 << 20)}).at(0)));
+  EXPECT_TRUE(
+      FetchFrames(channel_.get(), leased.records, leased.lease_id).status.ok());
+  EXPECT_TRUE(
+      StoreFrames(channel_.get(), {TestFrame(2, 1, 2 << 20)}).at(0).ok());
 }
 
 TEST_F(ServiceTest, ChainsStoredSideBySideAreEvictedFromTheirEnds) {
@@ -135,11 +147,13 @@ TEST_F(ServiceTest, ChainsStoredSideBySideAreEvictedFromTheirEnds) {
   for (uint32_t block = 0; block < 3; ++block) {
     for (uint32_t chain : {0, 1}) {
       const Digest parent = block == 0 ? Digest{} : TestKey(block - 1, chain);
-      ASSERT_TRUE(stream->Send({block, parent, false, TestFrame(block, 1, 1000 << 10, chain)}));
+      ASSERT_TRUE(stream->Send(
+          {block, parent, false, TestFrame(block, 1, 1000 << 10, chain)}));
       ASSERT_TRUE(stream->ReadAck(&ack) && ack.status.ok()) << ack.status;
     }
   }
-  ASSERT_TRUE(StoreFrames(channel_.get(), {TestFrame(9, 1, 1 << 20)}).at(0).ok());
+  ASSERT_TRUE(
+      StoreFrames(channel_.get(), {TestFrame(9, 1, 1 << 20)}).at(0).ok());
   EXPECT_THAT(Find(3).records, SizeIs(2));
   LookupQuery other;
   other.keys = TestKeys(3, 1);
@@ -147,7 +161,8 @@ TEST_F(ServiceTest, ChainsStoredSideBySideAreEvictedFromTheirEnds) {
 }
 
 TEST_F(ServiceTest, WhatIsMalformedIsRefusedWithTheReason) {
-  auto stub = v1::Cache::NewStub(grpc::CreateChannel(server_->addresses()[0], grpc::InsecureChannelCredentials()));
+  auto stub = v1::Cache::NewStub(grpc::CreateChannel(
+      server_->addresses()[0], grpc::InsecureChannelCredentials()));
   auto lookup = [&](const v1::LookupRequest& request) {
     grpc::ClientContext context;
     v1::LookupResponse response;
@@ -156,10 +171,14 @@ TEST_F(ServiceTest, WhatIsMalformedIsRefusedWithTheReason) {
   v1::LookupRequest short_key, many_keys, many_bases;
   short_key.add_keys(std::string(31, 'k'));
   EXPECT_EQ(lookup(short_key).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  for (uint32_t i = 0; i <= kChainBlocksMax; ++i) many_keys.add_keys(std::string(32, 'k'));
-  EXPECT_THAT(lookup(many_keys).error_message(), ::testing::HasSubstr("at most"));
-  for (int i = 0; i < 17; ++i) many_bases.add_accept_bases(std::string(32, 'b'));
-  EXPECT_EQ(lookup(many_bases).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  for (uint32_t i = 0; i <= kChainBlocksMax; ++i)
+    many_keys.add_keys(std::string(32, 'k'));
+  EXPECT_THAT(lookup(many_keys).error_message(),
+              ::testing::HasSubstr("at most"));
+  for (int i = 0; i < 17; ++i)
+    many_bases.add_accept_bases(std::string(32, 'b'));
+  EXPECT_EQ(lookup(many_bases).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
 
   v1::FetchRequest fetch;
   fetch.add_records()->set_key(std::string(32, 'k'));
@@ -174,7 +193,9 @@ TEST_F(ServiceTest, DamagedFrameIsRefusedAndTheStreamGoesOn) {
   Bytes damaged = *TestFrame(0, 2, 100);
   damaged.back() ^= 1;
   absl::Status finish;
-  auto statuses = StoreFrames(channel_.get(), {std::make_shared<const Bytes>(damaged), TestFrame(1, 2, 100)}, &finish);
+  auto statuses = StoreFrames(
+      channel_.get(),
+      {std::make_shared<const Bytes>(damaged), TestFrame(1, 2, 100)}, &finish);
   ASSERT_THAT(statuses, SizeIs(2));
   EXPECT_TRUE(absl::IsInvalidArgument(statuses[0])) << statuses[0];
   EXPECT_TRUE(statuses[1].ok()) << statuses[1];
@@ -242,7 +263,8 @@ TEST_F(ServiceTest, SessionWithoutNameIsRefused) {
 
 TEST_F(ServiceTest, BasisComesBackUnderItsDigest) {
   Bytes basis(3'000'001);
-  for (size_t i = 0; i < basis.size(); ++i) basis[i] = static_cast<uint8_t>(i * 31 >> 3);
+  for (size_t i = 0; i < basis.size(); ++i)
+    basis[i] = static_cast<uint8_t>(i * 31 >> 3);
   auto digest = channel_->PutBasis(basis, Soon());
   ASSERT_TRUE(digest.ok()) << digest.status();
   EXPECT_EQ(*digest, Sha256({basis}));
@@ -251,11 +273,13 @@ TEST_F(ServiceTest, BasisComesBackUnderItsDigest) {
   ASSERT_TRUE(list.ok());
   ASSERT_THAT(*list, SizeIs(1));
   EXPECT_EQ((*list)[0].bytes, basis.size());
-  EXPECT_TRUE(absl::IsNotFound(channel_->GetBasis(TestKey(9), Soon()).status()));
+  EXPECT_TRUE(
+      absl::IsNotFound(channel_->GetBasis(TestKey(9), Soon()).status()));
 }
 
 TEST_F(ServiceTest, BasisWithAnotherDigestIsRefused) {
-  auto stub = v1::Cache::NewStub(grpc::CreateChannel(server_->addresses()[0], grpc::InsecureChannelCredentials()));
+  auto stub = v1::Cache::NewStub(grpc::CreateChannel(
+      server_->addresses()[0], grpc::InsecureChannelCredentials()));
   grpc::ClientContext context;
   v1::PutBasisResponse response;
   auto writer = stub->PutBasis(&context, &response);
@@ -310,13 +334,16 @@ TEST_F(ServiceTest, FetchesOverTheLimitAreShedAndTheNextOneIsServed) {
   auto frames = Keep(1, 8, 8 << 20);
   const std::vector<RemoteRecord> records = Find(1).records;
   bool shed = false;
-  // While this callback runs, the fetch waits for its receiver: its other sections do not fit what lies in between.
-  absl::Status first = channel_->Fetch(records, 0, Soon(), [&](const FetchedSection& section) {
-    if (section.section == 0) {
-      shed = absl::IsResourceExhausted(FetchFrames(channel_.get(), records).status);
-    }
-    return true;
-  });
+  // While this callback runs, the fetch waits for its receiver: its other
+  // sections do not fit what lies in between.
+  absl::Status first =
+      channel_->Fetch(records, 0, Soon(), [&](const FetchedSection& section) {
+        if (section.section == 0) {
+          shed = absl::IsResourceExhausted(
+              FetchFrames(channel_.get(), records).status);
+        }
+        return true;
+      });
   EXPECT_TRUE(first.ok()) << first;
   EXPECT_TRUE(shed);
   // The place is free a moment after the last chunk has come.
@@ -342,7 +369,8 @@ TEST_F(ServiceTest, StopEndsStreamsThatClientsHoldOpen) {
 TEST_F(ServiceTest, AddressThatOthersReachIsRefused) {
   ServerConfig config;
   config.listen = {"0.0.0.0:0"};
-  EXPECT_TRUE(absl::IsInvalidArgument(Server::Start(config, store_.get()).status()));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(Server::Start(config, store_.get()).status()));
 }
 
 }  // namespace

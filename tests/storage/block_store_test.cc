@@ -21,18 +21,25 @@ class BlockStoreTest : public ::testing::Test {
   BlockStoreTest() { Open(64 * kMiB, 0); }
   void Open(uint64_t capacity, uint64_t memory) {
     store_.reset();
-    auto store = RocksDbBlockStore::Open(
-        {.path = folder_.path(), .capacity_bytes = capacity, .memory_tier_bytes = memory, .clock = &clock_});
+    auto store = RocksDbBlockStore::Open({.path = folder_.path(),
+                                          .capacity_bytes = capacity,
+                                          .memory_tier_bytes = memory,
+                                          .clock = &clock_});
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
   }
   // Frame and section table of a block.
   static uint64_t StoredBytes() { return MakeFrame(0, 0, kFrameBytes).size(); }
-  absl::Status Put(uint32_t chain, uint32_t block) { return PutBlock(store_.get(), chain, block, kFrameBytes); }
-  // Where others take the cores from the thread that gives space back, a store is refused and told to come again.
+  absl::Status Put(uint32_t chain, uint32_t block) {
+    return PutBlock(store_.get(), chain, block, kFrameBytes);
+  }
+  // Where others take the cores from the thread that gives space back, a store
+  // is refused and told to come again.
   void PutPatiently(uint32_t chain, uint32_t block) {
     absl::Status status = Put(chain, block);
-    for (int again = 0; again < 60 && absl::IsResourceExhausted(status); ++again) status = Put(chain, block);
+    for (int again = 0; again < 60 && absl::IsResourceExhausted(status);
+         ++again)
+      status = Put(chain, block);
     ASSERT_TRUE(status.ok()) << chain << "/" << block << ": " << status;
   }
   void PutChain(uint32_t chain, uint32_t count) {
@@ -40,7 +47,9 @@ class BlockStoreTest : public ::testing::Test {
   }
   size_t Found(uint32_t chain, uint32_t count, uint32_t lease_ms = 0) {
     const std::vector<Digest> keys = KeysOf(chain, count);
-    return store_->FindPrefix(ExactQuery(keys, lease_ms)).value().records.size();
+    return store_->FindPrefix(ExactQuery(keys, lease_ms))
+        .value()
+        .records.size();
   }
   void ExpectFrame(uint32_t chain, uint32_t block) {
     auto frame = store_->Get(ExactId(chain, block));
@@ -57,7 +66,8 @@ TEST_F(BlockStoreTest, GivesBackTheBytesThatWereStored) {
   PutChain(1, 3);
   for (uint32_t block = 0; block < 3; ++block) ExpectFrame(1, block);
   EXPECT_TRUE(absl::IsNotFound(store_->Get(ExactId(1, 3)).status()));
-  EXPECT_TRUE(absl::IsNotFound(store_->Get({KeyOf(1, 0), {KeyOf(9, 9), 0.5f}}).status()));
+  EXPECT_TRUE(absl::IsNotFound(
+      store_->Get({KeyOf(1, 0), {KeyOf(9, 9), 0.5f}}).status()));
 }
 
 TEST_F(BlockStoreTest, RefusesFramesThatDoNotVerify) {
@@ -79,7 +89,10 @@ TEST_F(BlockStoreTest, StoringAgainKeepsOneRecord) {
 
 TEST_F(BlockStoreTest, AccountingAndFramesAreRightAfterARestart) {
   PutChain(1, 5);
-  ASSERT_EQ(store_->Forget(std::vector<Digest>{KeyOf(1, 4), KeyOf(1, 4), KeyOf(7, 7)}).value(), 1u);
+  ASSERT_EQ(
+      store_->Forget(std::vector<Digest>{KeyOf(1, 4), KeyOf(1, 4), KeyOf(7, 7)})
+          .value(),
+      1u);
   Open(64 * kMiB, 0);
   EXPECT_EQ(store_->Stats().records, 4u);
   EXPECT_EQ(store_->Stats().stored_bytes, 4 * StoredBytes());
@@ -144,14 +157,16 @@ TEST_F(BlockStoreTest, LeasedFramesAreNotEvictedUntilTheLeaseEnds) {
 TEST_F(BlockStoreTest, AFrameLargerThanTheCapacityIsRefusedAndEvictsNothing) {
   Open(2 * StoredBytes(), 0);
   PutChain(1, 2);
-  EXPECT_TRUE(absl::IsResourceExhausted(PutBlock(store_.get(), 2, 0, 3 * kFrameBytes)));
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(PutBlock(store_.get(), 2, 0, 3 * kFrameBytes)));
   EXPECT_EQ(Found(1, 2), 2u);
 }
 
 TEST_F(BlockStoreTest, MemoryTierStaysWithinItsBytesAndGivesTheSameFrames) {
   Open(64 * kMiB, 2 * StoredBytes());
   PutChain(1, 6);
-  EXPECT_EQ(store_->Stats().memory_bytes, 0u);  // Only what is read is worth the memory.
+  // Only what is read is worth the memory.
+  EXPECT_EQ(store_->Stats().memory_bytes, 0u);
   for (int round = 0; round < 2; ++round) {
     for (uint32_t block = 0; block < 6; ++block) ExpectFrame(1, block);
     EXPECT_EQ(store_->Stats().memory_bytes, 2 * StoredBytes());
@@ -190,10 +205,12 @@ TEST_F(BlockStoreTest, DiskStaysNearTheCapacityWhileManyTimesOfItAreStored) {
   const uint64_t capacity = 32 * kMiB;
   Open(capacity, 0);
   uint64_t most = 0;
-  // Every fourth chain is used again and again, so that files to be given back hold live frames too.
+  // Every fourth chain is used again and again, so that files to be given back
+  // hold live frames too.
   for (uint32_t chain = 0; chain < 96; ++chain) {
     for (uint32_t block = 0; block < 32; ++block) PutPatiently(chain, block);
-    for (uint32_t kept = 0; kept <= std::min(chain, 24u); kept += 4) Found(kept, 32);
+    for (uint32_t kept = 0; kept <= std::min(chain, 24u); kept += 4)
+      Found(kept, 32);
     most = std::max(most, store_->Stats().disk_bytes);
   }
   const StoreStats stats = store_->Stats();
@@ -223,7 +240,8 @@ TEST_F(BlockStoreTest, ThreadsStoreFindAndReadAtOnce) {
           EXPECT_TRUE(absl::IsNotFound(frame.status())) << frame.status();
         }
         if (i % 10 == 0) {
-          EXPECT_TRUE(store_->Forget(std::vector<Digest>{KeyOf(chain, 0)}).ok());
+          EXPECT_TRUE(
+              store_->Forget(std::vector<Digest>{KeyOf(chain, 0)}).ok());
         }
         clock_.Advance(absl::Milliseconds(1));
       }
@@ -253,10 +271,13 @@ TEST_F(BlockStoreTest, EveryCallIsUnavailableAfterClose) {
 }
 
 TEST_F(BlockStoreTest, OneFolderServesOneStoreAtATime) {
-  auto second = RocksDbBlockStore::Open({.path = folder_.path(), .capacity_bytes = kMiB});
+  auto second =
+      RocksDbBlockStore::Open({.path = folder_.path(), .capacity_bytes = kMiB});
   EXPECT_TRUE(absl::IsFailedPrecondition(second.status())) << second.status();
-  EXPECT_TRUE(absl::IsInvalidArgument(RocksDbBlockStore::Open({.path = folder_.path()}).status()));
-  EXPECT_TRUE(absl::IsInvalidArgument(RocksDbBlockStore::Open({.path = "", .capacity_bytes = kMiB}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      RocksDbBlockStore::Open({.path = folder_.path()}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      RocksDbBlockStore::Open({.path = "", .capacity_bytes = kMiB}).status()));
 }
 
 }  // namespace

@@ -14,7 +14,8 @@ constexpr uint32_t kBlocks = 40;
 constexpr uint64_t kCapacity = 64 << 20;
 
 absl::StatusOr<std::unique_ptr<BlockStore>> Open(const ScratchFolder& folder) {
-  return RocksDbBlockStore::Open({.path = folder.path(), .capacity_bytes = kCapacity});
+  return RocksDbBlockStore::Open(
+      {.path = folder.path(), .capacity_bytes = kCapacity});
 }
 
 // A folder closed after storing, its payloads in blob files.
@@ -27,9 +28,11 @@ void Fill(const ScratchFolder& folder) {
   ASSERT_TRUE((*store)->Close().ok());
 }
 
-// Calls `change` with the contents of every file of that extension; how many bytes there were.
+// Calls `change` with the contents of every file of that extension; how many
+// bytes there were.
 template <typename F>
-size_t ChangeFiles(const ScratchFolder& folder, const std::string& extension, F change) {
+size_t ChangeFiles(const ScratchFolder& folder, const std::string& extension,
+                   F change) {
   size_t bytes = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
     if (entry.path().extension() != extension) continue;
@@ -38,7 +41,8 @@ size_t ChangeFiles(const ScratchFolder& folder, const std::string& extension, F 
     in.close();
     bytes += content.size();
     change(&content);
-    std::ofstream(entry.path(), std::ios::binary | std::ios::trunc).write(content.data(), content.size());
+    std::ofstream(entry.path(), std::ios::binary | std::ios::trunc)
+        .write(content.data(), content.size());
   }
   return bytes;
 }
@@ -52,10 +56,13 @@ Reading ReadAll(BlockStore* store) {
   for (uint32_t block = 0; block < kBlocks; ++block) {
     auto frame = store->Get(ExactId(1, block));
     if (frame.ok()) {
-      EXPECT_TRUE(IsBlock(*frame, 1, block, kFrameBytes)) << "wrong bytes in block " << block;
+      EXPECT_TRUE(IsBlock(*frame, 1, block, kFrameBytes))
+          << "wrong bytes in block " << block;
       ++reading.whole;
     } else {
-      EXPECT_TRUE(absl::IsDataLoss(frame.status()) || absl::IsNotFound(frame.status())) << frame.status();
+      EXPECT_TRUE(absl::IsDataLoss(frame.status()) ||
+                  absl::IsNotFound(frame.status()))
+          << frame.status();
       ++reading.lost;
     }
   }
@@ -67,7 +74,8 @@ TEST(DamageTest, FlippedBytesOfPayloadsAreQuarantinedAndCanBeStoredAnew) {
   Fill(folder);
   std::mt19937 random(7);
   const size_t bytes = ChangeFiles(folder, ".blob", [&](std::string* content) {
-    for (int i = 0; i < 12; ++i) (*content)[random() % content->size()] ^= 1 << (random() % 8);
+    for (int i = 0; i < 12; ++i)
+      (*content)[random() % content->size()] ^= 1 << (random() % 8);
   });
   ASSERT_GT(bytes, kBlocks * kFrameBytes);
   auto store = Open(folder);
@@ -92,7 +100,9 @@ TEST(DamageTest, FlippedBytesOfPayloadsAreQuarantinedAndCanBeStoredAnew) {
 TEST(DamageTest, AQuarantinedRecordStaysAwayAfterARestart) {
   ScratchFolder folder;
   Fill(folder);
-  ChangeFiles(folder, ".blob", [](std::string* content) { std::fill(content->begin(), content->end(), 0); });
+  ChangeFiles(folder, ".blob", [](std::string* content) {
+    std::fill(content->begin(), content->end(), 0);
+  });
   auto store = Open(folder);
   ASSERT_TRUE(store.ok()) << store.status();
   EXPECT_EQ(ReadAll(store->get()).lost, kBlocks);
@@ -100,7 +110,9 @@ TEST(DamageTest, AQuarantinedRecordStaysAwayAfterARestart) {
   store = Open(folder);
   ASSERT_TRUE(store.ok()) << store.status();
   EXPECT_EQ((*store)->Stats().records, 0u);
-  EXPECT_EQ((*store)->FindPrefix(ExactQuery(KeysOf(1, 1))).value().records.size(), 0u);
+  EXPECT_EQ(
+      (*store)->FindPrefix(ExactQuery(KeysOf(1, 1))).value().records.size(),
+      0u);
 }
 
 TEST(DamageTest, PayloadFilesThatAreCutOffOrGoneAreMisses) {
@@ -108,11 +120,15 @@ TEST(DamageTest, PayloadFilesThatAreCutOffOrGoneAreMisses) {
     ScratchFolder folder;
     Fill(folder);
     if (gone) {
-      for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
-        if (entry.path().extension() == ".blob") std::filesystem::remove(entry.path());
+      for (const auto& entry :
+           std::filesystem::directory_iterator(folder.path())) {
+        if (entry.path().extension() == ".blob")
+          std::filesystem::remove(entry.path());
       }
     } else {
-      ChangeFiles(folder, ".blob", [](std::string* content) { content->resize(content->size() / 2); });
+      ChangeFiles(folder, ".blob", [](std::string* content) {
+        content->resize(content->size() / 2);
+      });
     }
     auto store = Open(folder);
     ASSERT_TRUE(store.ok()) << store.status();
@@ -124,17 +140,20 @@ TEST(DamageTest, PayloadFilesThatAreCutOffOrGoneAreMisses) {
 }
 
 TEST(DamageTest, FlippedBytesOfTheLogLoseRecordsButNeverGiveWrongOnes) {
-  // What a killed process leaves is in the log: the copy is taken before closing.
+  // What a killed process leaves is in the log: the copy is taken before
+  // closing.
   ScratchFolder live, copy;
   auto store = Open(live);
   ASSERT_TRUE(store.ok()) << store.status();
   for (uint32_t block = 0; block < kBlocks; ++block) {
     ASSERT_TRUE(PutBlock(store->get(), 1, block, kFrameBytes).ok());
   }
-  std::filesystem::copy(live.path(), copy.path(), std::filesystem::copy_options::recursive);
+  std::filesystem::copy(live.path(), copy.path(),
+                        std::filesystem::copy_options::recursive);
   std::mt19937 random(11);
   const size_t bytes = ChangeFiles(copy, ".log", [&](std::string* content) {
-    for (int i = 0; i < 5; ++i) (*content)[random() % content->size()] ^= 1 << (random() % 8);
+    for (int i = 0; i < 5; ++i)
+      (*content)[random() % content->size()] ^= 1 << (random() % 8);
   });
   ASSERT_GT(bytes, kBlocks * kFrameBytes / 2);
   auto damaged = Open(copy);
@@ -144,7 +163,8 @@ TEST(DamageTest, FlippedBytesOfTheLogLoseRecordsButNeverGiveWrongOnes) {
   EXPECT_GT(reading.whole, 0u);
 }
 
-// Tries for ten seconds: what a rewriting meets is put aside in the background, and refuses stores meanwhile.
+// Tries for ten seconds: what a rewriting meets is put aside in the background,
+// and refuses stores meanwhile.
 bool PutSoon(BlockStore* store, uint32_t chain, uint32_t block, size_t bytes) {
   for (int i = 0; i < 1000; ++i) {
     if (PutBlock(store, chain, block, bytes).ok()) return true;
@@ -157,7 +177,10 @@ TEST(DamageTest, SpaceIsGivenBackAroundPayloadsThatCannotBeRead) {
   ScratchFolder folder;
   constexpr size_t kLarge = 256 << 10;
   constexpr uint64_t kSmallCapacity = 16 << 20;
-  auto open = [&] { return RocksDbBlockStore::Open({.path = folder.path(), .capacity_bytes = kSmallCapacity}); };
+  auto open = [&] {
+    return RocksDbBlockStore::Open(
+        {.path = folder.path(), .capacity_bytes = kSmallCapacity});
+  };
   auto store = open();
   ASSERT_TRUE(store.ok()) << store.status();
   for (uint32_t block = 0; block < 50; ++block) {
@@ -165,13 +188,15 @@ TEST(DamageTest, SpaceIsGivenBackAroundPayloadsThatCannotBeRead) {
   }
   store->reset();
   ChangeFiles(folder, ".blob", [](std::string* content) {
-    for (size_t at = 1000; at < content->size(); at += 50000) (*content)[at] ^= 0x40;
+    for (size_t at = 1000; at < content->size(); at += 50000)
+      (*content)[at] ^= 0x40;
   });
   store = open();
   ASSERT_TRUE(store.ok()) << store.status();
   uint32_t refused = 0;
   for (uint32_t chain = 2; chain < 12; ++chain) {
-    // Keeps the damaged chain's first blocks from being evicted, so that rewriting meets them.
+    // Keeps the damaged chain's first blocks from being evicted, so that
+    // rewriting meets them.
     ASSERT_TRUE((*store)->FindPrefix(ExactQuery(KeysOf(1, 20))).ok());
     for (uint32_t block = 0; block < 40; ++block) {
       refused += !PutSoon(store->get(), chain, block, kLarge);

@@ -1,4 +1,5 @@
-// A disk that refuses to store: puts say so, reads go on, and storing goes on when there is space again.
+// A disk that refuses to store: puts say so, reads go on, and storing goes on
+// when there is space again.
 #include <signal.h>
 #include <sys/resource.h>
 
@@ -16,7 +17,8 @@ namespace {
 constexpr size_t kFrameBytes = 256 << 10;
 
 // How many of `count` blocks of chain 1 from `first` on were stored.
-uint32_t PutBlocks(BlockStore* store, uint32_t first, uint32_t count, absl::Status* refusal) {
+uint32_t PutBlocks(BlockStore* store, uint32_t first, uint32_t count,
+                   absl::Status* refusal) {
   uint32_t stored = 0;
   for (uint32_t block = first; block < first + count; ++block) {
     absl::Status status = PutBlock(store, 1, block, kFrameBytes);
@@ -50,7 +52,8 @@ absl::Status PutSoon(BlockStore* store, uint32_t block) {
 }
 
 absl::StatusOr<std::unique_ptr<BlockStore>> Open(const std::string& path) {
-  return RocksDbBlockStore::Open({.path = path, .capacity_bytes = uint64_t{1} << 30});
+  return RocksDbBlockStore::Open(
+      {.path = path, .capacity_bytes = uint64_t{1} << 30});
 }
 
 TEST(DiskFullTest, ReadsGoOnAndStoringRecoversWhenThereIsSpaceAgain) {
@@ -65,7 +68,8 @@ TEST(DiskFullTest, ReadsGoOnAndStoringRecoversWhenThereIsSpaceAgain) {
   EXPECT_LT(stored, 200u);
   ExpectBlocks(store->get(), stored);
   EXPECT_GT((*store)->Stats().stores_refused, 0u);
-  // A line that RocksDB writes to its own file of messages when the disk is full is its last but one: the next asserts.
+  // A line that RocksDB writes to its own file of messages when the disk is
+  // full is its last but one: the next asserts.
   EXPECT_FALSE(std::filesystem::exists(disk.path() + "/data/LOG"));
   // Maintenance meets the full disk a few times.
   absl::SleepFor(absl::Seconds(2));
@@ -82,7 +86,8 @@ TEST(DiskFullTest, ReadsGoOnAndStoringRecoversWhenThereIsSpaceAgain) {
   ExpectBlocks(store->get(), stored + 1);
 }
 
-// Some of these run into assertions of RocksDB's where a write to its log failed just before.
+// Some of these run into assertions of RocksDB's where a write to its log
+// failed just before.
 TEST(DiskFullTest, WhatFollowsARefusedWriteIsRefusedToo) {
   SmallDisk disk(96);
   if (!disk.mounted()) GTEST_SKIP() << disk.reason();
@@ -95,7 +100,8 @@ TEST(DiskFullTest, WhatFollowsARefusedWriteIsRefusedToo) {
   }
   ASSERT_TRUE(absl::IsResourceExhausted(status)) << status;
   EXPECT_TRUE(absl::IsResourceExhausted((*database)->Sync()));
-  EXPECT_TRUE(absl::IsResourceExhausted((*database)->Reclaim([] { return false; })));
+  EXPECT_TRUE(
+      absl::IsResourceExhausted((*database)->Reclaim([] { return false; })));
   EXPECT_TRUE((*database)->Read(Family::kPayload, SequenceKey(0)).ok());
   EXPECT_TRUE((*database)->Close().ok());
 }

@@ -10,7 +10,9 @@ SharedBytes Frame(size_t bytes) {
   return {*frame, frame};
 }
 
-bool Has(MemoryTier* tier, uint64_t sequence) { return tier->Find(sequence).owner != nullptr; }
+bool Has(MemoryTier* tier, uint64_t sequence) {
+  return tier->Find(sequence).owner != nullptr;
+}
 
 TEST(MemoryTierTest, StaysWithinItsBytesAndDropsTheOneUsedLongestAgo) {
   MemoryTier tier(300);

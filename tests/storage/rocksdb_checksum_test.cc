@@ -15,9 +15,12 @@ constexpr char kName[] = "_ZN7rocksdb6crc32c6ExtendEjPKcm";
 using Extend = uint32_t (*)(uint32_t, const char*, size_t);
 
 TEST(RocksDbChecksum, IsTheSameInOurHardwareAsInItsSoftware) {
-  ASSERT_FALSE(Database::Open("/dev/null/nowhere", 1 << 20).ok());  // The file under test is linked.
+  // The file under test is linked.
+  ASSERT_FALSE(Database::Open("/dev/null/nowhere", 1 << 20).ok());
   Dl_info library;
-  ASSERT_NE(dladdr(reinterpret_cast<void*>(&rocksdb::GetRocksVersionAsString), &library), 0);
+  ASSERT_NE(dladdr(reinterpret_cast<void*>(&rocksdb::GetRocksVersionAsString),
+                   &library),
+            0);
   void* rocksdb = dlopen(library.dli_fname, RTLD_NOW | RTLD_NOLOAD);
   ASSERT_NE(rocksdb, nullptr);
   const auto its = reinterpret_cast<Extend>(dlsym(rocksdb, kName));
@@ -29,7 +32,8 @@ TEST(RocksDbChecksum, IsTheSameInOurHardwareAsInItsSoftware) {
     std::string data(size, '\0');
     for (char& byte : data) byte = random();
     const uint32_t before = random();
-    EXPECT_EQ(called(before, data.data(), size), its(before, data.data(), size)) << size;
+    EXPECT_EQ(called(before, data.data(), size), its(before, data.data(), size))
+        << size;
   }
 }
 

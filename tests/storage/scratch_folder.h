@@ -12,7 +12,9 @@ namespace latentkv {
 // Removed at the end.
 class ScratchFolder {
  public:
-  ScratchFolder() : path_((std::filesystem::temp_directory_path() / "latentkv-test-XXXXXX").string()) {
+  ScratchFolder()
+      : path_((std::filesystem::temp_directory_path() / "latentkv-test-XXXXXX")
+                  .string()) {
     if (mkdtemp(path_.data()) == nullptr) abort();
   }
   ~ScratchFolder() {

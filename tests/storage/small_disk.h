@@ -15,17 +15,21 @@
 
 namespace latentkv {
 
-// Mounts a tmpfs; without the right to, it first moves this process into a user namespace of its own, which only a
-// process that has no threads yet can do. Two thirds of it are taken by ballast.
+// Mounts a tmpfs; without the right to, it first moves this process into a user
+// namespace of its own, which only a process that has no threads yet can do.
+// Two thirds of it are taken by ballast.
 class SmallDisk {
  public:
   explicit SmallDisk(size_t mib) {
     mounted_ = Mount(mib) || (EnterNamespace() && Mount(mib));
     if (!mounted_) {
-      reason_ = std::string("NOT RUN: this machine lets nobody mount a small tmpfs (") + std::strerror(errno) + ")";
+      reason_ = std::string(
+                    "NOT RUN: this machine lets nobody mount a small tmpfs (") +
+                std::strerror(errno) + ")";
       return;
     }
-    std::ofstream(ballast_, std::ios::binary) << std::string((mib << 20) * 2 / 3, 'x');
+    std::ofstream(ballast_, std::ios::binary)
+        << std::string((mib << 20) * 2 / 3, 'x');
   }
   ~SmallDisk() {
     if (mounted_) umount2(folder_.path().c_str(), MNT_DETACH);
@@ -38,7 +42,8 @@ class SmallDisk {
  private:
   bool Mount(size_t mib) {
     const std::string size = "size=" + std::to_string(mib) + "m";
-    return mount("tmpfs", folder_.path().c_str(), "tmpfs", 0, size.c_str()) == 0;
+    return mount("tmpfs", folder_.path().c_str(), "tmpfs", 0, size.c_str()) ==
+           0;
   }
   static bool EnterNamespace() {
     const uid_t user = getuid();

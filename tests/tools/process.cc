@@ -20,15 +20,18 @@
 namespace latentkv {
 namespace {
 
-// Starts `program` with standard output and error on the descriptors given; its id, or -1.
-pid_t Spawn(std::string program, std::vector<std::string> arguments, std::vector<std::string> variables, int output,
-            int error) {
+// Starts `program` with standard output and error on the descriptors given; its
+// id, or -1.
+pid_t Spawn(std::string program, std::vector<std::string> arguments,
+            std::vector<std::string> variables, int output, int error) {
   std::vector<char*> words{program.data()}, environment;
   for (std::string& argument : arguments) words.push_back(argument.data());
   words.push_back(nullptr);
-  for (std::string& variable : variables) environment.push_back(variable.data());
+  for (std::string& variable : variables)
+    environment.push_back(variable.data());
   for (char** variable = environ; *variable != nullptr; ++variable) {
-    if (!absl::StartsWith(*variable, "LATENTKV_ADDRESS=")) environment.push_back(*variable);
+    if (!absl::StartsWith(*variable, "LATENTKV_ADDRESS="))
+      environment.push_back(*variable);
   }
   environment.push_back(nullptr);
   posix_spawn_file_actions_t actions;
@@ -36,7 +39,8 @@ pid_t Spawn(std::string program, std::vector<std::string> arguments, std::vector
   posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, error, STDERR_FILENO);
   pid_t pid = -1;
-  const int failed = posix_spawn(&pid, program.c_str(), &actions, nullptr, words.data(), environment.data());
+  const int failed = posix_spawn(&pid, program.c_str(), &actions, nullptr,
+                                 words.data(), environment.data());
   posix_spawn_file_actions_destroy(&actions);
   return failed ? -1 : pid;
 }
@@ -56,16 +60,21 @@ ScratchFolder::ScratchFolder() {
 
 ScratchFolder::~ScratchFolder() { std::filesystem::remove_all(path_); }
 
-std::string ScratchFolder::Write(const std::string& name, ByteSpan content) const {
-  std::ofstream(Path(name), std::ios::binary).write(AsText(content).data(), content.size());
+std::string ScratchFolder::Write(const std::string& name,
+                                 ByteSpan content) const {
+  std::ofstream(Path(name), std::ios::binary)
+      .write(AsText(content).data(), content.size());
   return Path(name);
 }
 
-Ran RunCommand(const std::vector<std::string>& arguments, const std::string& address) {
+Ran RunCommand(const std::vector<std::string>& arguments,
+               const std::string& address) {
   ScratchFolder folder;
   // Files and not pipes: nothing has to be read while it runs.
-  const int output = open(folder.Path("out").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
-  const int error = open(folder.Path("err").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+  const int output =
+      open(folder.Path("out").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+  const int error =
+      open(folder.Path("err").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
   std::vector<std::string> variables;
   if (!address.empty()) variables.push_back("LATENTKV_ADDRESS=" + address);
   const pid_t pid = Spawn(LATENTKV_PATH, arguments, variables, output, error);
@@ -73,7 +82,8 @@ Ran RunCommand(const std::vector<std::string>& arguments, const std::string& add
   close(error);
   Ran ran;
   int status = 0;
-  if (pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status)) ran.exit_status = WEXITSTATUS(status);
+  if (pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status))
+    ran.exit_status = WEXITSTATUS(status);
   ran.output = ReadText(folder.Path("out"));
   ran.error = ReadText(folder.Path("err"));
   return ran;
@@ -82,12 +92,15 @@ Ran RunCommand(const std::vector<std::string>& arguments, const std::string& add
 TestDaemon::TestDaemon() {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) return;
-  pid_ = Spawn(LATENTKVD_PATH, {"--data", folder_.Path("data"), "--listen", "127.0.0.1:0", "--capacity-bytes", "1GiB"},
+  pid_ = Spawn(LATENTKVD_PATH,
+               {"--data", folder_.Path("data"), "--listen", "127.0.0.1:0",
+                "--capacity-bytes", "1GiB"},
                {}, ends[1], STDERR_FILENO);
   close(ends[1]);
   FILE* output = fdopen(ends[0], "r");
   char line[256] = "";
-  absl::string_view said = fgets(line, sizeof(line), output) != nullptr ? line : "";
+  absl::string_view said =
+      fgets(line, sizeof(line), output) != nullptr ? line : "";
   fclose(output);
   if (!absl::ConsumePrefix(&said, "latentkvd listening on ")) return;
   address_ = std::string(absl::StripSuffix(said, "\n"));

@@ -31,15 +31,18 @@ struct Ran {
   std::string output, error;
 };
 
-// Runs latentkv to its end. `address` becomes LATENTKV_ADDRESS; empty: the variable is not set.
-Ran RunCommand(const std::vector<std::string>& arguments, const std::string& address = "");
+// Runs latentkv to its end. `address` becomes LATENTKV_ADDRESS; empty: the
+// variable is not set.
+Ran RunCommand(const std::vector<std::string>& arguments,
+               const std::string& address = "");
 
 // A daemon on a port of its own; killed when it goes.
 class TestDaemon {
  public:
   TestDaemon();
   ~TestDaemon();
-  const std::string& address() const { return address_; }  // Empty if it did not start.
+  // Empty if it did not start.
+  const std::string& address() const { return address_; }
   CacheChannel* channel() const { return channel_.get(); }
 
  private:

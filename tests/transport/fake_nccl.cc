@@ -33,7 +33,8 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   return ncclSuccess;
 }
 const char* ncclGetErrorString(ncclResult_t) { return "what was told"; }
-ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int, ncclUniqueId, int, ncclConfig_t* config) {
+ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int, ncclUniqueId, int,
+                                    ncclConfig_t* config) {
   if (config->blocking != 0) return ncclInvalidUsage;
   *comm = reinterpret_cast<ncclComm_t>(fake);
   fake->state = fake->connect_never_ends ? ncclInProgress : ncclSuccess;
@@ -55,17 +56,26 @@ ncclResult_t ncclCommDestroy(ncclComm_t) {
 ncclResult_t ncclCommAbort(ncclComm_t) {
   ++fake->aborts;
   if (fake->abort_stops_device) fake->stream_busy = false;
-  while (fake->abort_hangs) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  while (fake->abort_hangs)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   return ncclSuccess;
 }
-ncclResult_t ncclSend(const void*, size_t, ncclDataType_t, int, ncclComm_t, cudaStream_t) { return Operate(); }
-ncclResult_t ncclRecv(void*, size_t, ncclDataType_t, int, ncclComm_t, cudaStream_t) { return Operate(); }
-ncclResult_t ncclGroupStart() { return ncclSuccess; }
-ncclResult_t ncclGroupEnd() { return Operate(); }
-ncclResult_t ncclBroadcast(const void*, void*, size_t, ncclDataType_t, int, ncclComm_t, cudaStream_t) {
+ncclResult_t ncclSend(const void*, size_t, ncclDataType_t, int, ncclComm_t,
+                      cudaStream_t) {
   return Operate();
 }
-ncclResult_t ncclAllReduce(const void*, void*, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t) {
+ncclResult_t ncclRecv(void*, size_t, ncclDataType_t, int, ncclComm_t,
+                      cudaStream_t) {
+  return Operate();
+}
+ncclResult_t ncclGroupStart() { return ncclSuccess; }
+ncclResult_t ncclGroupEnd() { return Operate(); }
+ncclResult_t ncclBroadcast(const void*, void*, size_t, ncclDataType_t, int,
+                           ncclComm_t, cudaStream_t) {
+  return Operate();
+}
+ncclResult_t ncclAllReduce(const void*, void*, size_t, ncclDataType_t,
+                           ncclRedOp_t, ncclComm_t, cudaStream_t) {
   return Operate();
 }
 

@@ -1,6 +1,7 @@
-// A NCCL, and what of CUDA a communicator asks, that fail as they are told. Faults: connecting never ends; an operation
-// is never put on the stream, or never done, or its peer dies; an abort hangs, having stopped the device or not;
-// finalizing never ends. Nothing is moved: nccl_device_test is about that.
+// A NCCL, and what of CUDA a communicator asks, that fail as they are told.
+// Faults: connecting never ends; an operation is never put on the stream, or
+// never done, or its peer dies; an abort hangs, having stopped the device or
+// not; finalizing never ends. Nothing is moved: nccl_device_test is about that.
 #ifndef LATENTKV_TESTS_TRANSPORT_FAKE_NCCL_H_
 #define LATENTKV_TESTS_TRANSPORT_FAKE_NCCL_H_
 

@@ -1,4 +1,5 @@
-// Frames of a transfer, and a sink that says whether each came once, in order and whole.
+// Frames of a transfer, and a sink that says whether each came once, in order
+// and whole.
 #ifndef LATENTKV_TESTS_TRANSPORT_FRAME_LOG_H_
 #define LATENTKV_TESTS_TRANSPORT_FRAME_LOG_H_
 
@@ -14,7 +15,8 @@
 namespace latentkv {
 
 // The same for the same seed, in every process.
-inline std::vector<HandoffFrame> RandomFrames(uint32_t seed, size_t count, size_t bytes_max) {
+inline std::vector<HandoffFrame> RandomFrames(uint32_t seed, size_t count,
+                                              size_t bytes_max) {
   std::mt19937 random(seed);
   std::vector<HandoffFrame> frames;
   for (size_t i = 0; i < count; ++i) {
@@ -32,10 +34,14 @@ class FrameLog : public FrameSink {
 
   absl::Status Take(uint64_t index, const HandoffFrame& frame) override {
     std::lock_guard lock(mutex_);
-    if (index != next_) return absl::InternalError(absl::StrCat("frame ", index, " came, and ", next_, " was next"));
+    if (index != next_)
+      return absl::InternalError(
+          absl::StrCat("frame ", index, " came, and ", next_, " was next"));
     const HandoffFrame& expected = expected_[index];
-    if (ByteSpan(frame.data, frame.bytes) != ByteSpan(expected.data, expected.bytes)) {
-      return absl::DataLossError(absl::StrCat("frame ", index, " has other bytes"));
+    if (ByteSpan(frame.data, frame.bytes) !=
+        ByteSpan(expected.data, expected.bytes)) {
+      return absl::DataLossError(
+          absl::StrCat("frame ", index, " has other bytes"));
     }
     ++next_;
     return absl::OkStatus();

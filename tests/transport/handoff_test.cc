@@ -1,4 +1,5 @@
-// Frames handed over a link that fails, and over real gRPC: none is lost, none comes twice.
+// Frames handed over a link that fails, and over real gRPC: none is lost, none
+// comes twice.
 #include "transport/handoff.h"
 
 #include <grpcpp/grpcpp.h>
@@ -20,24 +21,29 @@ using ::testing::HasSubstr;
 using Sent = std::future<absl::StatusOr<HandoffReport>>;
 
 constexpr absl::Duration kPatience = absl::Milliseconds(300);
-CallLimits Patient(CancelToken* cancel = nullptr) { return CallLimits::In(absl::Seconds(60), cancel); }
+CallLimits Patient(CancelToken* cancel = nullptr) {
+  return CallLimits::In(absl::Seconds(60), cancel);
+}
 
 class HandoffTest : public ::testing::Test {
  protected:
   HandoffTest() { StartServer(); }
   void StartServer() {
     service_ = std::make_unique<PeerService>();
-    server_ = *PeerServer::Start("unix:" + folder_.path() + "/peer", service_.get());
+    server_ =
+        *PeerServer::Start("unix:" + folder_.path() + "/peer", service_.get());
     if (client_ == nullptr) client_ = *PeerClient::Open(server_->address());
   }
   void StopServer() {
     server_.reset();
     service_.reset();
   }
-  ExpectedTransfer Expect(FrameSink* sink, DeviceLink* link = nullptr, uint64_t held = 0) {
+  ExpectedTransfer Expect(FrameSink* sink, DeviceLink* link = nullptr,
+                          uint64_t held = 0) {
     return *service_->Expect({"t", held, sink, link, kPatience});
   }
-  Sent Send(const std::vector<HandoffFrame>& frames, DeviceLink* link = nullptr, CallLimits limits = Patient()) {
+  Sent Send(const std::vector<HandoffFrame>& frames, DeviceLink* link = nullptr,
+            CallLimits limits = Patient()) {
     return std::async(std::launch::async, [=, this] {
       return client_->HandOff({"t", frames, link, kPatience}, limits);
     });
@@ -89,8 +95,8 @@ TEST_F(HandoffTest, LinksOfTwoMeetingsAreNotUsed) {
 
 TEST_F(HandoffTest, WhicheverWayTheLinkFailsTheRestGoesOverGrpc) {
   std::mt19937 random(5);
-  for (const LinkFault fault :
-       {LinkFault::kSendFails, LinkFault::kReceiveFails, LinkFault::kStalls, LinkFault::kLate}) {
+  for (const LinkFault fault : {LinkFault::kSendFails, LinkFault::kReceiveFails,
+                                LinkFault::kStalls, LinkFault::kLate}) {
     for (int round = 0; round < 6; ++round) {
       const auto frames = RandomFrames(random(), 1 + random() % 60, 1000);
       MemoryWire wire;
@@ -101,11 +107,13 @@ TEST_F(HandoffTest, WhicheverWayTheLinkFailsTheRestGoesOverGrpc) {
       ExpectedTransfer expected = Expect(&log, &theirs);
       const absl::Time start = absl::Now();
       const auto report = Send(frames, &mine).get();
-      ASSERT_TRUE(report.ok()) << report.status() << " fault " << static_cast<int>(fault);
+      ASSERT_TRUE(report.ok())
+          << report.status() << " fault " << static_cast<int>(fault);
       EXPECT_LT(absl::Now() - start, kPatience + absl::Seconds(5));
       EXPECT_EQ(log.next(), frames.size());
       EXPECT_TRUE(expected->Await(absl::Now()).ok());
-      // With enough batches for the fault to show: each holds at least four frames.
+      // With enough batches for the fault to show: each holds at least four
+      // frames.
       if (frames.size() > 40) {
         EXPECT_FALSE(report->link_status.ok() && expected->link_status().ok());
       }
@@ -122,9 +130,13 @@ TEST_F(HandoffTest, AReceiverThatLeavesUponTheLastFrameHasAcknowledgedIt) {
     EXPECT_TRUE(expected->Await(absl::Now() + absl::Seconds(30)).ok());
     expected.reset();
     ASSERT_TRUE(sent.get().ok());
-    // And says so to whoever did not hear of it, but not of another transfer by that name.
+    // And says so to whoever did not hear of it, but not of another transfer by
+    // that name.
     EXPECT_TRUE(Send(frames).get().ok());
-    EXPECT_FALSE(Send(RandomFrames(14, 4, 1000), nullptr, CallLimits::In(absl::Milliseconds(50))).get().ok());
+    EXPECT_FALSE(Send(RandomFrames(14, 4, 1000), nullptr,
+                      CallLimits::In(absl::Milliseconds(50)))
+                     .get()
+                     .ok());
   }
 }
 
@@ -141,11 +153,13 @@ TEST_F(HandoffTest, ASenderComesBeforeItsReceiver) {
 // Refuses, or waits, at one frame.
 class StopsAt final : public FrameLog {
  public:
-  StopsAt(const std::vector<HandoffFrame>& frames, uint64_t at) : FrameLog(frames), at_(at) {}
+  StopsAt(const std::vector<HandoffFrame>& frames, uint64_t at)
+      : FrameLog(frames), at_(at) {}
   absl::Status Take(uint64_t index, const HandoffFrame& frame) override {
     if (index == at_) {
       reached.set_value();
-      if (!let_go.get_future().get()) return absl::ResourceExhaustedError("no pages are free");
+      if (!let_go.get_future().get())
+        return absl::ResourceExhaustedError("no pages are free");
     }
     return FrameLog::Take(index, frame);
   }
@@ -164,7 +178,8 @@ TEST_F(HandoffTest, TheSinksRefusalReachesTheSender) {
     StopsAt log(frames, 11);
     log.let_go.set_value(false);
     ExpectedTransfer expected = Expect(&log, &theirs);
-    const absl::Status status = Send(frames, over_link ? &mine : nullptr).get().status();
+    const absl::Status status =
+        Send(frames, over_link ? &mine : nullptr).get().status();
     EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
     EXPECT_TRUE(absl::IsResourceExhausted(expected->Await(absl::Now())));
     EXPECT_EQ(log.next(), 11u);
@@ -199,7 +214,8 @@ TEST_F(HandoffTest, ASecondSenderTakesOverFromOneThatHangs) {
   wire.at = 1;
   MemoryLink mine(&wire, 5, 4000), theirs(&wire, 5, 4000);
   FrameLog log(frames);
-  ExpectedTransfer expected = *service_->Expect({"t", 0, &log, &theirs, absl::Seconds(60)});
+  ExpectedTransfer expected =
+      *service_->Expect({"t", 0, &log, &theirs, absl::Seconds(60)});
   Sent first = std::async(std::launch::async, [&] {
     return client_->HandOff({"t", frames, &mine, absl::Seconds(60)}, Patient());
   });
@@ -236,12 +252,17 @@ TEST_F(HandoffTest, AReceiverThatWasStartedAnewSaysWhereToGoOn) {
 TEST_F(HandoffTest, DeadlinesAreKeptAndSayHowFarItCame) {
   const auto frames = RandomFrames(11, 40, 1000);
   const absl::Time start = absl::Now();
-  absl::Status status = Send(frames, nullptr, CallLimits::In(absl::Milliseconds(300))).get().status();
+  absl::Status status =
+      Send(frames, nullptr, CallLimits::In(absl::Milliseconds(300)))
+          .get()
+          .status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("0 of 40"));
   StopsAt log(frames, 17);
   ExpectedTransfer expected = Expect(&log);
-  status = Send(frames, nullptr, CallLimits::In(absl::Milliseconds(300))).get().status();
+  status = Send(frames, nullptr, CallLimits::In(absl::Milliseconds(300)))
+               .get()
+               .status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("17 of 40"));
   status = expected->Await(absl::Now() + absl::Milliseconds(50));
@@ -262,8 +283,10 @@ TEST_F(HandoffTest, PlansThatCannotBeAreRefused) {
   EXPECT_TRUE(refused({"t", {{frames[0].data, 0, false, nullptr}}}));
   EXPECT_TRUE(refused({"t", {{frames[0].data, 1, true, nullptr}}}));
   FrameLog log(frames);
-  EXPECT_TRUE(absl::IsInvalidArgument(service_->Expect({"t", 0, nullptr}).status()));
-  EXPECT_TRUE(absl::IsInvalidArgument(service_->Expect({"", 0, &log}).status()));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(service_->Expect({"t", 0, nullptr}).status()));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(service_->Expect({"", 0, &log}).status()));
   ExpectedTransfer expected = Expect(&log);
   EXPECT_TRUE(absl::IsAlreadyExists(service_->Expect({"t", 0, &log}).status()));
   expected.reset();
@@ -274,9 +297,11 @@ TEST_F(HandoffTest, PlansThatCannotBeAreRefused) {
 class LyingSenderTest : public HandoffTest {
  protected:
   grpc::StatusCode Say(const std::vector<v1::HandOffRequest>& requests) {
-    auto stub = v1::Peer::NewStub(grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials()));
+    auto stub = v1::Peer::NewStub(grpc::CreateChannel(
+        server_->address(), grpc::InsecureChannelCredentials()));
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    context.set_deadline(std::chrono::system_clock::now() +
+                         std::chrono::seconds(10));
     auto stream = stub->HandOff(&context);
     for (const auto& request : requests) stream->Write(request);
     stream->WritesDone();
@@ -298,7 +323,8 @@ class LyingSenderTest : public HandoffTest {
     request.set_frame(bytes);
     return request;
   }
-  static v1::HandOffRequest Batch(uint64_t first, std::vector<uint64_t> frame_bytes) {
+  static v1::HandOffRequest Batch(uint64_t first,
+                                  std::vector<uint64_t> frame_bytes) {
     v1::HandOffRequest request;
     request.set_first(first);
     for (uint64_t bytes : frame_bytes) request.add_batch_bytes(bytes);

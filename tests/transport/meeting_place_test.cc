@@ -26,10 +26,12 @@ class MeetingPlaceTest : public ::testing::Test {
     server_ = *PeerServer::Start("unix:" + folder_.path() + "/peer", &service_);
     client_ = *PeerClient::Open(server_->address());
   }
-  Answer Come(uint32_t rank, uint32_t ranks, absl::Duration patience = absl::Seconds(30), const Bytes& id = kId,
-              CancelToken* cancel = nullptr) {
+  Answer Come(uint32_t rank, uint32_t ranks,
+              absl::Duration patience = absl::Seconds(30),
+              const Bytes& id = kId, CancelToken* cancel = nullptr) {
     return std::async(std::launch::async, [=, this] {
-      return client_->Join({"tp", rank, ranks}, rank == 0 ? id : Bytes(), CallLimits::In(patience, cancel));
+      return client_->Join({"tp", rank, ranks}, rank == 0 ? id : Bytes(),
+                           CallLimits::In(patience, cancel));
     });
   }
 
@@ -58,9 +60,12 @@ TEST_F(MeetingPlaceTest, GenerationsRiseAlsoWhenThePlaceIsStartedAgain) {
     MeetingPlace place;
     for (int again = 0; again < 2; ++again) {
       auto other = std::async(std::launch::async, [&] {
-        return place.Join({"g", 1, 2}, {}, absl::Now() + absl::Seconds(30), [] { return false; });
+        return place.Join({"g", 1, 2}, {}, absl::Now() + absl::Seconds(30),
+                          [] { return false; });
       });
-      const auto met = place.Join({"g", 0, 2}, kId, absl::Now() + absl::Seconds(30), [] { return false; });
+      const auto met =
+          place.Join({"g", 0, 2}, kId, absl::Now() + absl::Seconds(30),
+                     [] { return false; });
       ASSERT_TRUE(met.ok() && other.get().ok());
       EXPECT_GT(met->generation, last);
       last = met->generation;
@@ -93,7 +98,8 @@ TEST_F(MeetingPlaceTest, ARankThatWasCancelledIsNotMet) {
   cancel.Cancel();
   EXPECT_TRUE(absl::IsCancelled(gone.get().status()));
   absl::SleepFor(absl::Milliseconds(300));  // The server asks every 50.
-  EXPECT_TRUE(absl::IsDeadlineExceeded(Come(1, 2, absl::Milliseconds(200)).get().status()));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      Come(1, 2, absl::Milliseconds(200)).get().status()));
 }
 
 TEST_F(MeetingPlaceTest, WhatIsNoPlaceIsRefused) {
@@ -105,11 +111,16 @@ TEST_F(MeetingPlaceTest, WhatIsNoPlaceIsRefused) {
     request.set_ranks(place.ranks);
     request.set_id(id.data(), id.size());
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    context.set_deadline(std::chrono::system_clock::now() +
+                         std::chrono::seconds(10));
     v1::JoinResponse response;
-    auto stub = v1::Peer::NewStub(grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials()));
-    return absl::IsInvalidArgument(client_->Join(place, id, CallLimits::In(absl::Seconds(10))).status()) &&
-           stub->Join(&context, request, &response).error_code() == grpc::StatusCode::INVALID_ARGUMENT;
+    auto stub = v1::Peer::NewStub(grpc::CreateChannel(
+        server_->address(), grpc::InsecureChannelCredentials()));
+    return absl::IsInvalidArgument(
+               client_->Join(place, id, CallLimits::In(absl::Seconds(10)))
+                   .status()) &&
+           stub->Join(&context, request, &response).error_code() ==
+               grpc::StatusCode::INVALID_ARGUMENT;
   };
   EXPECT_TRUE(refused({"", 0, 2}, kId));
   EXPECT_TRUE(refused({std::string(257, 'g'), 0, 2}, kId));
@@ -134,10 +145,14 @@ TEST_F(MeetingPlaceTest, ThoseWhoWaitAreBounded) {
   std::vector<Answer> waiting;
   for (uint32_t i = 0; i < kJoinsMax; ++i) {
     waiting.push_back(std::async(std::launch::async, [&, i] {
-      absl::StatusOr<Meeting> answer = absl::ResourceExhaustedError("not tried");
-      while (absl::IsResourceExhausted(answer.status())) {  // While the one below is in the last place.
+      absl::StatusOr<Meeting> answer =
+          absl::ResourceExhaustedError("not tried");
+      // While the one below is in the last place.
+      while (absl::IsResourceExhausted(answer.status())) {
         absl::SleepFor(absl::Milliseconds(2));
-        answer = place.Join({absl::StrCat("g", i), 0, 2}, kId, absl::InfiniteFuture(), [&] { return gone.load(); });
+        answer =
+            place.Join({absl::StrCat("g", i), 0, 2}, kId,
+                       absl::InfiniteFuture(), [&] { return gone.load(); });
       }
       return answer;
     }));
@@ -145,11 +160,16 @@ TEST_F(MeetingPlaceTest, ThoseWhoWaitAreBounded) {
   absl::Status status;
   for (int i = 0; i < 100 && !absl::IsResourceExhausted(status); ++i) {
     absl::SleepFor(absl::Milliseconds(20));  // Whoever was refused goes first.
-    status = place.Join({"more", 0, 2}, kId, absl::Now() + absl::Milliseconds(20), [] { return false; }).status();
+    status =
+        place
+            .Join({"more", 0, 2}, kId, absl::Now() + absl::Milliseconds(20),
+                  [] { return false; })
+            .status();
   }
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   gone = true;
-  for (Answer& answer : waiting) EXPECT_TRUE(absl::IsCancelled(answer.get().status()));
+  for (Answer& answer : waiting)
+    EXPECT_TRUE(absl::IsCancelled(answer.get().status()));
 }
 
 }  // namespace

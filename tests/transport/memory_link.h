@@ -1,4 +1,5 @@
-// Two ends of a link in one process, which fail as they are told: what of NCCL the handoff sees.
+// Two ends of a link in one process, which fail as they are told: what of NCCL
+// the handoff sees.
 #ifndef LATENTKV_TESTS_TRANSPORT_MEMORY_LINK_H_
 #define LATENTKV_TESTS_TRANSPORT_MEMORY_LINK_H_
 
@@ -36,7 +37,9 @@ struct MemoryWire {
 class MemoryLink : public DeviceLink {
  public:
   MemoryLink(MemoryWire* wire, uint64_t generation, size_t batch_bytes_max)
-      : wire_(wire), generation_(generation), batch_bytes_max_(batch_bytes_max) {}
+      : wire_(wire),
+        generation_(generation),
+        batch_bytes_max_(batch_bytes_max) {}
 
   uint64_t generation() const override {
     std::lock_guard lock(wire_->mutex);
@@ -44,24 +47,31 @@ class MemoryLink : public DeviceLink {
   }
   size_t batch_bytes_max() const override { return batch_bytes_max_; }
 
-  absl::Status Send(absl::Span<const HandoffFrame> frames, absl::Time deadline) override {
+  absl::Status Send(absl::Span<const HandoffFrame> frames,
+                    absl::Time deadline) override {
     std::unique_lock lock(wire_->mutex);
-    const LinkFault fault = calls_++ == wire_->at ? wire_->fault : LinkFault::kNone;
-    if (fault == LinkFault::kSendFails) return Fail(absl::UnavailableError("the other end died"));
+    const LinkFault fault =
+        calls_++ == wire_->at ? wire_->fault : LinkFault::kNone;
+    if (fault == LinkFault::kSendFails)
+      return Fail(absl::UnavailableError("the other end died"));
     if (fault == LinkFault::kStalls) return Stall(&lock, deadline);
     std::vector<Bytes> batch;
-    for (const HandoffFrame& frame : frames) batch.emplace_back(frame.data, frame.data + frame.bytes);
+    for (const HandoffFrame& frame : frames)
+      batch.emplace_back(frame.data, frame.data + frame.bytes);
     wire_->batches.push_back(std::move(batch));
     wire_->changed.notify_all();
-    if (fault == LinkFault::kLate) return Fail(absl::DeadlineExceededError("late"));
+    if (fault == LinkFault::kLate)
+      return Fail(absl::DeadlineExceededError("late"));
     return aborted_ ? absl::CancelledError("aborted") : absl::OkStatus();
   }
 
-  absl::StatusOr<std::vector<HandoffFrame>> Receive(absl::Span<const uint64_t> frame_bytes,
-                                                    absl::Time deadline) override {
+  absl::StatusOr<std::vector<HandoffFrame>> Receive(
+      absl::Span<const uint64_t> frame_bytes, absl::Time deadline) override {
     std::unique_lock lock(wire_->mutex);
-    const LinkFault fault = calls_++ == wire_->at ? wire_->fault : LinkFault::kNone;
-    if (fault == LinkFault::kReceiveFails) return Fail(absl::UnavailableError("the other end died"));
+    const LinkFault fault =
+        calls_++ == wire_->at ? wire_->fault : LinkFault::kNone;
+    if (fault == LinkFault::kReceiveFails)
+      return Fail(absl::UnavailableError("the other end died"));
     const auto come = [this] { return aborted_ || !wire_->batches.empty(); };
     if (!wire_->changed.wait_until(lock, absl::ToChronoTime(deadline), come)) {
       return Fail(absl::DeadlineExceededError("nothing came"));
@@ -71,10 +81,12 @@ class MemoryLink : public DeviceLink {
     wire_->batches.pop_front();
     std::vector<HandoffFrame> frames;
     for (size_t i = 0; i < received_.size(); ++i) {
-      if (received_.size() != frame_bytes.size() || received_[i].size() != frame_bytes[i]) {
+      if (received_.size() != frame_bytes.size() ||
+          received_[i].size() != frame_bytes[i]) {
         return Fail(absl::InternalError("the ends disagree on the lengths"));
       }
-      frames.push_back({received_[i].data(), received_[i].size(), true, nullptr});
+      frames.push_back(
+          {received_[i].data(), received_[i].size(), true, nullptr});
     }
     return frames;
   }
@@ -95,8 +107,10 @@ class MemoryLink : public DeviceLink {
     return status;
   }
   absl::Status Stall(std::unique_lock<std::mutex>* lock, absl::Time deadline) {
-    const bool told = wire_->changed.wait_until(*lock, absl::ToChronoTime(deadline), [this] { return aborted_; });
-    return Fail(told ? absl::CancelledError("aborted") : absl::DeadlineExceededError("stalled"));
+    const bool told = wire_->changed.wait_until(
+        *lock, absl::ToChronoTime(deadline), [this] { return aborted_; });
+    return Fail(told ? absl::CancelledError("aborted")
+                     : absl::DeadlineExceededError("stalled"));
   }
 
   MemoryWire* const wire_;

@@ -9,7 +9,8 @@ namespace {
 std::string Sent(grpc::ByteBuffer buffer) {
   grpc::Slice slice;
   EXPECT_TRUE(buffer.DumpToSingleSlice(&slice).ok());
-  return std::string(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  return std::string(reinterpret_cast<const char*>(slice.begin()),
+                     slice.size());
 }
 
 v1::StoreRequest Head() {
@@ -26,7 +27,9 @@ TEST(MessageLayoutTest, EqualsTheSerializedMessage) {
     auto frame = std::make_shared<const Bytes>(bytes, 7);
     v1::StoreRequest whole = Head();
     whole.set_frame(std::string(bytes, '\7'));
-    EXPECT_EQ(Sent(LayOutMessage(Head(), *frame, frame)), whole.SerializeAsString()) << bytes;
+    EXPECT_EQ(Sent(LayOutMessage(Head(), *frame, frame)),
+              whole.SerializeAsString())
+        << bytes;
   }
 }
 

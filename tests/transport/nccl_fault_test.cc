@@ -23,20 +23,25 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaStreamQuery(cudaStream_t) { return used->stream_busy ? cudaErrorNotReady : cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t) {
+  return used->stream_busy ? cudaErrorNotReady : cudaSuccess;
+}
 }
 
 namespace latentkv {
 namespace {
 
 constexpr absl::Duration kTime = absl::Milliseconds(200);
-constexpr absl::Duration kSlack = absl::Milliseconds(800);  // Of a busy machine.
+// Of a busy machine.
+constexpr absl::Duration kSlack = absl::Milliseconds(800);
 
 class NcclFaultTest : public ::testing::Test {
  protected:
   NcclFaultTest() {
     void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-    auto use = library == nullptr ? nullptr : reinterpret_cast<void (*)(FakeNccl*)>(dlsym(library, "fakeNcclUse"));
+    auto use = library == nullptr ? nullptr
+                                  : reinterpret_cast<void (*)(FakeNccl*)>(
+                                        dlsym(library, "fakeNcclUse"));
     if (use == nullptr) abort();  // It is another NCCL.
     used = &fake_;
     use(&fake_);
@@ -44,10 +49,13 @@ class NcclFaultTest : public ::testing::Test {
   ~NcclFaultTest() override {
     communicator_.reset();
     fake_.abort_hangs = false;
-    absl::SleepFor(absl::Milliseconds(20));  // For the thread that was left behind.
+    // For the thread that was left behind.
+    absl::SleepFor(absl::Milliseconds(20));
   }
   absl::Status Connect() {
-    const auto join = [](ByteSpan id) { return Meeting{7, Bytes(id.begin(), id.end())}; };
+    const auto join = [](ByteSpan id) {
+      return Meeting{7, Bytes(id.begin(), id.end())};
+    };
     start_ = absl::Now();
     auto joined = Communicator::Join({"g", 0, 2}, join, 0, absl::Now() + kTime);
     if (joined.ok()) communicator_ = *std::move(joined);
@@ -56,7 +64,8 @@ class NcclFaultTest : public ::testing::Test {
   absl::Status Reduce() {
     start_ = absl::Now();
     const absl::Time deadline = start_ + kTime;
-    absl::Status status = communicator_->AllReduceSum(static_cast<int32_t*>(nullptr), 1, nullptr, deadline);
+    absl::Status status = communicator_->AllReduceSum(
+        static_cast<int32_t*>(nullptr), 1, nullptr, deadline);
     return status.ok() ? communicator_->Await(nullptr, deadline) : status;
   }
   absl::Duration Took() const { return absl::Now() - start_; }
@@ -79,16 +88,20 @@ TEST_F(NcclFaultTest, WithoutFaultsItFinalizes) {
 TEST_F(NcclFaultTest, AnExchangeEndsAsOtherOperationsDo) {
   const Communicator::Piece piece = {1, nullptr, 5, nullptr, 5};
   ASSERT_TRUE(Connect().ok());
-  EXPECT_TRUE(communicator_->ExchangeAll({piece}, nullptr, absl::Now() + kTime).ok());
-  EXPECT_TRUE(absl::IsInvalidArgument(communicator_->ExchangeAll({{0, nullptr, 5}}, nullptr, absl::Now() + kTime)));
+  EXPECT_TRUE(
+      communicator_->ExchangeAll({piece}, nullptr, absl::Now() + kTime).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(communicator_->ExchangeAll(
+      {{0, nullptr, 5}}, nullptr, absl::Now() + kTime)));
   fake_.operation_never_queued = true;
   start_ = absl::Now();
-  EXPECT_TRUE(absl::IsDeadlineExceeded(communicator_->ExchangeAll({piece}, nullptr, start_ + kTime)));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(
+      communicator_->ExchangeAll({piece}, nullptr, start_ + kTime)));
   EXPECT_LT(Took(), kTime + kSlack);
   fake_.operation_never_queued = false;
   ASSERT_TRUE(Connect().ok());
   fake_.peer_dies = true;
-  EXPECT_TRUE(absl::IsUnavailable(communicator_->ExchangeAll({piece}, nullptr, absl::Now() + kTime)));
+  EXPECT_TRUE(absl::IsUnavailable(
+      communicator_->ExchangeAll({piece}, nullptr, absl::Now() + kTime)));
 }
 
 TEST_F(NcclFaultTest, ConnectingEndsAtTheDeadline) {

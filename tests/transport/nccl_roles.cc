@@ -32,8 +32,12 @@ absl::Time Soon() { return absl::Now() + kLong; }
     std::_Exit(1);                                                          \
   }
 
-void Must(const absl::Status& status) { LATENTKV_MUST(status.ok(), status.ToString()) }
-void Must(cudaError_t error) { LATENTKV_MUST(error == cudaSuccess, cudaGetErrorString(error)) }
+void Must(const absl::Status& status) {
+  LATENTKV_MUST(status.ok(), status.ToString())
+}
+void Must(cudaError_t error) {
+  LATENTKV_MUST(error == cudaSuccess, cudaGetErrorString(error))
+}
 
 // [count] on the device.
 template <typename T>
@@ -41,12 +45,14 @@ class DeviceArray {
  public:
   explicit DeviceArray(const std::vector<T>& values) : count_(values.size()) {
     Must(cudaMalloc(reinterpret_cast<void**>(&data_), count_ * sizeof(T)));
-    Must(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
+    Must(cudaMemcpy(data_, values.data(), count_ * sizeof(T),
+                    cudaMemcpyHostToDevice));
   }
   T* data() const { return data_; }
   std::vector<T> values() const {
     std::vector<T> values(count_);
-    Must(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    Must(cudaMemcpy(values.data(), data_, count_ * sizeof(T),
+                    cudaMemcpyDeviceToHost));
     return values;
   }
 
@@ -59,10 +65,12 @@ template <typename T>
 std::vector<T> Values(uint32_t rank, size_t count) {
   std::mt19937 random(rank + 100);
   std::vector<T> values(count);
-  // Floats are whole and small, so that their sums are exact in any order; sums of int32 pass 2^31.
+  // Floats are whole and small, so that their sums are exact in any order; sums
+  // of int32 pass 2^31.
   for (T& value : values) {
-    value =
-        std::is_same_v<T, float> ? static_cast<T>(static_cast<int>(random() % 2001) - 1000) : static_cast<T>(random());
+    value = std::is_same_v<T, float>
+                ? static_cast<T>(static_cast<int>(random() % 2001) - 1000)
+                : static_cast<T>(random());
   }
   return values;
 }
@@ -71,58 +79,86 @@ std::unique_ptr<Communicator> Connect(const Role& role) {
   const auto client = *PeerClient::Open(MeetingAddress(role.folder));
   const GroupPlace place = {role.name, role.rank, role.ranks};
   auto communicator = Communicator::Join(
-      place, [&](ByteSpan id) { return client->Join(place, id, CallLimits::In(kLong)); }, 0, Soon());
+      place,
+      [&](ByteSpan id) {
+        return client->Join(place, id, CallLimits::In(kLong));
+      },
+      0, Soon());
   Must(communicator.status());
   return *std::move(communicator);
 }
 
 template <typename T, typename Combine>
-void CheckAllReduce(const Role& role, size_t count, Communicator* communicator, cudaStream_t stream,
-                    absl::Status (Communicator::*reduce)(T*, size_t, cudaStream_t, absl::Time), Combine combine) {
+void CheckAllReduce(const Role& role, size_t count, Communicator* communicator,
+                    cudaStream_t stream,
+                    absl::Status (Communicator::*reduce)(T*, size_t,
+                                                         cudaStream_t,
+                                                         absl::Time),
+                    Combine combine) {
   std::vector<T> expected = Values<T>(0, count);
   for (uint32_t rank = 1; rank < role.ranks; ++rank) {
     const std::vector<T> values = Values<T>(rank, count);
-    for (size_t i = 0; i < count; ++i) expected[i] = combine(expected[i], values[i]);
+    for (size_t i = 0; i < count; ++i)
+      expected[i] = combine(expected[i], values[i]);
   }
   const DeviceArray<T> array(Values<T>(role.rank, count));
   Must((communicator->*reduce)(array.data(), count, stream, Soon()));
   Must(communicator->Await(stream, Soon()));
-  LATENTKV_MUST(array.values() == expected, absl::StrCat("a reduction of ", count, " is wrong"));
+  LATENTKV_MUST(array.values() == expected,
+                absl::StrCat("a reduction of ", count, " is wrong"));
 }
 
 int Collectives(const Role& role) {
   const auto communicator = Connect(role);
   cudaStream_t stream;
   Must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  using Sum = absl::Status (Communicator::*)(int32_t*, size_t, cudaStream_t, absl::Time);
-  using FloatSum = absl::Status (Communicator::*)(float*, size_t, cudaStream_t, absl::Time);
+  using Sum = absl::Status (Communicator::*)(int32_t*, size_t, cudaStream_t,
+                                             absl::Time);
+  using FloatSum =
+      absl::Status (Communicator::*)(float*, size_t, cudaStream_t, absl::Time);
   for (const size_t count : {size_t{1}, size_t{1000}, (size_t{1} << 20) + 3}) {
     CheckAllReduce<int32_t>(
-        role, count, communicator.get(), stream, static_cast<Sum>(&Communicator::AllReduceSum),
-        [](int32_t a, int32_t b) { return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); });
-    CheckAllReduce<float>(role, count, communicator.get(), stream, static_cast<FloatSum>(&Communicator::AllReduceSum),
+        role, count, communicator.get(), stream,
+        static_cast<Sum>(&Communicator::AllReduceSum),
+        [](int32_t a, int32_t b) {
+          return static_cast<int32_t>(static_cast<uint32_t>(a) +
+                                      static_cast<uint32_t>(b));
+        });
+    CheckAllReduce<float>(role, count, communicator.get(), stream,
+                          static_cast<FloatSum>(&Communicator::AllReduceSum),
                           [](float a, float b) { return a + b; });
-    CheckAllReduce<float>(role, count, communicator.get(), stream, &Communicator::AllReduceMax,
+    CheckAllReduce<float>(role, count, communicator.get(), stream,
+                          &Communicator::AllReduceMax,
                           [](float a, float b) { return std::max(a, b); });
     for (uint32_t root = 0; root < role.ranks; ++root) {
       const DeviceArray<int32_t> array(Values<int32_t>(role.rank, count));
-      Must(communicator->Broadcast(array.data(), count * sizeof(int32_t), root, stream, Soon()));
+      Must(communicator->Broadcast(array.data(), count * sizeof(int32_t), root,
+                                   stream, Soon()));
       Must(communicator->Await(stream, Soon()));
-      LATENTKV_MUST(array.values() == Values<int32_t>(root, count), "a broadcast is wrong");
+      LATENTKV_MUST(array.values() == Values<int32_t>(root, count),
+                    "a broadcast is wrong");
     }
     // From each rank to the next, in turn.
     for (uint32_t from = 0; from < role.ranks; ++from) {
       const uint32_t to = (from + 1) % role.ranks;
       if (role.rank != from && role.rank != to) continue;
       const DeviceArray<int32_t> array(Values<int32_t>(role.rank, count));
-      Must(role.rank == from ? communicator->Send(array.data(), count * sizeof(int32_t), to, stream, Soon())
-                             : communicator->Receive(array.data(), count * sizeof(int32_t), from, stream, Soon()));
+      Must(role.rank == from
+               ? communicator->Send(array.data(), count * sizeof(int32_t), to,
+                                    stream, Soon())
+               : communicator->Receive(array.data(), count * sizeof(int32_t),
+                                       from, stream, Soon()));
       Must(communicator->Await(stream, Soon()));
-      LATENTKV_MUST(array.values() == Values<int32_t>(from, count), "what was received is not what was sent");
+      LATENTKV_MUST(array.values() == Values<int32_t>(from, count),
+                    "what was received is not what was sent");
     }
   }
-  LATENTKV_MUST(absl::IsInvalidArgument(communicator->Broadcast(nullptr, 1, role.ranks, stream, Soon())), "no rank");
-  LATENTKV_MUST(absl::IsInvalidArgument(communicator->Send(nullptr, 1, role.rank, stream, Soon())), "to itself");
+  LATENTKV_MUST(absl::IsInvalidArgument(communicator->Broadcast(
+                    nullptr, 1, role.ranks, stream, Soon())),
+                "no rank");
+  LATENTKV_MUST(absl::IsInvalidArgument(
+                    communicator->Send(nullptr, 1, role.rank, stream, Soon())),
+                "to itself");
   return 0;
 }
 
@@ -149,12 +185,16 @@ int ReduceBesideADyingRank(const Role& role, int signal) {
   }
   WriteMoment(FreedPath(role.folder, role.rank));
   std::cout << "rank " << role.rank << ": " << status << std::endl;
-  LATENTKV_MUST(absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status), status.ToString());
-  LATENTKV_MUST(!communicator->holds_buffers(), "the device still uses the buffers");
-  LATENTKV_MUST(communicator->Await(stream, Soon()) == status, "another error, later");
+  LATENTKV_MUST(absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status),
+                status.ToString());
+  LATENTKV_MUST(!communicator->holds_buffers(),
+                "the device still uses the buffers");
+  LATENTKV_MUST(communicator->Await(stream, Soon()) == status,
+                "another error, later");
   const absl::Time start = absl::Now();
   communicator.reset();
-  LATENTKV_MUST(absl::Now() - start < kAbortTimeMax + absl::Seconds(1), "letting go took too long");
+  LATENTKV_MUST(absl::Now() - start < kAbortTimeMax + absl::Seconds(1),
+                "letting go took too long");
   Must(cudaStreamSynchronize(stream));
   return 0;
 }
@@ -174,21 +214,28 @@ int ConnectToADeadRank(const Role& role, uint32_t dead) {
       },
       0, absl::Now() + kConnectTime);
   WriteMoment(FreedPath(role.folder, role.rank));
-  std::cout << "rank " << role.rank << ": " << communicator.status() << std::endl;
-  LATENTKV_MUST(absl::IsUnavailable(communicator.status()) || absl::IsDeadlineExceeded(communicator.status()),
+  std::cout << "rank " << role.rank << ": " << communicator.status()
+            << std::endl;
+  LATENTKV_MUST(absl::IsUnavailable(communicator.status()) ||
+                    absl::IsDeadlineExceeded(communicator.status()),
                 communicator.status().ToString());
   LATENTKV_MUST(met < absl::InfiniteFuture(), "nobody was met");
   return 0;
 }
 
-// A link of which one batch is interrupted by the end of this process, or that says when it came to an end.
+// A link of which one batch is interrupted by the end of this process, or that
+// says when it came to an end.
 class WatchedLink final : public DeviceLink {
  public:
-  WatchedLink(std::unique_ptr<DeviceLink> link, int dies_at, std::string freed_path)
-      : link_(std::move(link)), dies_at_(dies_at), freed_path_(std::move(freed_path)) {}
+  WatchedLink(std::unique_ptr<DeviceLink> link, int dies_at,
+              std::string freed_path)
+      : link_(std::move(link)),
+        dies_at_(dies_at),
+        freed_path_(std::move(freed_path)) {}
   uint64_t generation() const override { return link_->generation(); }
   size_t batch_bytes_max() const override { return link_->batch_bytes_max(); }
-  absl::Status Send(absl::Span<const HandoffFrame> frames, absl::Time deadline) override {
+  absl::Status Send(absl::Span<const HandoffFrame> frames,
+                    absl::Time deadline) override {
     Die();
     moving_ = true;
     absl::Status status = link_->Send(frames, deadline);
@@ -196,8 +243,8 @@ class WatchedLink final : public DeviceLink {
     if (!status.ok()) Say(status);
     return status;
   }
-  absl::StatusOr<std::vector<HandoffFrame>> Receive(absl::Span<const uint64_t> frame_bytes,
-                                                    absl::Time deadline) override {
+  absl::StatusOr<std::vector<HandoffFrame>> Receive(
+      absl::Span<const uint64_t> frame_bytes, absl::Time deadline) override {
     Die();
     moving_ = true;
     auto frames = link_->Receive(frame_bytes, deadline);
@@ -205,12 +252,15 @@ class WatchedLink final : public DeviceLink {
     if (!frames.ok()) Say(frames.status());
     return frames;
   }
-  absl::Status CopyToHost(const HandoffFrame& frame, uint8_t* out) override { return link_->CopyToHost(frame, out); }
+  absl::Status CopyToHost(const HandoffFrame& frame, uint8_t* out) override {
+    return link_->CopyToHost(frame, out);
+  }
   void Abort() override {
     const bool first = link_->generation() != 0;
     link_->Abort();
     // What was sent may lie in NCCL's buffers when the other end dies.
-    if (first && !moving_) Say(absl::CancelledError("given up between two calls"));
+    if (first && !moving_)
+      Say(absl::CancelledError("given up between two calls"));
   }
 
  private:
@@ -224,7 +274,8 @@ class WatchedLink final : public DeviceLink {
   }
   void Say(const absl::Status& status) {
     WriteMoment(freed_path_);
-    std::cout << "the link after " << batches_ << " batches: " << status << std::endl;
+    std::cout << "the link after " << batches_ << " batches: " << status
+              << std::endl;
   }
 
   const std::unique_ptr<DeviceLink> link_;
@@ -235,7 +286,8 @@ class WatchedLink final : public DeviceLink {
 };
 
 constexpr size_t kBatchBytes = 16u << 20;
-std::vector<HandoffFrame> Frames() { return RandomFrames(7, 64, 4u << 20); }  // Some 128 MiB.
+// Some 128 MiB.
+std::vector<HandoffFrame> Frames() { return RandomFrames(7, 64, 4u << 20); }
 
 std::unique_ptr<DeviceLink> LinkOf(const Role& role, const JoinFunction& join) {
   auto communicator = Communicator::Join({"pd", role.rank, 2}, join, 0, Soon());
@@ -243,7 +295,8 @@ std::unique_ptr<DeviceLink> LinkOf(const Role& role, const JoinFunction& join) {
   auto link = MakeNcclLink(*std::move(communicator), 0, kBatchBytes);
   Must(link.status());
   const int dies_at = absl::EndsWith(role.name, "-killed") ? 2 : -1;
-  return std::make_unique<WatchedLink>(*std::move(link), dies_at, FreedPath(role.folder, role.rank));
+  return std::make_unique<WatchedLink>(*std::move(link), dies_at,
+                                       FreedPath(role.folder, role.rank));
 }
 
 int SendFrames(const Role& role) {
@@ -255,8 +308,10 @@ int SendFrames(const Role& role) {
     link = LinkOf(role, [&](ByteSpan id) -> absl::StatusOr<Meeting> {
       const absl::Time deadline = Soon();
       for (;;) {
-        auto meeting = client->Join({"pd", role.rank, 2}, id, CallLimits{deadline});
-        if (!absl::IsUnavailable(meeting.status()) || absl::Now() > deadline) return meeting;
+        auto meeting =
+            client->Join({"pd", role.rank, 2}, id, CallLimits{deadline});
+        if (!absl::IsUnavailable(meeting.status()) || absl::Now() > deadline)
+          return meeting;
         absl::SleepFor(absl::Milliseconds(50));
       }
     });
@@ -268,15 +323,19 @@ int SendFrames(const Role& role) {
     }
   }
   const absl::Time start = absl::Now();
-  const auto report = client->HandOff({"t", frames, link.get(), kBatchTime}, CallLimits::In(kLong));
+  const auto report = client->HandOff({"t", frames, link.get(), kBatchTime},
+                                      CallLimits::In(kLong));
   Must(report.status());
-  std::cout << report->frames_over_link << " of " << frames.size() << " frames over the link (" << report->link_status
-            << "), " << absl::Now() - start << std::endl;
+  std::cout << report->frames_over_link << " of " << frames.size()
+            << " frames over the link (" << report->link_status << "), "
+            << absl::Now() - start << std::endl;
   const bool whole = role.name == "send-all", none = link == nullptr;
   LATENTKV_MUST(whole ? report->frames_over_link == frames.size()
-                      : none || (report->frames_over_link > 0 && report->frames_over_link < frames.size()),
+                      : none || (report->frames_over_link > 0 &&
+                                 report->frames_over_link < frames.size()),
                 "frames went another way than they should");
-  LATENTKV_MUST(report->link_status.ok() == (whole || none), report->link_status.ToString());
+  LATENTKV_MUST(report->link_status.ok() == (whole || none),
+                report->link_status.ToString());
   return 0;
 }
 
@@ -287,7 +346,8 @@ class DeviceFrameLog final : public FrameLog {
   absl::Status Take(uint64_t index, const HandoffFrame& frame) override {
     if (!frame.on_device) return FrameLog::Take(index, frame);
     Bytes copy(frame.bytes);
-    Must(cudaMemcpy(copy.data(), frame.data, frame.bytes, cudaMemcpyDeviceToHost));
+    Must(cudaMemcpy(copy.data(), frame.data, frame.bytes,
+                    cudaMemcpyDeviceToHost));
     return FrameLog::Take(index, {copy.data(), copy.size(), false, nullptr});
   }
 };
@@ -299,7 +359,8 @@ int ReceiveFrames(const Role& role) {
   std::unique_ptr<DeviceLink> link;
   if (!absl::EndsWith(role.name, "-over-grpc")) {
     link = LinkOf(role, [&](ByteSpan id) {
-      return service.meetings()->Join({"pd", role.rank, 2}, id, Soon(), [] { return false; });
+      return service.meetings()->Join({"pd", role.rank, 2}, id, Soon(),
+                                      [] { return false; });
     });
   }
   const std::vector<HandoffFrame> frames = Frames();
@@ -307,13 +368,15 @@ int ReceiveFrames(const Role& role) {
   auto expected = service.Expect({"t", 0, &log, link.get(), kBatchTime});
   Must(expected.status());
   Must((*expected)->Await(Soon()));
-  LATENTKV_MUST(log.next() == frames.size(), absl::StrCat(log.next(), " frames came"));
+  LATENTKV_MUST(log.next() == frames.size(),
+                absl::StrCat(log.next(), " frames came"));
   const uint64_t over_link = (*expected)->taken_over_link();
   const bool whole = role.name == "receive-all", none = link == nullptr;
   LATENTKV_MUST(over_link == (whole  ? frames.size()
                               : none ? 0
                                      : over_link) &&
-                    (none || over_link > 0) && (whole || over_link < frames.size()),
+                    (none || over_link > 0) &&
+                    (whole || over_link < frames.size()),
                 absl::StrCat(over_link, " frames over the link"));
   return 0;
 }
@@ -322,8 +385,10 @@ int ReceiveFrames(const Role& role) {
 
 int PlayRole(const Role& role) {
   if (role.name == "collectives") return Collectives(role);
-  if (role.name == "reduce-killed") return ReduceBesideADyingRank(role, SIGKILL);
-  if (role.name == "reduce-stopped") return ReduceBesideADyingRank(role, SIGSTOP);
+  if (role.name == "reduce-killed")
+    return ReduceBesideADyingRank(role, SIGKILL);
+  if (role.name == "reduce-stopped")
+    return ReduceBesideADyingRank(role, SIGSTOP);
   if (role.name == "connect-killed-0") return ConnectToADeadRank(role, 0);
   if (role.name == "connect-killed-1") return ConnectToADeadRank(role, 1);
   if (absl::StartsWith(role.name, "send-")) return SendFrames(role);

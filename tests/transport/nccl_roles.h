@@ -10,14 +10,19 @@
 
 namespace latentkv {
 
-// Of one operation of a rank whose peer ends, of connecting to one, and of a batch.
+// Of one operation of a rank whose peer ends, of connecting to one, and of a
+// batch.
 inline constexpr absl::Duration kOperationTime = absl::Seconds(3);
 inline constexpr absl::Duration kConnectTime = absl::Seconds(10);
 inline constexpr absl::Duration kBatchTime = absl::Seconds(3);
 
-inline std::string MeetingAddress(const std::string& folder) { return absl::StrCat("unix:", folder, "/peer"); }
+inline std::string MeetingAddress(const std::string& folder) {
+  return absl::StrCat("unix:", folder, "/peer");
+}
 // Where a rank says when its call came back.
-inline std::string FreedPath(const std::string& folder, uint32_t rank) { return absl::StrCat(folder, "/freed-", rank); }
+inline std::string FreedPath(const std::string& folder, uint32_t rank) {
+  return absl::StrCat(folder, "/freed-", rank);
+}
 
 struct Role {
   std::string name;
@@ -26,7 +31,8 @@ struct Role {
   std::string folder;
 };
 
-// What the process exits with: 0 if everything was as it should be; otherwise stderr says what was not.
+// What the process exits with: 0 if everything was as it should be; otherwise
+// stderr says what was not.
 int PlayRole(const Role& role);
 
 }  // namespace latentkv

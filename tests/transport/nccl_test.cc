@@ -1,5 +1,6 @@
-// What can be known of the channel between devices without one: it is not loaded before it is used, says what is
-// missing, and a handoff goes on without it.
+// What can be known of the channel between devices without one: it is not
+// loaded before it is used, says what is missing, and a handoff goes on without
+// it.
 #include <dlfcn.h>
 
 #include "gmock/gmock.h"
@@ -22,12 +23,16 @@ bool HasDevice() {
   return cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
 }
 
-TEST(NcclTest, IsNotLoadedBeforeItIsUsed) { EXPECT_EQ(dlopen("libnccl.so.2", RTLD_LAZY | RTLD_NOLOAD), nullptr); }
+TEST(NcclTest, IsNotLoadedBeforeItIsUsed) {
+  EXPECT_EQ(dlopen("libnccl.so.2", RTLD_LAZY | RTLD_NOLOAD), nullptr);
+}
 
 TEST(NcclTest, ALibraryThatIsNotThereIsNamed) {
-  const absl::Status status = NcclLibrary::Open("libnccl-of-nobody.so.2").status();
+  const absl::Status status =
+      NcclLibrary::Open("libnccl-of-nobody.so.2").status();
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("libnccl-of-nobody.so.2"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("libnccl-of-nobody.so.2"));
 }
 
 TEST(NcclTest, ALibraryThatIsNotNcclIsRefused) {
@@ -44,7 +49,10 @@ TEST(NcclTest, WithoutADeviceNobodyIsMet) {
       ++asked;
       return absl::UnavailableError("nobody is here");
     };
-    const absl::Status status = Communicator::Join({"g", rank, 2}, join, 0, absl::Now() + absl::Seconds(10)).status();
+    const absl::Status status =
+        Communicator::Join({"g", rank, 2}, join, 0,
+                           absl::Now() + absl::Seconds(10))
+            .status();
     EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
     EXPECT_EQ(asked, 0);
   }
@@ -56,7 +64,8 @@ TEST(NcclTest, AHandoffWhoseCommunicatorCannotBeMadeGoesOverGrpc) {
   if (HasDevice()) GTEST_SKIP() << "a device is here: NOT RUN";
   ScratchFolder folder;
   PeerService service;
-  const auto server = *PeerServer::Start("unix:" + folder.path() + "/peer", &service);
+  const auto server =
+      *PeerServer::Start("unix:" + folder.path() + "/peer", &service);
   const auto client = *PeerClient::Open(server->address());
   const absl::Time deadline = absl::Now() + absl::Seconds(30);
   const auto sender = Communicator::Join(
@@ -68,7 +77,8 @@ TEST(NcclTest, AHandoffWhoseCommunicatorCannotBeMadeGoesOverGrpc) {
   const auto receiver = Communicator::Join(
       {"pd", 1, 2},
       [&](ByteSpan id) {
-        return service.meetings()->Join({"pd", 1, 2}, id, deadline, [] { return false; });
+        return service.meetings()->Join({"pd", 1, 2}, id, deadline,
+                                        [] { return false; });
       },
       0, deadline);
   ASSERT_FALSE(sender.ok() || receiver.ok());

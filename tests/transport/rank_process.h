@@ -20,24 +20,32 @@ namespace latentkv {
 // Killed at the end if it still runs.
 class RankProcess {
  public:
-  // Each process is a host of its own to NCCL, so that several may share a device: correctness, not speed.
-  RankProcess(const std::string& role, uint32_t rank, uint32_t ranks, const std::string& folder) {
-    std::vector<std::string> arguments = {"/proc/self/exe",    "rank", role, absl::StrCat(rank),
-                                          absl::StrCat(ranks), folder};
-    // Multicast over NVLink stays off wherever this runs: it needs what a shared host may not have to give.
-    std::vector<std::string> variables = {absl::StrCat("NCCL_HOSTID=", role, "-", rank, "-", getpid()),
-                                          "NCCL_SOCKET_IFNAME=lo",
-                                          "NCCL_NVLS_ENABLE=0",
-                                          "NCCL_IB_DISABLE=1",
-                                          "NCCL_P2P_DISABLE=1",
-                                          "NCCL_SHM_DISABLE=1"};
-    for (char** variable = environ; *variable != nullptr; ++variable) variables.emplace_back(*variable);
+  // Each process is a host of its own to NCCL, so that several may share a
+  // device: correctness, not speed.
+  RankProcess(const std::string& role, uint32_t rank, uint32_t ranks,
+              const std::string& folder) {
+    std::vector<std::string> arguments = {
+        "/proc/self/exe",    "rank", role, absl::StrCat(rank),
+        absl::StrCat(ranks), folder};
+    // Multicast over NVLink stays off wherever this runs: it needs what a
+    // shared host may not have to give.
+    std::vector<std::string> variables = {
+        absl::StrCat("NCCL_HOSTID=", role, "-", rank, "-", getpid()),
+        "NCCL_SOCKET_IFNAME=lo",
+        "NCCL_NVLS_ENABLE=0",
+        "NCCL_IB_DISABLE=1",
+        "NCCL_P2P_DISABLE=1",
+        "NCCL_SHM_DISABLE=1"};
+    for (char** variable = environ; *variable != nullptr; ++variable)
+      variables.emplace_back(*variable);
     std::vector<char*> argv, envp;
     for (std::string& argument : arguments) argv.push_back(argument.data());
     for (std::string& variable : variables) envp.push_back(variable.data());
     argv.push_back(nullptr);
     envp.push_back(nullptr);
-    if (posix_spawn(&pid_, "/proc/self/exe", nullptr, nullptr, argv.data(), envp.data()) != 0) pid_ = 0;
+    if (posix_spawn(&pid_, "/proc/self/exe", nullptr, nullptr, argv.data(),
+                    envp.data()) != 0)
+      pid_ = 0;
   }
   ~RankProcess() {
     if (pid_ <= 0) return;
@@ -47,7 +55,8 @@ class RankProcess {
   RankProcess(const RankProcess&) = delete;
   RankProcess& operator=(const RankProcess&) = delete;
 
-  // "exit 0", "signal 9", "stopped", or "runs" if it still does at the deadline.
+  // "exit 0", "signal 9", "stopped", or "runs" if it still does at the
+  // deadline.
   std::string Ended(absl::Time deadline) {
     while (pid_ > 0) {
       int status = 0;
@@ -71,11 +80,15 @@ class RankProcess {
   absl::Time ended_at_;
 };
 
-// Moments that ranks leave for the test to compare; all processes have one clock.
-inline void WriteMoment(const std::string& path) { std::ofstream(path) << absl::ToUnixMicros(absl::Now()); }
+// Moments that ranks leave for the test to compare; all processes have one
+// clock.
+inline void WriteMoment(const std::string& path) {
+  std::ofstream(path) << absl::ToUnixMicros(absl::Now());
+}
 inline absl::Time ReadMoment(const std::string& path) {
   int64_t micros = 0;
-  return std::ifstream(path) >> micros ? absl::FromUnixMicros(micros) : absl::InfiniteFuture();
+  return std::ifstream(path) >> micros ? absl::FromUnixMicros(micros)
+                                       : absl::InfiniteFuture();
 }
 
 }  // namespace latentkv

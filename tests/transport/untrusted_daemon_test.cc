@@ -1,4 +1,5 @@
-// A daemon that answers what it should not: the channel says so, and hands nothing on.
+// A daemon that answers what it should not: the channel says so, and hands
+// nothing on.
 #include <grpcpp/grpcpp.h>
 
 #include <mutex>
@@ -15,7 +16,8 @@ namespace {
 // Answers what the test put here.
 class LyingCache final : public v1::Cache::Service {
  public:
-  grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest*, v1::LookupResponse* response) override {
+  grpc::Status Lookup(grpc::ServerContext*, const v1::LookupRequest*,
+                      v1::LookupResponse* response) override {
     std::lock_guard lock(mutex);
     *response = lookup;
     return grpc::Status::OK;
@@ -26,7 +28,8 @@ class LyingCache final : public v1::Cache::Service {
     writer->Write(chunk);
     return grpc::Status::OK;
   }
-  grpc::Status GetSession(grpc::ServerContext*, const v1::GetSessionRequest*, v1::Session* response) override {
+  grpc::Status GetSession(grpc::ServerContext*, const v1::GetSessionRequest*,
+                          v1::Session* response) override {
     response->set_last_key("no key");
     return grpc::Status::OK;
   }
@@ -37,7 +40,8 @@ class LyingCache final : public v1::Cache::Service {
     writer->Write(part);
     return grpc::Status::OK;
   }
-  grpc::Status ListBases(grpc::ServerContext*, const v1::ListBasesRequest*, v1::ListBasesResponse* response) override {
+  grpc::Status ListBases(grpc::ServerContext*, const v1::ListBasesRequest*,
+                         v1::ListBasesResponse* response) override {
     response->add_digests("short");
     response->add_bytes(1);
     return grpc::Status::OK;
@@ -53,19 +57,23 @@ class UntrustedDaemonTest : public ::testing::Test {
   UntrustedDaemonTest() {
     int port = 0;
     server_ = grpc::ServerBuilder()
-                  .AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port)
+                  .AddListeningPort("127.0.0.1:0",
+                                    grpc::InsecureServerCredentials(), &port)
                   .RegisterService(&cache_)
                   .BuildAndStart();
     channel_ = *MakeGrpcChannel("127.0.0.1:" + std::to_string(port));
   }
-  ~UntrustedDaemonTest() override { server_->Shutdown(std::chrono::system_clock::now()); }
+  ~UntrustedDaemonTest() override {
+    server_->Shutdown(std::chrono::system_clock::now());
+  }
   static CallLimits Soon() { return CallLimits::In(absl::Seconds(10)); }
   absl::Status LookupTwo() {
     LookupQuery query;
     query.keys = TestKeys(2);
     return channel_->Lookup(query, Soon()).status();
   }
-  void AnswerKeys(const std::vector<Digest>& keys, const std::string& encoding = Encoding::Exact().ToBytes()) {
+  void AnswerKeys(const std::vector<Digest>& keys,
+                  const std::string& encoding = Encoding::Exact().ToBytes()) {
     std::lock_guard lock(cache_.mutex);
     cache_.lookup.Clear();
     for (const Digest& key : keys) {
@@ -102,16 +110,19 @@ TEST_F(UntrustedDaemonTest, FetchHandsOnNoRecordThatWasNotAskedFor) {
     cache_.chunk.set_record(1);
   }
   const std::vector<RemoteRecord> records = {{TestKey(0), Encoding::Exact()}};
-  const absl::Status status = channel_->Fetch(records, 0, Soon(), [](const FetchedSection&) {
-    ADD_FAILURE() << "handed on";
-    return true;
-  });
+  const absl::Status status =
+      channel_->Fetch(records, 0, Soon(), [](const FetchedSection&) {
+        ADD_FAILURE() << "handed on";
+        return true;
+      });
   EXPECT_FALSE(status.ok());
 }
 
 TEST_F(UntrustedDaemonTest, ABasisMustHaveTheDigestThatWasAskedFor) {
-  EXPECT_TRUE(absl::IsDataLoss(channel_->GetBasis(TestKey(0), Soon()).status()));
-  EXPECT_TRUE(channel_->GetBasis(Sha256({AsBytes("another basis")}), Soon()).ok());
+  EXPECT_TRUE(
+      absl::IsDataLoss(channel_->GetBasis(TestKey(0), Soon()).status()));
+  EXPECT_TRUE(
+      channel_->GetBasis(Sha256({AsBytes("another basis")}), Soon()).ok());
 }
 
 TEST_F(UntrustedDaemonTest, KeysOfTheWrongLengthAreErrors) {
@@ -120,7 +131,8 @@ TEST_F(UntrustedDaemonTest, KeysOfTheWrongLengthAreErrors) {
 }
 
 TEST_F(UntrustedDaemonTest, WhatItDoesNotKnowIsUnimplemented) {
-  EXPECT_EQ(channel_->Stats(Soon()).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(channel_->Stats(Soon()).status().code(),
+            absl::StatusCode::kUnimplemented);
 }
 
 }  // namespace

@@ -31,7 +31,8 @@ class DeviceGuard {
 // Internal with CUDA's text.
 inline absl::Status CudaStatus(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+  return absl::InternalError(
+      absl::StrCat(what, ": ", cudaGetErrorString(error)));
 }
 
 }  // namespace latentkv

@@ -10,12 +10,15 @@ namespace latentkv {
 namespace {
 
 constexpr char kName[] = "libnccl.so.2";
-constexpr int kVersionMin = NCCL_VERSION(2, 19, 1);  // The first that may be aborted from a thread of its own.
+// The first that may be aborted from a thread of its own.
+constexpr int kVersionMin = NCCL_VERSION(2, 19, 1);
 
 template <typename Function>
-void Find(void* handle, const char* name, Function* function, absl::Status* status) {
+void Find(void* handle, const char* name, Function* function,
+          absl::Status* status) {
   *function = reinterpret_cast<Function>(dlsym(handle, name));
-  if (*function == nullptr) *status = absl::FailedPreconditionError(absl::StrCat("NCCL has no ", name));
+  if (*function == nullptr)
+    *status = absl::FailedPreconditionError(absl::StrCat("NCCL has no ", name));
 }
 
 }  // namespace
@@ -30,7 +33,8 @@ absl::StatusOr<const NcclLibrary*> NcclLibrary::Open(const char* name) {
   if (handle == nullptr) {
     const char* why = dlerror();
     return absl::FailedPreconditionError(
-        absl::StrCat("NCCL cannot be used: ", why == nullptr ? name : why, "; is its folder in LD_LIBRARY_PATH?"));
+        absl::StrCat("NCCL cannot be used: ", why == nullptr ? name : why,
+                     "; is its folder in LD_LIBRARY_PATH?"));
   }
   auto library = std::make_unique<NcclLibrary>();
   absl::Status status;
@@ -52,7 +56,8 @@ absl::StatusOr<const NcclLibrary*> NcclLibrary::Open(const char* name) {
   int version = 0;
   if (library->GetVersion(&version) != ncclSuccess || version < kVersionMin) {
     return absl::FailedPreconditionError(
-        absl::StrCat(name, " has version ", version, ", and ", kVersionMin, " is the least that can be used"));
+        absl::StrCat(name, " has version ", version, ", and ", kVersionMin,
+                     " is the least that can be used"));
   }
   return library.release();
 }

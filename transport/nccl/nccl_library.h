@@ -10,8 +10,9 @@ namespace latentkv {
 
 // NCCL's functions, named as NCCL does.
 struct NcclLibrary {
-  // Opens "libnccl.so.2": the one that the process has already (an engine's), or that the loader finds
-  // (LD_LIBRARY_PATH). Once a process; it is never closed. FailedPrecondition says what is missing or too old.
+  // Opens "libnccl.so.2": the one that the process has already (an engine's),
+  // or that the loader finds (LD_LIBRARY_PATH). Once a process; it is never
+  // closed. FailedPrecondition says what is missing or too old.
   static absl::StatusOr<const NcclLibrary*> Get();
   // The same for a library of another name, each time anew.
   static absl::StatusOr<const NcclLibrary*> Open(const char* name);
