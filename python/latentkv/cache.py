@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .geometry import PAIRING_NONE, Layer, layers_of
+from .geometry import PAIRING_NEIGHBOURS, PAIRING_NONE, Layer, layers_of
 
 BLOCK_TOKENS = 64
 SINK_TOKENS = 4
@@ -107,8 +107,10 @@ class LoadedModel:
             return torch.zeros(allowed.shape, device=self.device).masked_fill(~allowed, -torch.inf)[None, None]
 
         window = max(layer.window for layer in self.layers)
-        # Models with sliding windows take a mask for each kind of layer.
-        return {"full_attention": mask(0), "sliding_attention": mask(window)} if window else mask(0)
+        if window and getattr(self.model.config.get_text_config(), "layer_types", None):
+            # Models with kinds of layers take a mask for each.
+            return {"full_attention": mask(0), "sliding_attention": mask(window)}
+        return mask(window)
 
     def _past(self, caches: Sequence[LayerCache]) -> tuple[Any, int]:
         from transformers import DynamicCache
@@ -154,10 +156,19 @@ def rotate(keys: torch.Tensor, layer: Layer, first: int, sign: int) -> torch.Ten
     """Keys [tokens, heads, dim] turned by their positions from `first` on; sign -1 takes the rotation back."""
     if layer.pairing == PAIRING_NONE:
         return keys
-    half = layer.rotary_dim // 2
     cosine, sine = _turns(layer, first, keys.shape[0], sign, keys.device)
-    left, right, rest = keys[..., :half], keys[..., half : 2 * half], keys[..., 2 * half :]
-    return torch.cat([left * cosine - right * sine, right * cosine + left * sine, rest], dim=-1)
+    turned, rest = keys[..., : layer.rotary_dim], keys[..., layer.rotary_dim :]
+    left, right = pairs(turned, layer)
+    both = (left * cosine - right * sine, right * cosine + left * sine)
+    turned = torch.stack(both, -1).flatten(-2) if layer.pairing == PAIRING_NEIGHBOURS else torch.cat(both, -1)
+    return torch.cat([turned, rest], dim=-1)
+
+
+def pairs(turned: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first and the second channels of each pair that is turned together, of [..., rotary_dim]."""
+    if layer.pairing == PAIRING_NEIGHBOURS:
+        return turned[..., ::2], turned[..., 1::2]
+    return turned.tensor_split(2, dim=-1)
 
 
 def channels(cache: LayerCache, layers: Sequence[Layer], first_layer: int, last_layer: int) -> torch.Tensor:

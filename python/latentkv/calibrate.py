@@ -29,7 +29,7 @@ from .features import Embedding, Prediction, make_embedding
 from .geometry import bytes_per_token, model_digest
 from .progress import Progress
 from .solve import Corpus, Group, restore_cache, solve_group, solving_bytes
-from .statistics import PROBE_BATCH, QueryEnergy, sensitivities
+from .statistics import PROBE_BATCH, QueryEnergy, check_rotation, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
@@ -189,12 +189,16 @@ def calibrate(
     prediction: Prediction = Prediction(),  # noqa: B008 (it is frozen)
     parts: Unkept = Unkept(),  # noqa: B008 (it has no state)
 ) -> Calibration:
-    """Calibrates on token sequences; ValueError if there is too little text. What is in `parts` is not made again."""
+    """Calibrates on token sequences. What is in `parts` is not made again.
+
+    ValueError if there is too little text, or if the model rotates its keys otherwise than its layers say.
+    """
     usable = [tokens for tokens in documents if len(tokens) >= _PREFIX_TOKENS // 2]
     if len(usable) < 2 * _HELD_OUT:
         raise ValueError(
             f"{len(usable)} texts of {_PREFIX_TOKENS // 2} tokens or more: at least {2 * _HELD_OUT} are needed"
         )
+    check_rotation(model)
     held = _spread(usable, _HELD_OUT)
     training = [tokens for tokens in usable if not any(tokens is other for other in held)]
     training = _spread(training, _TEXT_TOKENS // (_PREFIX_TOKENS // 2))

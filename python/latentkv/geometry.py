@@ -14,6 +14,10 @@ DTYPE_CODES = {"bfloat16": 1, "float16": 2, "float32": 3, "float8_e4m3fn": 4}
 DTYPE_BYTES = {1: 2, 2: 2, 3: 4, 4: 1}
 PAIRING_NONE, PAIRING_HALVES, PAIRING_NEIGHBOURS = 0, 1, 2
 _CONTENT = (".safetensors", ".bin", ".gguf", "config.json")
+# Model types that turn neighbouring channels of a head together, and not its halves; types that turn keys in none but
+# their layers with a window. Calibrating checks what is said here of a model against its keys (statistics.py).
+_NEIGHBOURS = ("cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium")
+_TURNED_IN_WINDOWS = ("cohere2", "cohere2_moe", "exaone4")
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,44 @@ def _frequencies(text: Any, kind: str, head_dim: int) -> tuple[tuple[float, ...]
     return tuple(float(f) for f in frequencies.double()), float(scale)
 
 
+def _kinds(text: Any) -> list[str]:
+    """Of attention, layer by layer."""
+    # Without kinds a window is that of every layer, as Mistral's.
+    window = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    same = "sliding_attention" if window else "full_attention"
+    return getattr(text, "layer_types", None) or [same] * text.num_hidden_layers
+
+
+def _is_turned(text: Any, index: int, kind: str) -> bool:
+    """Are the keys of this layer rotated at all?"""
+    turned = getattr(text, "no_rope_layers", None)  # 1 where they are, whatever its name says.
+    if turned:
+        return bool(turned[index])
+    in_windows = text.model_type in _TURNED_IN_WINDOWS and getattr(text, "sliding_window", None)
+    return not in_windows or kind == "sliding_attention"
+
+
 def layers_of(config: Any, dtype: str | None = None) -> list[Layer]:
     """The layers of a transformers configuration; `dtype` is the cache's ("bfloat16"), the model's own if None.
 
     ValueError says what about the model is not supported.
     """
     text = config.get_text_config()
+    if getattr(text, "kv_lora_rank", None):
+        raise ValueError("the model keeps a compressed latent in place of keys and values: not supported")
     name = str(dtype or getattr(text, "dtype", None) or "bfloat16").removeprefix("torch.")
     if name not in DTYPE_CODES:
         raise ValueError(f"a cache of dtype {name} is not supported; there are: {', '.join(DTYPE_CODES)}")
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    turning = PAIRING_NEIGHBOURS if text.model_type in _NEIGHBOURS else PAIRING_HALVES
     layers = []
-    for kind in kinds:
+    for index, kind in enumerate(_kinds(text)):
         if kind not in ("full_attention", "sliding_attention"):
             raise ValueError(f"a layer of type {kind} keeps no keys and values: not supported")
-        frequencies, scale = _frequencies(text, kind, head_dim)
+        frequencies, scale = _frequencies(text, kind, head_dim) if _is_turned(text, index, kind) else ((), 1.0)
         window = int(getattr(text, "sliding_window", None) or 0) if kind == "sliding_attention" else 0
-        pairing = PAIRING_HALVES if frequencies else PAIRING_NONE
+        pairing = turning if frequencies else PAIRING_NONE
         code = DTYPE_CODES[name]
         layers.append(Layer(kv_heads, head_dim, 2 * len(frequencies), pairing, scale, window, code, frequencies))
     return layers

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 
-from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, rotate
-from .geometry import PAIRING_NONE, Layer
+from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, pairs, rotate
+from .geometry import PAIRING_NEIGHBOURS, PAIRING_NONE, Layer
 from .progress import Progress
 
 _NOISE = 0.3  # Standard deviations of a channel.
 PROBE_BATCH = 6  # Caches with noise at a time.
+_QUERIES = ("q_proj", "qkv_proj", "query_key_value")  # What makes queries, by the names that models have for it.
+_REPEATED = 5  # Any token.
+_ROTATION_TOKENS = 512
+_ROTATION_ERROR_MAX = 0.01  # Of the energy. Rounding to bfloat16 leaves 1e-5, a wrong pairing half.
 
 
 class QueryEnergy:
@@ -24,19 +28,25 @@ class QueryEnergy:
         self._sums = [torch.zeros(0)] * len(model.layers)
         self._count = self._tokens = 0
         self._handles = []
-        for index, block in enumerate(decoder_layers(model)):
-            attention = block.self_attn
-            source = getattr(attention, "q_norm", None) or attention.q_proj
-            self._handles.append(attention.q_proj.register_forward_hook(self._count_tokens))
-            self._handles.append(source.register_forward_hook(self._hook(index, model.layers[index])))
+        for index, attention in enumerate(attentions(model)):
+            projection = _part(attention, *_QUERIES)
+            source = _part(attention, "q_norm", "q_layernorm") or projection
+            self._handles.append(projection.register_forward_hook(self._count_tokens))
+            self._handles.append(source.register_forward_hook(self._hook(index, model.layers[index], attention)))
 
     def _count_tokens(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
         del module, inputs
         self._tokens = output.shape[1]
 
-    def _hook(self, index: int, layer: Layer):
+    def _hook(self, index: int, layer: Layer, attention: torch.nn.Module):
+        width = output_projection(attention).weight.shape[1]
+
         def record(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
-            del module, inputs
+            del inputs
+            if module is _part(attention, "qkv_proj"):  # Queries, keys and values.
+                output = output[..., :width]
+            elif module is _part(attention, "query_key_value"):  # The three of each head.
+                output = output.unflatten(-1, (-1, 3 * layer.head_dim))[..., : layer.head_dim]
             # [1, tokens, heads * dim], or heads apart behind a norm: before the tokens (Gemma 3) or after (Qwen 3).
             output = output if output.shape[1] == self._tokens else output.transpose(1, 2)
             queries = output.reshape(self._tokens, -1, layer.head_dim)[SINK_TOKENS:]
@@ -65,25 +75,59 @@ class QueryEnergy:
         energy = self._sums[index] / max(self._count, 1)
         energy = energy.reshape(layer.kv_heads, -1, layer.head_dim).sum(1)
         if layer.pairing != PAIRING_NONE:
-            half = layer.rotary_dim // 2
-            pair = (energy[:, :half] + energy[:, half : 2 * half]) / 2
-            energy = torch.cat([pair, pair, energy[:, 2 * half :]], dim=1)
+            mean = sum(pairs(energy[:, : layer.rotary_dim], layer)) / 2
+            both = mean.repeat_interleave(2, 1) if layer.pairing == PAIRING_NEIGHBOURS else torch.cat([mean, mean], 1)
+            energy = torch.cat([both, energy[:, layer.rotary_dim :]], dim=1)
         return energy
 
 
 def decoder_layers(model: LoadedModel) -> Sequence[torch.nn.Module]:
     """The transformer's blocks; ValueError if the model is not built the usual way."""
-    decoder = model.model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    if layers is None or not all(hasattr(getattr(block, "self_attn", None), "o_proj") for block in layers):
-        name = type(model.model).__name__
-        raise ValueError(f"{name} keeps its attention elsewhere than layers[i].self_attn: cannot calibrate")
+    layers = getattr(model.model.get_decoder(), "layers", None)
+    if layers is None:
+        raise ValueError(f"{type(model.model).__name__} keeps its blocks elsewhere than in layers: cannot calibrate")
     return layers
+
+
+def attentions(model: LoadedModel) -> list[torch.nn.Module]:
+    """The attention of each block; ValueError if the model is not built the usual way."""
+    found = [_part(block, "self_attn", "attention") for block in decoder_layers(model)]
+    for index, attention in enumerate(found):
+        if attention is None or output_projection(attention) is None or _part(attention, *_QUERIES) is None:
+            name = type(model.model).__name__
+            raise ValueError(f"{name} builds the attention of layer {index} in an unknown way: cannot calibrate")
+    return found
+
+
+def output_projection(attention: torch.nn.Module) -> torch.nn.Module | None:
+    """What takes the values that all heads have read, side by side."""
+    return _part(attention, "o_proj", "dense")
+
+
+def _part(module: torch.nn.Module, *names: str) -> torch.nn.Module | None:
+    """The first of these that it has."""
+    return next((part for part in (getattr(module, name, None) for name in names) if part is not None), None)
+
+
+def check_rotation(model: LoadedModel) -> None:
+    """ValueError if keys are rotated otherwise than the layers say: a basis for them would be large and of no use.
+
+    A token that is repeated leaves the same in every position of every layer, but for the rotation of its keys.
+    """
+    cache = model.prefill([_REPEATED] * _ROTATION_TOKENS)
+    for index, ((keys, _), layer) in enumerate(zip(cache, model.layers, strict=True)):
+        taken_back = rotate(keys, layer, 0, -1)[SINK_TOKENS:]
+        spread = (taken_back - taken_back.mean(0)).square().sum()
+        if spread > _ROTATION_ERROR_MAX * taken_back.square().sum():
+            raise ValueError(
+                f"layer {index} of {type(model.model).__name__} rotates its keys otherwise than {layer.rotary_dim} "
+                f"channels in pairing {layer.pairing}, as its configuration was understood: not supported"
+            )
 
 
 def value_energy(attention: torch.nn.Module, layer: Layer) -> torch.Tensor:
     """[kv_heads, head_dim]: squared column norms of the output projection, summed over the query heads."""
-    columns = attention.o_proj.weight.double().square().sum(0)
+    columns = output_projection(attention).weight.double().square().sum(0)
     return columns.reshape(layer.kv_heads, -1, layer.head_dim).sum(1)
 
 
@@ -99,11 +143,11 @@ def sensitivities(
     and what it does to the next tokens' distributions.
     """
     generator = torch.Generator().manual_seed(7)
-    blocks = decoder_layers(model)
+    blocks = attentions(model)
     shapes = [
         (
             energy.of(i, layer).float().to(model.device),
-            value_energy(blocks[i].self_attn, layer).float().to(model.device),
+            value_energy(blocks[i], layer).float().to(model.device),
         )
         for i, layer in enumerate(model.layers)
     ]

@@ -13,6 +13,7 @@ from latentkv.client import Client
 from latentkv.geometry import layers_of, model_digest
 from latentkv.tensors import check_device, page_layer
 from latentkv.transformers import CacheStore
+from test_families import made, texts
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,24 @@ def test_a_lossy_cache_continues_as_the_computed_one_does(engine, open_store, to
     # The fixture's basis is calibrated on little, and these tokens repeat: what matters is the distance to the control.
     assert divergence < 0.15
     assert (expected.exp() * (expected - control)).sum(-1).mean() > 10 * divergence
+
+
+@pytest.mark.parametrize("family", ["phi, yarn", "glm 4", "cohere 2", "qwen2, yarn and windows"])
+def test_a_cache_of_another_family_comes_back(daemon, family):
+    model = made(family, "bfloat16")
+    engine, tokens = model.model.bfloat16(), texts(1, 400)[0]
+    client = Client(daemon.address, model.layers, b"m" * 32, profile="uncalibrated")
+    store = CacheStore(client, model.layers, "cpu")
+    cache = prefilled(engine, tokens)
+    assert store.put(tokens, cache) == 384
+    assert store.flush(20_000)
+    restored, count = store.restore(tokens)
+    store.close()
+    assert count == 384
+    for ours, theirs in zip(restored.layers, cache.layers, strict=True):
+        for got, kept in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            kept = kept[:, :, :384].float()
+            assert 0 < (got.float() - kept).square().sum() < 0.03 * kept.square().sum()
 
 
 def test_what_is_stored_is_not_stored_again_and_a_longer_cache_adds_to_it(engine, open_store, tokens):

@@ -111,7 +111,7 @@ def read_prefix(model: LoadedModel, tokens: Sequence[int], with_hidden: bool) ->
     """Prefills; with what the projections of keys and values read, if asked for."""
     if not with_hidden:
         return Prefix(model.prefill(tokens), [])
-    from ..statistics import decoder_layers
+    from ..statistics import attentions
 
     hidden: list[torch.Tensor] = []
 
@@ -121,10 +121,10 @@ def read_prefix(model: LoadedModel, tokens: Sequence[int], with_hidden: bool) ->
 
     handles = []
     try:
-        for block in decoder_layers(model):
-            if not hasattr(block.self_attn, "k_proj"):
+        for attention in attentions(model):
+            if not hasattr(attention, "k_proj"):
                 raise NotApplicable("keys are not made by a projection of their own")
-            handles.append(block.self_attn.k_proj.register_forward_pre_hook(record))
+            handles.append(attention.k_proj.register_forward_pre_hook(record))
         cache = model.prefill(tokens)
     finally:
         for handle in handles:

@@ -33,7 +33,7 @@ from ..cache import SINK_TOKENS, LoadedModel
 from .base import Calibration, Opponent, Prefix, Stored, assemble, unrotated, values
 from .quantize import sinks_int8
 
-TARGETS = (8, 12, 16, 24, 32, 48, 64)
+TARGETS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _SIZES = (16, 64, 256, 1024)
 _SINGLES = (0, 2)
 _TYPES = {"int2": 2, "int4": 4, "fp8": 8}

@@ -11,7 +11,7 @@ import torch
 
 from ..cache import LayerCache, LoadedModel, rotate, rounded
 from ..geometry import Layer
-from ..statistics import decoder_layers
+from ..statistics import attentions
 from .base import NotApplicable, Prefix, SinksApart, Stored
 from .quantize import affine
 
@@ -36,8 +36,7 @@ class Projection:
 def projections(model: LoadedModel) -> list[tuple[Projection, Projection]]:
     """Of keys and values, for each layer; NotApplicable if they are made otherwise."""
     found = []
-    for block in decoder_layers(model):
-        attention = block.self_attn
+    for attention in attentions(model):
         pair = []
         for name in ("k", "v"):
             linear = getattr(attention, f"{name}_proj", None)
