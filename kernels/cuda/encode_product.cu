@@ -6,8 +6,6 @@ namespace latentkv::cuda {
 namespace {
 
 constexpr float kResidualMax = 127;
-// Added to a whole number, its last byte is that number's.
-constexpr float kWholeBytes = 0x1.8p23f;
 
 // Signed bytes to floats, and those within [-127, 127] rounded to bytes:
 // quicker than conversions are.
@@ -21,7 +19,7 @@ __device__ __forceinline__ uint32_t BytesOf(const float (&values)[4],
   uint32_t bits[4];
 #pragma unroll
   for (uint32_t k = 0; k < 4; ++k)
-    bits[k] = __float_as_uint(fmaf(values[k], by, kWholeBytes));
+    bits[k] = __float_as_uint(fmaf(values[k], by, kWholeFloat));
   return __byte_perm(__byte_perm(bits[0], bits[1], 0x40),
                      __byte_perm(bits[2], bits[3], 0x40), 0x5410);
 }

@@ -23,10 +23,13 @@ enum EncodeFault : uint32_t {
 };
 
 // Residuals are int8, [blocks * kBlockTokens][stride], chunk i of a tile at its
-// channels 8 i and on. A token's of kResidualTiles tiles are in units of their
-// own, so that the largest is 127; a unit is in steps, times the root of the
-// channel's weight.
+// channels 8 i and on. They are in a unit of their own for each token and
+// kResidualTiles tiles, the largest 127 of it; it is in steps, times the root
+// of the channel's weight.
 inline constexpr uint32_t kResidualTiles = 2;
+// A float of about this size is a whole number, whose last byte is that of what
+// was added to make it.
+inline constexpr float kWholeFloat = 0x1.8p23f;
 struct ResidualParams {
   uint8_t* residuals;
   uint64_t stride;  // Channels of the group's tiles.

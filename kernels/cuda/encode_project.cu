@@ -25,10 +25,11 @@ constexpr int32_t kMagnitudeBound = 256;
 // Any above the bound will do, as long as a byte and a rest hold it.
 constexpr float kClamp = 300;
 constexpr uint16_t kRestInTheMaking = 0xfffe;
-// Sums of products that begin at the bits of this float are those of the float
-// that is as much larger: quicker than to convert them.
-constexpr float kWhole = 0x1.8p23f;
-static_assert(kResidualTiles * kTileChannels * 127 * 127 < 1 << 22);
+// Sums of products begin at the bits of kWholeFloat, and then are those of the
+// float that is as much larger: quicker than to convert them.
+static_assert(kResidualTiles * kTileChannels * 128 * 127 < 1 << 22);
+// AddStages of what is left behind whole runs.
+static_assert(kResidualTiles == 2);
 
 struct Shared {
   Stage stages[kStages];
@@ -104,6 +105,7 @@ class Consumer {
         lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void Tile(const Place& place) {
+    __syncwarp();  // Lanes part in Quantize.
     const uint32_t block = place.blocks * kTileBlocks + block_;
     const float* units = params_.units + block * kBlockTokens + Row();
     float sums[64] = {};
@@ -116,9 +118,10 @@ class Consumer {
       next = {__ldg(units), __ldg(units + 8)};
       AddStages<kResidualTiles>(now, sums);
     }
-    static_assert(kResidualTiles == 2);
     if (params_.tiles % kResidualTiles != 0) AddStages<1>(next, sums);
-    if (block < params_.blocks) Quantize(block, place.tile, sums);
+    if (block < params_.blocks && params_.plans[block].flags & kPlanValid) {
+      Quantize(block, place.tile, sums);
+    }
   }
 
  private:
@@ -129,7 +132,7 @@ class Consumer {
   __device__ __forceinline__ void AddStages(float2 units, float (&sums)[64]) {
     int32_t products[64];
 #pragma unroll
-    for (uint32_t i = 0; i < 64; ++i) products[i] = __float_as_int(kWhole);
+    for (uint32_t i = 0; i < 64; ++i) products[i] = __float_as_int(kWholeFloat);
     uint32_t stages[kCount];
     FenceSums(products);
 #pragma unroll
@@ -153,7 +156,7 @@ class Consumer {
 #pragma unroll
     for (uint32_t i = 0; i < 64; ++i) {
       sums[i] = fmaf(i / 2 % 2 == 0 ? units.x : units.y,
-                     __int_as_float(products[i]) - kWhole, sums[i]);
+                     __int_as_float(products[i]) - kWholeFloat, sums[i]);
     }
   }
   __device__ __forceinline__ uint32_t Row() const {

@@ -19,15 +19,15 @@ namespace latentkv::cuda {
 struct ProjectMaps {
   // [tokens][tiles * kTileChannels], boxes of kTokenRows
   CUtensorMap residuals;
-  // [rank in whole tiles][tiles * kTileChannels], boxes of kDecoderRows; row 8
-  // i + 2 k + e of a
+  // [rank in whole tiles][tiles * kTileChannels], boxes of kDecoderRows; row
+  // 8 i + 2 k + e of a tile is of latent 32 k + 2 i + e
   CUtensorMap encoder;
-  // tile is of latent 32 k + 2 i + e
 };
 
 struct ProjectParams {
   uint32_t blocks;
-  uint32_t tiles;  // Of channels.
+  const BlockPlan* plans;  // [blocks] Invalid ones have no residuals.
+  uint32_t tiles;          // Of channels.
   // Latents of the group that are coded; the others are 0.
   uint32_t live;
   // [tiles / kResidualTiles, rounded up][unit_stride] what a token's residuals

@@ -306,6 +306,7 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
   if (!status.ok()) return status;
   ProjectParams project = {};
   project.blocks = blocks_;
+  project.plans = plans_.data();
   project.tiles = from.tile_count;
   project.units = units_.data();
   project.unit_stride = unit_stride_;

@@ -91,10 +91,9 @@ __device__ inline uint64_t Operand(uint32_t address) {
 __device__ inline void FenceProducts() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-// `d` is as the program says from here on, until products are begun: otherwise
-// they wait for one another.
-template <typename T>
-__device__ inline void FenceSums(T (&d)[64]) {
+// Keeps the compiler from moving what reads and writes sums across products
+// that are under way: otherwise it has each wait for the one before.
+__device__ inline void FenceSums(int32_t (&d)[64]) {
 #pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }

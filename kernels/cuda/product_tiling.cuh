@@ -121,10 +121,12 @@ class TileOrder {
     const uint32_t width = min(kBand, runs_ - band * kBand);
     const uint32_t blocks = rest / width, run = band * kBand + rest % width;
     return {blocks,
-            min(run * step_ + (blocks + offset_) % (step_ / kRun), tiles_ - 1)};
+            min(run * step_ + (blocks + offset_) % (step_ / kRun) * kRun,
+                tiles_ - 1)};
   }
 
  private:
+  static_assert(kBandTiles % kRun == 0);
   static constexpr uint32_t kBand = kBandTiles / kRun;
   const uint32_t blocks_, step_, offset_, tiles_, runs_;
 };

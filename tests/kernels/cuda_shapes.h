@@ -282,6 +282,18 @@ inline std::vector<Shape> Shapes() {
                     .blocks = 60,
                     .damage = 2,
                     .wrong_checksum = true});
+  // Three tiles of channels a group, then nine, of which losses are measured on
+  // every second.
+  shapes.push_back({.name = "OddTiles",
+                    .rotary_dim = 32,
+                    .pairing = RotaryPairing::kNeighbours,
+                    .layers_per_group = 1});
+  shapes.push_back({.name = "ManyOddTiles",
+                    .rotary_dim = 32,
+                    .pairing = RotaryPairing::kNeighbours,
+                    .layers = 3,
+                    .layers_per_group = 3,
+                    .first_block = 5});
   // More than there are pairs of warps on a device.
   shapes.push_back(
       {.name = "ManyBlocks", .rank = 20, .inherited_rank = 16, .blocks = 1200});
