@@ -14,7 +14,6 @@
 
 #include "bench/cuda_model.h"
 #include "codec/basis_view.h"
-#include "codec/codec.h"
 #include "core/checksum.h"
 #include "core/frame.h"
 #include "kernels/cuda/group_encoder.h"
@@ -85,6 +84,85 @@ void Restore(const std::vector<Payload>& payloads, const Engine& engine,
   Check(cudaStreamSynchronize(stream), "restoring");
 }
 
+// A batch that the device encoded: `count` blocks from block `first` on.
+struct Batch {
+  const Basis& basis;
+  const Engine& engine;
+  const EncodeReport report;
+  uint8_t* const room;
+  const uint32_t first, count;
+  const float step;
+
+  std::vector<uint64_t> SectionsOf(uint32_t block) const {
+    std::vector<uint64_t> bytes;
+    for (uint32_t g = 0; g < kGroups; ++g)
+      bytes.push_back(report.section_bytes[size_t{g} * count + block]);
+    return bytes;
+  }
+};
+
+// Headers and checksums, by the host's cores. Milliseconds.
+double Seal(const Batch& batch) {
+  for (uint32_t b = 0; b < batch.count; ++b) {
+    if (batch.report.faults[b] != 0) {
+      std::fprintf(stderr, "block %u: fault %u\n", b, batch.report.faults[b]);
+      std::exit(1);
+    }
+  }
+  const Digest geometry = batch.basis.geometry().ComputeDigest();
+  const auto sealing = std::chrono::steady_clock::now();
+  OnAllCores(batch.count, [&](uint32_t b) {
+    FrameHeader header;
+    header.geometry = geometry;
+    header.first_token = batch.engine.blocks[batch.first + b].first_token;
+    header.token_count = kBlockTokens;
+    header.encoding = {batch.basis.digest(), batch.step};
+    Check(SealFrame(header, batch.SectionsOf(b),
+                    batch.room + batch.report.frames[b])
+              .status());
+  });
+  return std::chrono::duration<double, std::milli>(
+             std::chrono::steady_clock::now() - sealing)
+      .count();
+}
+
+// What is in the frames, beside what the pages were restored from.
+struct Contents {
+  uint64_t frame_bytes = 0;
+  uint64_t latents = 0, different = 0;  // Of three blocks.
+  double loss = 0;                      // Mean of the blocks.
+};
+Contents Inspect(const Batch& batch, const LatentTables& tables,
+                 const std::vector<std::vector<Bytes>>& drawn) {
+  Contents contents;
+  for (uint32_t b = 0; b < batch.count; ++b) {
+    uint64_t bytes = FrameHeaderBytes(kGroups);
+    for (uint64_t section : batch.SectionsOf(b)) bytes += section;
+    const ByteSpan frame(batch.room + batch.report.frames[b], bytes);
+    const FrameHeader header = Value(VerifyFrame(frame));
+    contents.frame_bytes += bytes;
+    for (uint32_t g = 0; g < kGroups; ++g)
+      contents.loss +=
+          batch.report.losses[size_t{g} * batch.count + b] / batch.count;
+    if (b >= 3) continue;
+    for (uint32_t g = 0; g < kGroups; ++g) {
+      const FrameSection& at = header.sections[g];
+      const BasisGroup& group = batch.basis.groups()[g];
+      const SectionShape shape = {kLayersPerGroup * 2 * kHeads * kDims * 2, 0};
+      const auto read = [&](ByteSpan payload) {
+        return Value(
+            ReadLatentSection(group, tables, batch.step, shape, payload));
+      };
+      const auto mine = read(frame.subspan(at.offset, at.bytes));
+      const auto from = read(drawn[(batch.first + b) % kDrawnBlocks][g]);
+      for (size_t i = 0; i < from.latents.size(); ++i)
+        contents.different += mine.latents[i] != from.latents[i];
+      contents.latents += from.latents.size();
+    }
+  }
+  return contents;
+}
+
 void Run(const std::string& basis_path, const std::string& profile,
          uint32_t tokens, uint32_t at_once) {
   const std::shared_ptr<const Basis> real = Value(Basis::Load(basis_path));
@@ -126,62 +204,12 @@ void Run(const std::string& basis_path, const std::string& profile,
   for (uint32_t first = 0; first < blocks; first += at_once)
     encode_ms += Timer(stream).Median([&] { encode(first); });
 
-  // Headers and checksums, by the host's cores, and what came of it.
-  const auto codec = Value(Codec::Create(basis->geometry(), basis));
-  const EncodeReport report = encoder->report();
-  const uint32_t last_first = (blocks - 1) / at_once * at_once,
-                 count = blocks - last_first;
-  const auto sections_of = [&](uint32_t b) {
-    std::vector<uint64_t> bytes;
-    for (uint32_t g = 0; g < kGroups; ++g)
-      bytes.push_back(report.section_bytes[size_t{g} * count + b]);
-    return bytes;
-  };
-  uint64_t frame_bytes = 0, latents = 0, different = 0;
-  for (uint32_t b = 0; b < count; ++b) {
-    if (report.faults[b] != 0) {
-      std::fprintf(stderr, "block %u: fault %u\n", b, report.faults[b]);
-      std::exit(1);
-    }
-  }
-  const auto sealing = std::chrono::steady_clock::now();
-  OnAllCores(count, [&](uint32_t b) {
-    FrameHeader header;
-    header.geometry = codec->geometry_digest();
-    header.first_token = engine.blocks[last_first + b].first_token;
-    header.token_count = kBlockTokens;
-    header.encoding = {basis->digest(), step};
-    Check(SealFrame(header, sections_of(b), room.data() + report.frames[b])
-              .status());
-  });
-  const double seal_ms = std::chrono::duration<double, std::milli>(
-                             std::chrono::steady_clock::now() - sealing)
-                             .count() *
-                         blocks / count;
-  double loss = 0;
-  for (uint32_t b = 0; b < count; ++b) {
-    uint64_t bytes = limits.header_bytes;
-    for (uint64_t section : sections_of(b)) bytes += section;
-    const ByteSpan frame(room.data() + report.frames[b], bytes);
-    const FrameHeader header = Value(VerifyFrame(frame));
-    frame_bytes += bytes;
-    for (uint32_t g = 0; g < kGroups; ++g)
-      loss += report.losses[size_t{g} * count + b] / count;
-    if (b >= 3) continue;
-    for (uint32_t g = 0; g < kGroups; ++g) {
-      const FrameSection& at = header.sections[g];
-      const BasisGroup& group = basis->groups()[g];
-      const SectionShape shape = {kLayersPerGroup * 2 * kHeads * kDims * 2, 0};
-      const auto mine = Value(ReadLatentSection(
-          group, tables, step, shape, frame.subspan(at.offset, at.bytes)));
-      const auto from =
-          Value(ReadLatentSection(group, tables, step, shape,
-                                  drawn[(last_first + b) % kDrawnBlocks][g]));
-      for (size_t i = 0; i < from.latents.size(); ++i)
-        different += mine.latents[i] != from.latents[i];
-      latents += from.latents.size();
-    }
-  }
+  const uint32_t first = (blocks - 1) / at_once * at_once,
+                 count = blocks - first;
+  const Batch batch = {*basis, engine, encoder->report(), room.data(), first,
+                       count,  step};
+  const double seal_ms = Seal(batch) * blocks / count;
+  const Contents contents = Inspect(batch, tables, drawn);
 
   const double rate = ProductRate(tokens, stream);
   const double weights_ms = WeightFlops(tokens) / rate / 1e9,
@@ -192,9 +220,9 @@ void Run(const std::string& basis_path, const std::string& profile,
       "%s, %s, %u tokens, %u at once, %.0f bytes a token (%.1f times "
       "smaller)\n",
       properties.name, profile.c_str(), tokens, at_once * kBlockTokens,
-      static_cast<double>(frame_bytes) / count / kBlockTokens,
+      static_cast<double>(contents.frame_bytes) / count / kBlockTokens,
       static_cast<double>(basis->geometry().BytesPerToken()) * count *
-          kBlockTokens / frame_bytes);
+          kBlockTokens / contents.frame_bytes);
   std::printf("cuBLAS bf16                 %8.0f TFLOP/s\n", rate);
   std::printf(
       "prefill at that rate        %8.1f ms, of which weights %.1f ms\n",
@@ -208,14 +236,14 @@ void Run(const std::string& basis_path, const std::string& profile,
   std::printf(
       "latents of 3 blocks         %llu of %llu differ from those that the "
       "pages were restored from; loss %.4g\n",
-      static_cast<unsigned long long>(different),
-      static_cast<unsigned long long>(latents), loss);
+      static_cast<unsigned long long>(contents.different),
+      static_cast<unsigned long long>(contents.latents), contents.loss);
   std::printf(
       "device memory: encoder %.1f MB beside the basis's %.1f MB, scratch %.1f "
       "MB; opened in %.1f s\n",
       device_encoder->bytes() / 1e6, device_basis->bytes() / 1e6,
       encoder->bytes() / 1e6, open_s);
-  if (different > latents / 50) std::exit(1);
+  if (contents.different > contents.latents / 50) std::exit(1);
 }
 
 }  // namespace

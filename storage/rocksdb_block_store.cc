@@ -2,114 +2,23 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "core/frame.h"
 #include "storage/database.h"
-#include "storage/memory_tier.h"
-#include "storage/record_index.h"
+#include "storage/store.h"
 
 namespace latentkv {
 namespace {
 
-// How often the maintenance thread looks at the disk, and tries again to write
-// after a refusal.
-constexpr std::chrono::milliseconds kMaintenancePeriod{500};
-// Order of use is written this many records at a time; a kill -9 forgets at
-// most the touches of a period.
-constexpr size_t kTouchBatch = 4096;
 // How long a Put waits for space of removed records before it is refused.
 constexpr std::chrono::seconds kReclaimWait{2};
-// The longest pause after reclaims that failed, each of which costs an opening
-// of the files.
-constexpr std::chrono::milliseconds kReclaimPauseMax{8000};
 constexpr size_t kSpaceBytesMax = 255;
 
-class Store : public BlockStore {
- public:
-  Store(RocksDbBlockStore::Config config, std::unique_ptr<Database> database)
-      : config_(std::move(config)),
-        database_(std::move(database)),
-        tier_(config_.memory_tier_bytes) {}
-  ~Store() override { (void)Close(); }
-
-  // Reads the index back, then starts the maintenance thread.
-  absl::Status Start();
-
-  absl::Status Put(ByteSpan frame, const Digest& parent, bool sync) override;
-  absl::StatusOr<PrefixHit> FindPrefix(const PrefixQuery& query) override;
-  absl::StatusOr<SharedBytes> Get(const RecordId& id) override;
-  void ReleaseLease(uint64_t lease_id) override;
-  absl::StatusOr<uint64_t> Forget(absl::Span<const Digest> keys) override;
-  absl::Status PutNamed(absl::string_view space, absl::string_view name,
-                        ByteSpan value) override;
-  absl::StatusOr<Bytes> GetNamed(absl::string_view space,
-                                 absl::string_view name) override;
-  absl::StatusOr<std::vector<std::string>> ListNamed(
-      absl::string_view space) override;
-  absl::Status DeleteNamed(absl::string_view space,
-                           absl::string_view name) override;
-  StoreStats Stats() const override;
-  absl::Status Close() override;
-
- private:
-  static absl::Status Closed() {
-    return absl::UnavailableError("the store is closed");
-  }
-  static void Remove(const IndexedRecord& record, std::vector<Change>* changes);
-
-  absl::Status PutVerified(const FrameHeader& header, ByteSpan frame,
-                           const Digest& parent);
-  // Writes, and when the disk refuses asks for recovery, and refuses itself
-  // until then. Every write of the store goes through here, under write_mutex_.
-  // `added` is a record among the changes.
-  absl::Status Write(std::vector<Change> changes,
-                     const IndexedRecord* added = nullptr);
-  absl::Status WriteOne(Change change);
-  absl::Status WaitForSpace(uint64_t bytes);
-  void Quarantine(const IndexedRecord& record);
-  absl::StatusOr<SharedBytes> ReadVerified(const IndexedRecord& record);
-
-  void Maintain();
-  absl::Status WriteTouched();
-  // False when files are above their bound although all of them were rewritten.
-  bool ReclaimSpace();
-  bool MeasureDisk();
-  void BoundDisk();
-  // For a folder that was filled under a larger capacity.
-  absl::Status EvictToCapacity();
-  // Whether there were any.
-  bool QuarantineDamaged();
-
-  const RocksDbBlockStore::Config config_;
-  const std::unique_ptr<Database> database_;
-  std::thread maintenance_;
-  // Of that thread alone.
-  std::chrono::milliseconds reclaim_pause_ = kMaintenancePeriod;
-  std::chrono::steady_clock::time_point reclaim_at_{};
-
-  // Held over a decision and the write that carries it out, so that disk and
-  // index change in the same order. Taken before mutex_.
-  std::mutex write_mutex_;
-  // Written by a batch that the disk refused: may or may not be there after a
-  // recovery. Under write_mutex_.
-  std::vector<IndexedRecord> uncertain_;
-
-  mutable std::mutex mutex_;  // Of everything below.
-  std::condition_variable changed_;
-  bool closed_ = false;
-  bool refused_ = false;
-  uint64_t disk_bytes_ = 0;  // As last measured, plus what was written since.
-  uint64_t disk_bytes_max_ = 0;
-  RecordIndex index_;
-  MemoryTier tier_;
-  StoreStats counts_;  // The counters alone; sizes are asked of their owners.
-};
+}  // namespace
 
 absl::Status Store::Start() {
   absl::Status damaged;
@@ -133,27 +42,6 @@ absl::Status Store::Start() {
   BoundDisk();
   MeasureDisk();
   maintenance_ = std::thread([this] { Maintain(); });
-  return absl::OkStatus();
-}
-
-absl::Status Store::EvictToCapacity() {
-  std::lock_guard write_lock(write_mutex_);
-  std::vector<IndexedRecord> victims;
-  {
-    std::lock_guard lock(mutex_);
-    if (index_.bytes() <= config_.capacity_bytes) return absl::OkStatus();
-    victims = index_
-                  .Victims(index_.bytes() - config_.capacity_bytes,
-                           config_.clock->Now())
-                  .value();
-  }
-  std::vector<Change> changes;
-  for (const IndexedRecord& victim : victims) Remove(victim, &changes);
-  absl::Status status = Write(std::move(changes));
-  if (!status.ok()) return status;
-  std::lock_guard lock(mutex_);
-  for (const IndexedRecord& victim : victims) index_.Erase(victim.entry.id);
-  counts_.evicted_records += victims.size();
   return absl::OkStatus();
 }
 
@@ -384,6 +272,8 @@ absl::StatusOr<uint64_t> Store::Forget(absl::Span<const Digest> keys) {
   return removed;
 }
 
+namespace {
+
 // `space` behind its length, so that no space is the prefix of another.
 std::string NamedKey(absl::string_view space, absl::string_view name) {
   return absl::StrCat(std::string(1, static_cast<char>(space.size())), space,
@@ -395,6 +285,8 @@ absl::Status CheckSpace(absl::string_view space) {
   return absl::InvalidArgumentError(
       absl::StrCat("a space's name has 1 to ", kSpaceBytesMax, " bytes"));
 }
+
+}  // namespace
 
 absl::Status Store::PutNamed(absl::string_view space, absl::string_view name,
                              ByteSpan value) {
@@ -449,114 +341,6 @@ StoreStats Store::Stats() const {
   return stats;
 }
 
-absl::Status Store::WriteTouched() {
-  std::lock_guard write_lock(write_mutex_);
-  while (true) {
-    std::vector<IndexedRecord> records;
-    {
-      std::lock_guard lock(mutex_);
-      records = index_.TakeTouched(kTouchBatch);
-    }
-    if (records.empty())
-      return uncertain_.empty() ? absl::OkStatus() : Write({});
-    std::vector<Bytes> entries;
-    for (const IndexedRecord& record : records)
-      entries.push_back(SerializeRecord(record));
-    std::vector<Change> changes;
-    for (size_t i = 0; i < records.size(); ++i) {
-      changes.push_back(
-          {Family::kIndex, SerializeRecordId(records[i].entry.id), entries[i]});
-    }
-    // Touches that the disk refuses are lost: only the order of eviction after
-    // a restart suffers.
-    absl::Status status = Write(std::move(changes));
-    if (!status.ok()) return status;
-  }
-}
-
-bool Store::MeasureDisk() {
-  const uint64_t bytes = database_->DiskBytes();
-  std::lock_guard lock(mutex_);
-  disk_bytes_ = bytes;
-  changed_.notify_all();
-  return bytes <= disk_bytes_max_;
-}
-
-void Store::BoundDisk() {
-  const uint64_t bytes_max =
-      config_.capacity_bytes + database_->OverheadBytes();
-  std::lock_guard lock(mutex_);
-  disk_bytes_max_ = bytes_max;
-}
-
-bool Store::ReclaimSpace() {
-  BoundDisk();
-  if (MeasureDisk()) return true;
-  if (std::chrono::steady_clock::now() < reclaim_at_) return false;
-  absl::Status status = database_->Reclaim([this] { return MeasureDisk(); });
-  if (status.ok()) {
-    reclaim_pause_ = kMaintenancePeriod;
-    return MeasureDisk();
-  }
-  const bool cleared = absl::IsDataLoss(status) && QuarantineDamaged();
-  if (!cleared) {
-    reclaim_at_ = std::chrono::steady_clock::now() + reclaim_pause_;
-    reclaim_pause_ = std::min(2 * reclaim_pause_, kReclaimPauseMax);
-  }
-  std::lock_guard lock(mutex_);
-  refused_ = true;
-  return cleared;
-}
-
-// A payload that cannot be read stands in the way of rewriting its file: finds
-// them all, once a failed reclaim.
-bool Store::QuarantineDamaged() {
-  std::vector<RecordId> ids;
-  uint64_t before = 0;
-  {
-    std::lock_guard lock(mutex_);
-    ids = index_.Ids();
-    before = counts_.quarantined_records;
-  }
-  for (const RecordId& id : ids) {
-    IndexedRecord record;
-    {
-      std::lock_guard lock(mutex_);
-      const IndexedRecord* found = index_.Find(id);
-      if (closed_) return false;
-      if (found == nullptr) continue;
-      record = *found;
-    }
-    if (absl::IsDataLoss(ReadVerified(record).status())) Quarantine(record);
-  }
-  std::lock_guard lock(mutex_);
-  return counts_.quarantined_records > before;
-}
-
-void Store::Maintain() {
-  bool in_vain = false;  // The last round; then not at once again.
-  while (true) {
-    bool refused = false;
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, kMaintenancePeriod, [&] {
-        return closed_ ||
-               (!in_vain && (refused_ || disk_bytes_ > disk_bytes_max_));
-      });
-      if (closed_) return;
-      refused = std::exchange(refused_, false);
-    }
-    if (refused && !database_->Recover().ok()) {
-      in_vain = true;
-      std::lock_guard lock(mutex_);
-      refused_ = true;
-      continue;
-    }
-    (void)WriteTouched();
-    in_vain = !ReclaimSpace();
-  }
-}
-
 absl::Status Store::Close() {
   {
     std::lock_guard lock(mutex_);
@@ -569,8 +353,6 @@ absl::Status Store::Close() {
   (void)WriteTouched();
   return database_->Close();
 }
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockStore>> RocksDbBlockStore::Open(
     Config config) {

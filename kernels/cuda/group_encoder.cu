@@ -4,6 +4,7 @@
 #include "kernels/cuda/encode_product.h"
 #include "kernels/cuda/encode_steps.h"
 #include "kernels/cuda/group_encoder.h"
+#include "kernels/cuda/hopper_device.h"
 #include "kernels/cuda/restore_steps.h"
 
 namespace latentkv::cuda {
@@ -20,28 +21,18 @@ uint32_t Tiles(uint32_t rank) { return (rank + kRankTile - 1) / kRankTile; }
 absl::StatusOr<std::unique_ptr<GroupEncoder>> GroupEncoder::Create(
     DeviceBasis* basis, const DeviceEncoder* encoder, const RotaryCache* rotary,
     const EncodeLimits& limits) {
-  int device = 0, multiprocessors = 0, major = 0;
-  absl::Status status =
-      CudaStatus(cudaGetDevice(&device), "asking for the device");
-  status.Update(
-      CudaStatus(cudaDeviceGetAttribute(&multiprocessors,
-                                        cudaDevAttrMultiProcessorCount, device),
-                 "asking for multiprocessors"));
-  status.Update(CudaStatus(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-      "asking for the compute capability"));
-  if (!status.ok()) return status;
-  if (major != 9)
-    return absl::UnimplementedError(
-        "encoding on a device needs compute capability 9.0");
+  const absl::StatusOr<uint32_t> multiprocessors =
+      HopperMultiprocessors("encoding");
+  if (!multiprocessors.ok()) return multiprocessors.status();
   if (limits.blocks_max == 0 || limits.blocks_max > kPlacedBlocksMax ||
       limits.rests_max == 0 || limits.rests_max >= kNoRest) {
     return absl::InvalidArgumentError("limits of an encoding");
   }
   std::unique_ptr<GroupEncoder> made(
       new GroupEncoder(basis, encoder, rotary, limits));
-  made->multiprocessors_ = multiprocessors;
-  status = made->Allocate();
+  made->multiprocessors_ = *multiprocessors;
+  absl::Status status = made->Allocate();
+  if (status.ok()) status = made->MakeMaps();
   if (!status.ok()) return status;
   return made;
 }
@@ -114,7 +105,7 @@ absl::Status GroupEncoder::Allocate() {
   mirror(&losses_, groups * blocks);
   mirror(&frames_, blocks);
   if (!status.ok()) return status;
-  status = OnOwnStream([&](cudaStream_t stream) {
+  return OnOwnStream([&](cudaStream_t stream) {
     // Units of whole boxes are read, of which the last may have fewer tokens.
     const cudaError_t error =
         cudaMemsetAsync(units_.data(), 0, units_.bytes(), stream);
@@ -122,6 +113,13 @@ absl::Status GroupEncoder::Allocate() {
                ? error
                : cudaMemsetAsync(zeros_.data(), 0, zeros_.bytes(), stream);
   });
+}
+
+absl::Status GroupEncoder::MakeMaps() {
+  const size_t tokens = size_t{limits_.blocks_max} * kBlockTokens,
+               groups = basis_.groups().size();
+  const uint32_t feature_columns = basis_.feature_tiles() * kRankTile;
+  absl::Status status;
   const auto map = [&](const auto* matrix, uint64_t rows, uint64_t columns,
                        uint32_t box_rows, CUtensorMap* result) {
     absl::StatusOr<CUtensorMap> made = MakeProductMap(
@@ -149,25 +147,17 @@ absl::Status GroupEncoder::Encode(absl::Span<const RestoreBlock> blocks,
                                   float step, uint8_t* room,
                                   uint64_t room_bytes, cudaStream_t stream) {
   absl::Status status = Begin(blocks, parts, step, stream);
-  for (uint32_t g = 0; g < basis_.groups().size() && status.ok(); ++g)
-    status = EncodeGroup(g, stream);
+  for (uint32_t g = 0; g < basis_.groups().size() && status.ok(); ++g) {
+    status = FormGroup(g, stream);
+    if (status.ok()) status = ProjectGroup(g, stream);
+    if (status.ok()) status = MeasureGroup(g, stream);
+  }
   if (status.ok()) status = Finish(room, room_bytes, stream);
   return status;
 }
 
-absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks,
-                                 absl::Span<const DevicePart> parts, float step,
-                                 cudaStream_t stream) {
+absl::Status GroupEncoder::TakeBlocks(absl::Span<const RestoreBlock> blocks) {
   const uint32_t groups = basis_.groups().size();
-  if (blocks.size() > limits_.blocks_max ||
-      parts.size() != 2 * basis_.geometry().layers.size() || !(step > 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(blocks.size(), " blocks, ", parts.size(),
-                     " parts of pages and step ", step));
-  }
-  basis_.MakeRoomForModels();
-  blocks_ = blocks.size();
-  step_ = step;
   const uint32_t history = std::max(1u, basis_.history());
   uint32_t* token = tokens_.host.data();
   for (uint32_t b = 0; b < blocks_; ++b) {
@@ -196,16 +186,18 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks,
                 : -1;
     }
   }
-  std::copy(parts.begin(), parts.end(), parts_.host.data());
-  const std::vector<DeviceRotary> rotaries = rotary_.tables();
-  std::copy(rotaries.begin(), rotaries.end(), rotaries_.host.data());
+  return absl::OkStatus();
+}
+
+absl::Status GroupEncoder::TakeModels() {
+  const uint32_t groups = basis_.groups().size();
   uint64_t shifts = 0, sections = 0;
   for (uint32_t g = 0; g < groups; ++g) {
     const DeviceGroup& group = basis_.groups()[g];
-    absl::StatusOr<StepModel> model = basis_.Model(g, step);
+    absl::StatusOr<StepModel> model = basis_.Model(g, step_);
     if (!model.ok()) return model.status();
     const SectionBytes bytes = basis_.BytesOf(g);
-    const uint32_t live = std::min(group.rank, encoder_.LiveRank(g, step));
+    const uint32_t live = std::min(group.rank, encoder_.LiveRank(g, step_));
     const uint64_t room = SectionRoom(live, bytes.exact_token, bytes.sinks);
     coding_.host[g] = {group.first_layer,
                        group.last_layer,
@@ -223,11 +215,18 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks,
     first_layers_.host[g] = group.first_layer;
     first_layers_.host[g + 1] = group.last_layer;
   }
+  return absl::OkStatus();
+}
+
+absl::Status GroupEncoder::Upload(cudaStream_t stream) {
+  const uint32_t groups = basis_.groups().size();
+  const size_t history = std::max(1u, basis_.history());
   absl::Status status = first_tokens_.Upload(0, blocks_, stream);
-  status.Update(tokens_.Upload(0, token - tokens_.host.data(), stream));
+  status.Update(
+      tokens_.Upload(0, blocks_ * (kBlockTokens + history - 1), stream));
   status.Update(slots_.Upload(0, size_t{blocks_} * kBlockTokens, stream));
-  status.Update(parts_.Upload(0, parts.size(), stream));
-  status.Update(rotaries_.Upload(0, rotaries.size(), stream));
+  status.Update(parts_.Upload(0, parts_.device.size(), stream));
+  status.Update(rotaries_.Upload(0, rotaries_.device.size(), stream));
   status.Update(coding_.Upload(0, groups, stream));
   status.Update(known_sinks_.Upload(0, Section(groups), stream));
   status.Update(first_layers_.Upload(0, groups + 1, stream));
@@ -248,6 +247,28 @@ absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks,
   fill(inherited_totals_, 0, size_t{blocks_} * kBlockTokens);
   fill(faults_.device, 0, blocks_);
   fill(section_bytes_.device, 0, Section(groups));
+  return status;
+}
+
+absl::Status GroupEncoder::Begin(absl::Span<const RestoreBlock> blocks,
+                                 absl::Span<const DevicePart> parts, float step,
+                                 cudaStream_t stream) {
+  if (blocks.size() > limits_.blocks_max ||
+      parts.size() != 2 * basis_.geometry().layers.size() || !(step > 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(blocks.size(), " blocks, ", parts.size(),
+                     " parts of pages and step ", step));
+  }
+  basis_.MakeRoomForModels();
+  blocks_ = blocks.size();
+  step_ = step;
+  absl::Status status = TakeBlocks(blocks);
+  if (status.ok()) status = TakeModels();
+  if (!status.ok()) return status;
+  std::copy(parts.begin(), parts.end(), parts_.host.data());
+  const std::vector<DeviceRotary> rotaries = rotary_.tables();
+  std::copy(rotaries.begin(), rotaries.end(), rotaries_.host.data());
+  status = Upload(stream);
   if (!status.ok()) return status;
   status = PlanFirst(blocks_, step, first_tokens_.data(), plans_.data(),
                      rest_count_.data(), stream);
@@ -270,29 +291,34 @@ ProductParams GroupEncoder::Product(uint32_t group) const {
   return params;
 }
 
-absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
-  const DeviceGroup& from = basis_.groups()[group];
-  const EncoderGroup& encoder = encoder_.groups()[group];
-  const uint32_t live = coding_.host[group].live, live_tiles = Tiles(live);
-  const uint64_t stride = uint64_t{from.tile_count} * kTileChannels;
-  const ProductMaps maps = {feature_map_, latent_map_, rest_map_, from.map};
+// What prediction leaves, and again without it where it does not help.
+absl::Status GroupEncoder::FormGroup(uint32_t group, cudaStream_t stream) {
+  const uint32_t tiles = basis_.groups()[group].tile_count;
   ProductParams product = Product(group);
   unsigned long long* exact = exact_.data() + Section(group);
   const ResidualParams residuals = {
-      residuals_.data(), stride,           units_.data(), unit_stride_,
+      residuals_.data(), Stride(group),    units_.data(), unit_stride_,
       1 / step_,         energies_.data(), exact,         faults_.data()};
-  // What prediction leaves, and again without it where it does not help.
-  absl::Status status = FormResiduals(maps, product, residuals, basis_.dtype(),
-                                      multiprocessors_, stream);
+  absl::Status status = FormResiduals(Maps(group), product, residuals,
+                                      basis_.dtype(), multiprocessors_, stream);
   status.Update(
-      JudgePredictions({blocks_, from.tile_count, energies_.data(), exact,
+      JudgePredictions({blocks_, tiles, energies_.data(), exact,
                         predicted_.data() + Section(group), plans_.data(),
                         again_.data(), again_counts_.data() + group},
                        stream));
   product.plans = again_.data();
   product.wanted = again_counts_.data() + group;
-  status.Update(FormResiduals(maps, product, residuals, basis_.dtype(),
+  status.Update(FormResiduals(Maps(group), product, residuals, basis_.dtype(),
                               multiprocessors_, stream));
+  return status;
+}
+
+absl::Status GroupEncoder::ProjectGroup(uint32_t group, cudaStream_t stream) {
+  const DeviceGroup& from = basis_.groups()[group];
+  const EncoderGroup& encoder = encoder_.groups()[group];
+  const uint32_t live = coding_.host[group].live, live_tiles = Tiles(live);
+  unsigned long long* exact = exact_.data() + Section(group);
+  absl::Status status;
   // Later groups inherit of all tiles.
   if (live_tiles < basis_.inherited_tiles()) {
     status.Update(
@@ -337,22 +363,27 @@ absl::Status GroupEncoder::EncodeGroup(uint32_t group, cudaStream_t stream) {
        project.inherited_sums, inherited_totals_.data(), exact,
        loss_plans_.data(), plans_.data()},
       stream));
-  if (!status.ok()) return status;
+  return status;
+}
+
+absl::Status GroupEncoder::MeasureGroup(uint32_t group, cudaStream_t stream) {
+  const uint32_t tiles = basis_.groups()[group].tile_count;
+  const EncoderGroup& encoder = encoder_.groups()[group];
+  ProductParams product = Product(group);
   product.plans = loss_plans_.data();
-  product.wanted = nullptr;
   product.mean = zeros_.data();
   product.feature_scale = encoder.unweigh.data();
   product.factor = encoder.sensitivity.data();
-  product.tile_step = (from.tile_count + kLossTiles - 1) / kLossTiles;
+  product.tile_step = (tiles + kLossTiles - 1) / kLossTiles;
   // A chain that comes in small batches is measured everywhere, too.
   product.tile_offset = first_tokens_.host[0] / kTokenRows;
   const uint32_t loss_tiles = LossTiles(product);
-  status = MeasureLosses(maps, product,
-                         {residuals_.data(), stride, units_.data(),
-                          unit_stride_, step_, exact, partial_losses_.data()},
-                         multiprocessors_, stream);
-  const float scale =
-      static_cast<float>(from.tile_count) / loss_tiles / kBlockTokens;
+  absl::Status status = MeasureLosses(
+      Maps(group), product,
+      {residuals_.data(), Stride(group), units_.data(), unit_stride_, step_,
+       exact_.data() + Section(group), partial_losses_.data()},
+      multiprocessors_, stream);
+  const float scale = static_cast<float>(tiles) / loss_tiles / kBlockTokens;
   status.Update(SumLosses(partial_losses_.data(), blocks_, loss_tiles * 4,
                           scale, losses_.data() + Section(group), stream));
   return status;

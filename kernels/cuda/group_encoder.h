@@ -70,12 +70,27 @@ class GroupEncoder {
                const RotaryCache* rotary, const EncodeLimits& limits)
       : basis_(*basis), encoder_(*encoder), rotary_(*rotary), limits_(limits) {}
   absl::Status Allocate();
+  absl::Status MakeMaps();
+  // Of a batch, into host memory; what they take goes over in Upload.
+  absl::Status TakeBlocks(absl::Span<const RestoreBlock> blocks);
+  absl::Status TakeModels();
+  absl::Status Upload(cudaStream_t stream);
   absl::Status Begin(absl::Span<const RestoreBlock> blocks,
                      absl::Span<const DevicePart> parts, float step,
                      cudaStream_t stream);
-  absl::Status EncodeGroup(uint32_t group, cudaStream_t stream);
+  // Of a group, in order.
+  absl::Status FormGroup(uint32_t group, cudaStream_t stream);
+  absl::Status ProjectGroup(uint32_t group, cudaStream_t stream);
+  absl::Status MeasureGroup(uint32_t group, cudaStream_t stream);
   absl::Status Finish(uint8_t* room, uint64_t room_bytes, cudaStream_t stream);
   ProductParams Product(uint32_t group) const;
+  ProductMaps Maps(uint32_t group) const {
+    return {feature_map_, latent_map_, rest_map_, basis_.groups()[group].map};
+  }
+  // Channels of the group's tiles.
+  uint64_t Stride(uint32_t group) const {
+    return uint64_t{basis_.groups()[group].tile_count} * kTileChannels;
+  }
   size_t Section(uint32_t group) const { return size_t{group} * blocks_; }
 
   DeviceBasis& basis_;

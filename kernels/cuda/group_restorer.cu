@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/group_restorer.h"
+#include "kernels/cuda/hopper_device.h"
 #include "kernels/cuda/latent_decode.h"
 #include "kernels/cuda/restore_steps.h"
 
@@ -29,27 +30,16 @@ __global__ void ReportKernel(const SectionState* states,
 absl::StatusOr<std::unique_ptr<GroupRestorer>> GroupRestorer::Create(
     DeviceBasis* basis, const RotaryCache* rotary,
     const RestoreLimits& limits) {
-  int device = 0, multiprocessors = 0, major = 0;
-  absl::Status status =
-      CudaStatus(cudaGetDevice(&device), "asking for the device");
-  status.Update(
-      CudaStatus(cudaDeviceGetAttribute(&multiprocessors,
-                                        cudaDevAttrMultiProcessorCount, device),
-                 "asking for multiprocessors"));
-  status.Update(CudaStatus(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-      "asking for the compute capability"));
-  if (!status.ok()) return status;
-  if (major != 9)
-    return absl::UnimplementedError(
-        "restores on a device need compute capability 9.0");
+  const absl::StatusOr<uint32_t> multiprocessors =
+      HopperMultiprocessors("restoring");
+  if (!multiprocessors.ok()) return multiprocessors.status();
   if (limits.blocks_max == 0 || limits.rests_max == 0 ||
       limits.rests_max >= kNoRest) {
     return absl::InvalidArgumentError("limits of a restore");
   }
   std::unique_ptr<GroupRestorer> restorer(
       new GroupRestorer(basis, rotary, limits));
-  status = restorer->Allocate(multiprocessors);
+  absl::Status status = restorer->Allocate(*multiprocessors);
   if (!status.ok()) return status;
   return restorer;
 }
