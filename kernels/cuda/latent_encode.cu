@@ -1,7 +1,8 @@
 #include "kernels/cuda/check_launch.h"
 #include "kernels/cuda/encode_product.h"
 #include "kernels/cuda/latent_encode.h"
-#include "kernels/cuda/load_value.cuh"
+#include "kernels/cuda/packed_latents.cuh"
+#include "kernels/cuda/section_values.cuh"
 #include "kernels/entropy.h"
 #include "kernels/latent_entropy.h"
 #include "kernels/latents.h"
@@ -9,7 +10,7 @@
 namespace latentkv::cuda {
 namespace {
 
-constexpr uint32_t kWarp = 32, kWarps = 16, kThreads = kWarp * kWarps;
+constexpr uint32_t kWarps = 16, kThreads = kWarp * kWarps;
 // Every state of the coder lies in [2^16, 2^32).
 constexpr uint32_t kStart = 1u << 16;
 constexpr uint32_t kHeaderBytes = 8, kEscapeBytes = 6,
@@ -30,8 +31,15 @@ struct alignas(8) Escape {
 // all classes lie in different banks.
 constexpr uint32_t kClassStride = 257;
 
+// frequency | kEscapes | start << 16
+constexpr uint32_t kFrequency = 2 * kProbabilityOne - 1, kEscapes = 1u << 15;
+static_assert(kFrequency < kEscapes);
+// Leaves states as they are.
+constexpr uint2 kNoSymbol = {kProbabilityOne, 1u << (32 - kProbabilityBits)};
+
 struct Shared {
-  // frequency | start << 16, and 2^32 / frequency.
+  // A range as above, and 2^32 / frequency. Symbols that a class lacks have
+  // that of its escape.
   uint2 ranges[kLatentClasses * kClassStride];
   uint8_t magnitude_max[kLatentClasses];
 };
@@ -39,7 +47,10 @@ static_assert(sizeof(Shared) <= 227 * 1024);
 
 __device__ void LoadTables(const CodingParams& params, Shared* shared) {
   for (uint32_t i = threadIdx.x; i < kLatentClasses * 256; i += kThreads) {
-    const uint32_t range = params.ranges[i], frequency = range & 0xffff;
+    uint32_t range = params.ranges[i];
+    const bool escapes = (range & kFrequency) == 0 || i % 256 == kEscapeSymbol;
+    if (escapes) range = params.ranges[i | kEscapeSymbol] | kEscapes;
+    const uint32_t frequency = range & kFrequency;
     const uint32_t inverse =
         frequency < 2 ? ~0u
                       : static_cast<uint32_t>((uint64_t{1} << 32) / frequency);
@@ -69,86 +80,46 @@ __device__ __forceinline__ void Put16(uint8_t* to, uint32_t value) {
   to[0] = value, to[1] = value >> 8;
 }
 
-template <DType kDType>
-__device__ __forceinline__ Stored<kDType> ValueAt(const CodingParams& params,
-                                                  uint32_t part, uint32_t block,
-                                                  uint32_t token, uint32_t head,
-                                                  uint32_t dim) {
-  const DevicePart& pages = params.parts[part];
-  const TokenSlot slot = params.slots[size_t{block} * kBlockTokens + token];
-  return *reinterpret_cast<const Stored<kDType>*>(
-      pages.base + slot.page * pages.page + slot.offset * pages.token +
-      head * pages.head + dim * pages.dim);
-}
-
-// What is rare is out of line. A token's values as the engine holds them, by a
-// warp.
-template <DType kDType>
-__device__ __noinline__ void PutToken(const CodingParams& params,
-                                      uint32_t first_part, uint32_t last_part,
-                                      uint32_t block, uint32_t token,
-                                      uint8_t* to) {
-  using Value = Stored<kDType>;
-  for (uint32_t part = first_part; part < last_part; ++part) {
-    const uint32_t dims = params.layers[part / 2].head_dim,
-                   count = params.layers[part / 2].kv_heads * dims;
-    for (uint32_t i = threadIdx.x % kWarp; i < count; i += kWarp) {
-      const Value value =
-          ValueAt<kDType>(params, part, block, token, i / dims, i % dims);
-      for (uint32_t b = 0; b < sizeof(Value); ++b)
-        to[i * sizeof(Value) + b] = value >> 8 * b;
-    }
-    to += count * sizeof(Value);
-  }
-}
-
-// As WriteSinks of codec/sinks.h.
-template <DType kDType>
-__device__ __noinline__ void PutSinks(const CodingParams& params,
-                                      uint32_t first_part, uint32_t last_part,
-                                      uint32_t block, uint8_t* to) {
-  const uint32_t lane = threadIdx.x % kWarp;
-  for (uint32_t part = first_part; part < last_part; ++part) {
-    const uint32_t heads = params.layers[part / 2].kv_heads,
-                   dims = params.layers[part / 2].head_dim;
-    for (uint32_t i = 0; i < kSinkTokens * heads;
-         ++i, to += sizeof(float) + dims) {
-      const auto value = [&](uint32_t d) {
-        return ToFloat<kDType>(
-            ValueAt<kDType>(params, part, block, i / heads, i % heads, d));
-      };
-      float largest = 0;
-      for (uint32_t d = lane; d < dims; d += kWarp)
-        largest = fmaxf(largest, fabsf(value(d)));
-      for (int apart = 16; apart > 0; apart /= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, apart));
-      const float scale = __fdiv_rn(largest, 127);
-      for (uint32_t d = lane; d < dims; d += kWarp) {
-        const float q = scale > 0 ? rintf(__fdiv_rn(value(d), scale)) : 0;
-        to[sizeof(float) + d] = static_cast<int8_t>(fminf(fmaxf(q, -127), 127));
-      }
-      if (lane < sizeof(float)) to[lane] = __float_as_uint(scale) >> 8 * lane;
-    }
-  }
-}
-
 // Latents of a lane's eight symbols, the first of which comes last in the
-// section: bit i of `mine` says that symbol i escapes. Symbol i is at row row -
-// i / 2 and half 1 - i % 2.
-__device__ __noinline__ void PutEscapes(uint32_t mine, uint4 latents,
-                                        uint32_t row, Escape* to) {
+// section: bit i of `mine` says that symbol i escapes. Symbol i is at row row +
+// 3 - i / 2 and half 1 - i % 2. `low` and `high` are the lane's at row `row` of
+// half 0.
+__device__ __noinline__ void PutEscapes(uint32_t mine, uint32_t symbols0,
+                                        uint32_t symbols1, uint32_t row,
+                                        const int8_t* low, const int8_t* high,
+                                        uint64_t half_stride, Escape* to) {
   const uint32_t lane = threadIdx.x % kWarp;
-  const uint32_t pairs[4] = {latents.x, latents.y, latents.z, latents.w};
 #pragma unroll
   for (uint32_t i = 0; i < 8; ++i) {
+    const uint32_t j = 3 - i / 2, h = 1 - i % 2;
     const uint32_t here = __ballot_sync(~0u, mine >> i & 1);
     if (mine >> i & 1) {
-      const int32_t latent = static_cast<int16_t>(pairs[i / 2] >> 16 * (i % 2));
-      to[__popc(here & ~((1u << lane) - 1)) - 1] = {
-          (row - i / 2) * kBlockTokens + (1 - i % 2) * kWarp + lane, latent};
+      const int32_t symbol = (h == 0 ? symbols0 : symbols1) >> 8 * j & 255;
+      int32_t latent = symbol % 2 == 0 ? symbol / 2 : -(symbol / 2) - 1;
+      if (symbol == kEscapeSymbol)
+        latent = low[h * half_stride + j] + 2 * high[h * kWarp * kRankTile + j];
+      to[__popc(here >> lane) - 1] = {
+          (row + j) * kBlockTokens + h * kWarp + lane, latent};
     }
     to += __popc(here);
   }
+}
+
+__device__ __forceinline__ uint32_t ShiftedClass(uint32_t row_class,
+                                                 int shift) {
+  return min(max(static_cast<int>(row_class) + shift, 0),
+             static_cast<int>(kLatentClasses) - 1);
+}
+// The largest magnitude that is coded, of each of four rows. `limits` is the
+// address of Shared's.
+__device__ __noinline__ uint32_t DifferentLimits(uint32_t limits,
+                                                 uint32_t classes, int shift) {
+  uint32_t four = 0;
+#pragma unroll
+  for (uint32_t j = 0; j < 4; ++j)
+    four |= SharedByte(limits + ShiftedClass(classes >> 8 * j & 255, shift))
+            << 8 * j;
+  return four;
 }
 
 // One section, by a warp. Token t of half h is 32 h + lane. It grows from the
@@ -187,62 +158,82 @@ class SectionEncoder {
   }
 
  private:
-  // Sixteen latents of a token, low bytes and rests.
-  struct Latents {
-    uint32_t low[4], high[4];
-    // `j` is known to the compiler.
-    __device__ __forceinline__ int32_t At(uint32_t j) const {
-      return static_cast<int8_t>(low[j / 4] >> 8 * (j % 4)) +
-             2 * static_cast<int8_t>(high[j / 4] >> 8 * (j % 4));
-    }
+  // kContextRows rows of a lane's two tokens.
+  struct Rows {
+    uint4 low[2];
+    uint4 classes;
+    uint32_t rest;  // Of their tile.
   };
-  __device__ __forceinline__ Latents Load(uint32_t row, uint32_t half) const {
-    const uint32_t token = half * kWarp + lane_;
-    const uint4 low = *reinterpret_cast<const uint4*>(
-        params_.latents +
-        (size_t{block_} * kBlockTokens + token) * params_.latent_stride +
-        group_.column + row);
-    uint4 high = {};
-    const uint32_t rest =
-        params_.rest_tiles[section_ * kRankTilesMax + row / kRankTile];
-    if (rest != kNoRest && rest != kZeroRest) {
-      high = *reinterpret_cast<const uint4*>(
-          params_.rests + (size_t{rest} * kBlockTokens + token) * kRankTile +
-          row % kRankTile);
-    }
-    return {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+  __device__ __forceinline__ Rows Load(uint32_t row) const {
+    Rows rows;
+#pragma unroll
+    for (uint32_t h = 0; h < 2; ++h)
+      rows.low[h] = *reinterpret_cast<const uint4*>(Low(row, h));
+    rows.classes =
+        __ldg(reinterpret_cast<const uint4*>(group_.model.classes + row));
+    rows.rest = params_.rest_tiles[section_ * kRankTilesMax + row / kRankTile];
+    return rows;
   }
-  __device__ __forceinline__ uint4 Classes(uint32_t row) const {
-    return __ldg(reinterpret_cast<const uint4*>(group_.model.classes + row));
+  __device__ __forceinline__ static bool HasRest(uint32_t rest) {
+    return rest != kNoRest && rest != kZeroRest;
   }
-  __device__ static __forceinline__ uint32_t Shifted(uint32_t row_class,
-                                                     int shift) {
-    return min(max(static_cast<int>(row_class) + shift, 0),
-               static_cast<int>(kLatentClasses) - 1);
+  __device__ __forceinline__ const int8_t* Low(uint32_t row,
+                                               uint32_t half) const {
+    return params_.latents +
+           (size_t{block_} * kBlockTokens + half * kWarp + lane_) *
+               params_.latent_stride +
+           group_.column + row;
+  }
+  __device__ __forceinline__ const int8_t* High(uint32_t rest, uint32_t row,
+                                                uint32_t half) const {
+    return params_.rests +
+           (size_t{rest} * kBlockTokens + half * kWarp + lane_) * kRankTile +
+           row % kRankTile;
+  }
+  // Of four rows, whose classes are mostly the same.
+  __device__ __forceinline__ uint32_t Limits(uint32_t classes,
+                                             int shift) const {
+    const uint32_t limits =
+        shared_ + sizeof(uint2) * kLatentClasses * kClassStride;
+    return classes == (classes & 255) * 0x01010101u
+               ? SharedByte(limits + ShiftedClass(classes & 255, shift)) *
+                     0x01010101u
+               : DifferentLimits(limits, classes, shift);
   }
 
   // Forwards: what activity does to the classes of every token, how many rows
   // there are, and escapes.
   __device__ __forceinline__ void Contexts() {
     int shifts[2] = {};
-    uint32_t activities[2] = {}, used = 0, escapes = 0;
+    // Of the last four rows that are not all 0, where they begin and what.
+    uint32_t activities[2] = {}, last_row = 0, last = 0, escapes = 0;
+    Rows next = {};
+    if (looks_ > 0) next = Load(0);
+#pragma unroll 1
     for (uint32_t look = 0; look < looks_; ++look) {
       const uint32_t row = look * kContextRows;
-      const uint4 four = Classes(row);
-      const uint32_t classes[4] = {four.x, four.y, four.z, four.w};
+      const Rows rows = next;
+      if (look + 1 < looks_) next = Load(row + kContextRows);
       uint32_t magnitudes[2] = {};
 #pragma unroll
       for (uint32_t h = 0; h < 2; ++h) {
-        const Latents latents = Load(row, h);
+        uint4 high = {};
+        if (HasRest(rows.rest))
+          high = *reinterpret_cast<const uint4*>(High(rows.rest, row, h));
 #pragma unroll
-        for (uint32_t j = 0; j < kContextRows; ++j) {
-          const uint32_t magnitude = abs(latents.At(j));
-          const uint32_t limit =
-              Limit(Shifted(classes[j / 4] >> 8 * (j % 4) & 255, shifts[h]));
-          const bool escapes_here = magnitude > limit;
-          magnitudes[h] += escapes_here ? kMagnitudeMax + 1 : magnitude;
-          escapes += escapes_here;
-          if (magnitude != 0) used = row + j + 1;
+        for (uint32_t w = 0; w < 4; ++w) {
+          const uint32_t low = Word(rows.low[h], w), rest = Word(high, w);
+          const uint32_t magnitude = Magnitudes(low);
+          // Bit 7 of those above their limit; a rest is above every limit.
+          const uint32_t above = ((magnitude + 0x7f7f7f7fu -
+                                   Limits(Word(rows.classes, w), shifts[h])) &
+                                  0x80808080u) |
+                                 NotZero(rest);
+          const uint32_t count = __popc(above);
+          magnitudes[h] = __dp4a(magnitude & ~((above >> 7) * 255), 0x01010101u,
+                                 magnitudes[h] + count * (kMagnitudeMax + 1));
+          escapes += count;
+          if ((low | rest) != 0) last_row = row + 4 * w, last = low | rest;
         }
         shifts_[look * kBlockTokens + h * kWarp + lane_] =
             shifts[h] + static_cast<int>(kClassShiftMax);
@@ -250,7 +241,8 @@ class SectionEncoder {
       if (row + kContextRows <= group_.live)
         Look(look, magnitudes, activities, shifts);
     }
-    used_ = __reduce_max_sync(~0u, used);
+    used_ = __reduce_max_sync(
+        ~0u, last == 0 ? 0 : last_row + (39 - __clz(last)) / 8);
     escapes_ = __reduce_add_sync(~0u, escapes);
   }
 
@@ -278,106 +270,121 @@ class SectionEncoder {
     }
   }
 
-  __device__ __forceinline__ uint32_t Limit(uint32_t c) const {
-    return SharedByte(shared_ + sizeof(uint2) * kLatentClasses * kClassStride +
-                      c);
-  }
-
   // Backwards: the words before `at`, then the states before them. False if
   // they do not fit the room.
   __device__ __forceinline__ bool Code(uint8_t** at) {
-    uint8_t* const least =
-        room_ + size_t{escapes_} * sizeof(Escape) + kLookBytesMax + kStateBytes;
-    if (least > *at) return false;
-    uint16_t* words = reinterpret_cast<uint16_t*>(*at);
-    uint32_t x = kStart;
-    Escape* escapes = reinterpret_cast<Escape*>(room_);
-    for (uint32_t look = (used_ + kContextRows - 1) / kContextRows;
-         look-- > 0;) {
-      if (reinterpret_cast<uint8_t*>(words) < least) return false;
+    const uint32_t least =
+        (escapes_ * sizeof(Escape) + kLookBytesMax + kStateBytes) /
+        sizeof(uint16_t);
+    Coder coder = {kStart, static_cast<uint32_t>((*at - room_) / 2),
+                   reinterpret_cast<Escape*>(room_)};
+    if (least > coder.word) return false;
+    const uint32_t looks = (used_ + kContextRows - 1) / kContextRows;
+    Rows next = {};
+    if (looks > 0) next = Load((looks - 1) * kContextRows);
+#pragma unroll 1
+    for (uint32_t look = looks; look-- > 0;) {
+      if (coder.word < least) return false;
       const uint32_t row = look * kContextRows;
-      const uint4 four = Classes(row);
-      uint32_t classes[4] = {four.x, four.y, four.z, four.w};
-      Latents latents[2] = {Load(row, 0), Load(row, 1)};
+      const Rows rows = next;
+      if (look > 0) next = Load(row - kContextRows);
+      FourRows four[4];
+#pragma unroll
+      for (uint32_t w = 0; w < 4; ++w) four[w].classes = Word(rows.classes, w);
       int shifts[2];
 #pragma unroll
       for (uint32_t h = 0; h < 2; ++h) {
         shifts[h] = shifts_[look * kBlockTokens + h * kWarp + lane_] -
                     static_cast<int>(kClassShiftMax);
+        uint4 high = {};
+        if (HasRest(rows.rest))
+          high = *reinterpret_cast<const uint4*>(High(rows.rest, row, h));
+#pragma unroll
+        for (uint32_t w = 0; w < 4; ++w) {
+          // What has a rest escapes.
+          four[w].symbols[h] = Zigzags(Word(rows.low[h], w)) |
+                               (NotZero(Word(high, w)) >> 7) * 255;
+        }
       }
       // Not unrolled, for the instruction cache: the last four rows are taken,
       // and the others move up.
 #pragma unroll 1
       for (uint32_t i = 4; i-- > 0;) {
-        FourRows(row + 4 * i, classes[3], latents, shifts, &x, &words,
-                 &escapes);
-        classes[3] = classes[2], classes[2] = classes[1],
-        classes[1] = classes[0];
-#pragma unroll
-        for (uint32_t h = 0; h < 2; ++h) {
-#pragma unroll
-          for (uint32_t w = 3; w > 0; --w) {
-            latents[h].low[w] = latents[h].low[w - 1];
-            latents[h].high[w] = latents[h].high[w - 1];
-          }
+        const uint32_t first = row + 4 * i;
+        if (first + 4 <= used_) {
+          CodeRows<true>(first, four[3], shifts, rows.rest, &coder);
+        } else if (first < used_) {
+          CodeRows<false>(first, four[3], shifts, rows.rest, &coder);
         }
+        four[3] = four[2], four[2] = four[1], four[1] = four[0];
       }
     }
-    uint16_t* state = words - kStateBytes / sizeof(uint16_t) + 2 * lane_;
-    state[0] = x, state[1] = x >> 16;
-    *at = reinterpret_cast<uint8_t*>(words) - kStateBytes;
+    uint16_t* state = Words() + coder.word - kStateBytes / sizeof(uint16_t);
+    state[2 * lane_] = coder.x, state[2 * lane_ + 1] = coder.x >> 16;
+    *at = reinterpret_cast<uint8_t*>(state);
     return true;
   }
 
-  // Rows [row, row + 4) as far as they are used, the last four of `latents`.
-  // What no state is needed for comes first, so that the chain of states waits
-  // for nothing else.
-  __device__ __forceinline__ void FourRows(uint32_t row, uint32_t classes,
-                                           const Latents (&latents)[2],
+  // Byte j of a word is of row j.
+  struct FourRows {
+    uint32_t classes;
+    uint32_t symbols[2];
+  };
+  struct Coder {
+    uint32_t x;     // The lane's state.
+    uint32_t word;  // The last that was written, from the room's beginning on.
+    Escape* escapes;
+  };
+  __device__ __forceinline__ uint16_t* Words() const {
+    return reinterpret_cast<uint16_t*>(room_);
+  }
+
+  // Rows [row, row + 4), or those of them that are used. What no state is
+  // needed for comes first, so that the chain of states waits for nothing else.
+  template <bool kAll>
+  __device__ __forceinline__ void CodeRows(uint32_t row, const FourRows& four,
                                            const int (&shifts)[2],
-                                           uint32_t* state, uint16_t** words,
-                                           Escape** escapes) const {
+                                           uint32_t rest, Coder* coder) const {
     uint2 ranges[8];
-    uint32_t mine = 0, pairs[4];
+    uint32_t any = 0;
 #pragma unroll
     for (uint32_t i = 0; i < 8; ++i) {
       const uint32_t j = 3 - i / 2, h = 1 - i % 2;
-      const uint32_t c = Shifted(classes >> 8 * j & 255, shifts[h]);
-      const int32_t q = latents[h].At(12 + j);
-      const bool escape = static_cast<uint32_t>(abs(q)) > Limit(c);
-      const uint32_t symbol = escape  ? kEscapeSymbol
-                              : q < 0 ? -2 * q - 1
-                                      : 2 * q;
-      ranges[i] =
-          SharedPair(shared_ + sizeof(uint2) * (c * kClassStride + symbol));
-      mine |= uint32_t{escape} << i;
-      pairs[i / 2] = i % 2 == 0 ? q & 0xffff : pairs[i / 2] | q << 16;
+      const uint32_t c = ShiftedClass(four.classes >> 8 * j & 255, shifts[h]);
+      ranges[i] = SharedPair(
+          shared_ + sizeof(uint2) *
+                        (c * kClassStride + (four.symbols[h] >> 8 * j & 255)));
+      if (!kAll && row + j >= used_) ranges[i] = kNoSymbol;
+      any |= ranges[i].x;
     }
-    if (__any_sync(~0u, mine != 0)) {
-      PutEscapes(mine, {pairs[0], pairs[1], pairs[2], pairs[3]}, row + 3,
-                 *escapes);
-      *escapes += __reduce_add_sync(~0u, __popc(mine));
+    if (__any_sync(~0u, any & kEscapes)) {
+      uint32_t mine = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < 8; ++i)
+        mine |= uint32_t{(ranges[i].x & kEscapes) != 0} << i;
+      PutEscapes(mine, four.symbols[0], four.symbols[1], row, Low(row, 0),
+                 HasRest(rest) ? High(rest, row, 0) : nullptr,
+                 kWarp * params_.latent_stride, coder->escapes);
+      coder->escapes += __reduce_add_sync(~0u, __popc(mine));
     }
-    uint32_t x = *state;
+    uint32_t x = coder->x, word = coder->word;
     const uint32_t below = (1u << lane_) - 1;
 #pragma unroll
     for (uint32_t i = 0; i < 8; ++i) {
-      if (row + 3 - i / 2 >= used_) continue;
-      const uint32_t frequency = ranges[i].x & 0xffff;
+      const uint32_t frequency = ranges[i].x & kFrequency,
+                     others = kProbabilityOne - frequency;
       const bool emits = x >> (32 - kProbabilityBits) >= frequency;
       const uint32_t emitting = __ballot_sync(~0u, emits);
-      *words -= __popc(emitting);
-      if (emits) (*words)[__popc(emitting & below)] = x;
+      word -= __popc(emitting);
+      if (emits) Words()[word + __popc(emitting & below)] = x;
       x = emits ? x >> 16 : x;
       // One too few at most.
-      uint32_t quotient = __umulhi(x, ranges[i].y),
-               rest = x - quotient * frequency;
-      const bool more = rest >= frequency;
-      quotient += more;
-      rest -= more ? frequency : 0;
-      x = (quotient << kProbabilityBits) + rest + (ranges[i].x >> 16);
+      uint32_t quotient = __umulhi(x, ranges[i].y);
+      if (x - quotient * frequency >= frequency) ++quotient;
+      // quotient * kProbabilityOne, and what is left of x.
+      x += quotient * others + (ranges[i].x >> 16);
     }
-    *state = x;
+    coder->x = x, coder->word = word;
   }
 
   // What comes before the states, which begin at `at`. False if it does not

@@ -37,9 +37,12 @@ struct TileData {
       row_scale[kTileChannels], factor[kTileChannels];
   TokenSlot slots[kTileBlocks * kBlockTokens];
   BlockPlan plans[kTileBlocks];
-  uint32_t rest_steps;  // Written before the bytes are expected.
+  // Written before the bytes are expected. kNoTile: there is none left.
+  TilePlace place;
+  uint32_t rest_steps;
 };
 constexpr uint32_t kTileBuffers = 2;
+constexpr TilePlace kNoTile = {~0u, ~0u};
 
 struct Shared {
   Stage stages[kStages];
@@ -114,6 +117,14 @@ class Producer {
     }
   }
 
+  // Behind the last tile.
+  __device__ __forceinline__ void End() {
+    if (!CopiesDecoder()) return;
+    Wait(&shared_->tile_empty[tile_cursor_.stage], tile_cursor_.parity ^ 1);
+    shared_->tiles[tile_cursor_.stage].place = kNoTile;
+    Arrive(&shared_->tile_full[tile_cursor_.stage]);
+  }
+
  private:
   __device__ __forceinline__ bool CopiesDecoder() const { return warp_ == 1; }
   __device__ __forceinline__ void CopyTileData(const TilePlace& place,
@@ -128,6 +139,7 @@ class Producer {
     ForEachRest(params_, blocks,
                 [&](const RestTiles&, uint32_t) { ++rest_steps; });
     Wait(&shared_->tile_empty[tile_cursor_.stage], tile_cursor_.parity ^ 1);
+    data->place = place;
     data->rest_steps = rest_steps;
     const bool factor = params_.factor != nullptr;
     ArriveExpecting(full, sizeof(ProductTile) +
@@ -231,9 +243,12 @@ class Consumer {
         block_(block),
         lane_(threadIdx.x % 32) {}
 
-  __device__ __forceinline__ void Tile(const TilePlace& place) {
+  // The next tile; false if there is none.
+  __device__ __forceinline__ bool Tile() {
     const TileData& data = shared_->tiles[tile_cursor_.stage];
     Wait(&shared_->tile_full[tile_cursor_.stage], tile_cursor_.parity);
+    const TilePlace place = data.place;
+    if (place.blocks == kNoTile.blocks) return false;
     uint32_t predicted = 0, own_tiles_max = 0;
 #pragma unroll
     for (uint32_t b = 0; b < kTileBlocks; ++b) {
@@ -276,6 +291,7 @@ class Consumer {
     }
     Arrive(&shared_->tile_empty[tile_cursor_.stage]);
     tile_cursor_.Next();
+    return true;
   }
 
  private:
@@ -411,23 +427,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (uint32_t i = threadIdx.x; i < params.part_count; i += kThreads)
     shared->parts[i] = params.parts[params.first_part + i];
   __syncthreads();
-  TileWalk<Epilogue::kRunTiles> walk(params);
   const uint32_t warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0);
   if (warpgroup == kTileBlocks) {
     GiveRegisters<kProducerRegisters>();
     if (threadIdx.x % 32 == 0 && threadIdx.x % kWarpgroup / 32 < 2) {
       Producer producer(maps, params, shared, threadIdx.x % kWarpgroup / 32);
+      TileWalk<Epilogue::kRunTiles> walk(params);
       producer.Prefetch(walk.place());
       while (!walk.Done()) {
         const TilePlace place = walk.place();
         walk.Next();
         producer.Tile(place, walk.place());
       }
+      producer.End();
     }
   } else {
     TakeRegisters<kConsumerRegisters>();
     Consumer<Epilogue> consumer(params, epilogue, shared, warpgroup);
-    for (; !walk.Done(); walk.Next()) consumer.Tile(walk.place());
+    while (consumer.Tile()) {
+    }
   }
 #endif
 }

@@ -287,7 +287,9 @@ inline std::vector<Shape> Shapes() {
   shapes.push_back({.name = "OddTiles",
                     .rotary_dim = 32,
                     .pairing = RotaryPairing::kNeighbours,
-                    .layers_per_group = 1});
+                    .layers_per_group = 1,
+                    .rank = 100,
+                    .inherited_rank = 64});
   shapes.push_back({.name = "ManyOddTiles",
                     .rotary_dim = 32,
                     .pairing = RotaryPairing::kNeighbours,
