@@ -197,8 +197,8 @@ void Run(const std::string& basis_path, const std::string& profile,
   const auto encode = [&](uint32_t first) {
     const auto some =
         absl::MakeConstSpan(engine.blocks).subspan(first, at_once);
-    Check(encoder->Encode(some, engine.parts, step, room.data(), room_bytes,
-                          stream));
+    Check(encoder->Encode(some, engine.parts, step, LossChannels::kSome,
+                          room.data(), room_bytes, stream));
   };
   double encode_ms = 0;
   for (uint32_t first = 0; first < blocks; first += at_once)

@@ -131,23 +131,35 @@ def measure(bench: Bench, profile: str, folder: Path) -> dict[str, Any]:
         process.kill()
 
 
+def warm_up(store: CacheStore, tokens: list[int], cache: DynamicCache, encodes: bool) -> None:
+    """Other chains' blocks, until all that is opened once in an engine's life is open: staging memory for pages on a
+    device and, where a basis encodes, its encoders, which takes seconds."""
+    end = time.monotonic() + 60
+    for first in range(0, len(tokens) - BLOCK_TOKENS):
+        store.put(tokens[first : first + BLOCK_TOKENS][::-1], cache)
+        store.flush(60_000)
+        if not encodes or store.stats()["device_encoded_blocks"] > 0 or time.monotonic() > end:
+            return
+        time.sleep(0.2)
+
+
 def run(
     bench: Bench, profile: str, address: str, process: Any, data: Path, port: int, folder: Path
 ) -> dict[str, Any]:
     tokens, length = bench.tokens, bench.options.tokens
     cache = bench.prefill()
     store = bench.open(address, profile)
-    # Another chain's block: the first pages on a device take staging memory, once in an engine's life.
-    store.put(tokens[:64][::-1], cache)
-    store.flush(60_000)
-    before = store.stats()["stored_bytes"]
+    warm_up(store, tokens, cache, encodes=profile == "balanced" and bench.device.type == "cuda")
+    before = store.stats()
     bench.synchronize()
     began = time.perf_counter()
     put = store.put(tokens[:length], cache)
     returned = time.perf_counter() - began
     stored = store.flush(600_000)
     flushed = time.perf_counter() - began
-    frame_bytes = store.stats()["stored_bytes"] - before
+    after = store.stats()
+    frame_bytes = after["stored_bytes"] - before["stored_bytes"]
+    encoded = after["device_encoded_blocks"] - before["device_encoded_blocks"]
     store.close()
     process.kill()
     again = start_daemon(bench.options.daemon, data, port, folder / f"{profile}.again.log")
@@ -175,6 +187,9 @@ def run(
     # Whole blocks, but for the prompt's last token, which the model has to read.
     whole = (length - 1) // BLOCK_TOKENS * BLOCK_TOKENS
     sound = stored and put >= whole and count == whole > 0 and control > DIVERGENCE_MAX
+    if profile == "balanced" and bench.device.type == "cuda":
+        # Blocks over their bound of loss are the CPU's.
+        sound = sound and encoded >= 0.9 * whole / BLOCK_TOKENS
     return {
         "profile": profile,
         "ok": sound and (same if profile == "exact" else divergence < DIVERGENCE_MAX and not same),
@@ -184,6 +199,7 @@ def run(
         "restored_tokens": count,
         "raw_bytes": raw_bytes,
         "stored_bytes": frame_bytes,
+        "device_encoded_blocks": encoded,
         "ratio": round(raw_bytes / frame_bytes, 2) if frame_bytes else None,
         "caches_equal": same,
         "divergence": divergence,

@@ -33,6 +33,15 @@ class BlockingQueue {
     items_.pop_front();
     return item;
   }
+  // The oldest item if there is one and `wanted(item)`; never waits.
+  template <typename Wanted>
+  std::optional<T> PopIf(const Wanted& wanted) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (items_.empty() || !wanted(items_.front())) return std::nullopt;
+    std::optional<T> item(std::move(items_.front()));
+    items_.pop_front();
+    return item;
+  }
   // Waits until there is an item; false if there is none and the queue is
   // closed.
   bool Wait() {

@@ -22,11 +22,11 @@ class ClientImpl final : public Client {
         log_(config_.logger, config_.clock),
         breaker_(config_.clock, &log_),
         channel_(MakeBreakerChannel(config_.channel.get(), &breaker_)),
-        pages_(
-            *config_.share, *config_.devices, config_.staging_bytes_max,
-            config_.thread_count,
-            config_.read.bases.empty() ? nullptr : config_.codec->basis_view(),
-            &log_),
+        pages_(*config_.share, *config_.devices, config_.staging_bytes_max,
+               config_.thread_count,
+               config_.codec->basis_view() == nullptr ? nullptr
+                                                      : config_.codec.get(),
+               config_.write, &log_),
         pool_(config_.thread_count),
         loads_({channel_.get(), config_.codec.get(), &pool_, &losses_,
                 &counters_, &log_, config_.read}),
@@ -114,11 +114,17 @@ class ClientImpl final : public Client {
 
   ClientStats Stats() const override {
     const ClientCounters& counters = counters_;
-    return {counters.lookups,        counters.hit_tokens,
-            counters.loaded_tokens,  counters.loaded_bytes,
-            counters.load_failures,  counters.stored_blocks,
-            counters.stored_bytes,   counters.stored_raw_bytes,
-            counters.dropped_blocks, counters.store_failures,
+    return {counters.lookups,
+            counters.hit_tokens,
+            counters.loaded_tokens,
+            counters.loaded_bytes,
+            counters.load_failures,
+            counters.stored_blocks,
+            counters.stored_bytes,
+            counters.stored_raw_bytes,
+            counters.dropped_blocks,
+            counters.store_failures,
+            counters.device_encoded_blocks,
             breaker_.open()};
   }
 

@@ -100,6 +100,8 @@ struct ClientStats {
   uint64_t dropped_blocks = 0;
   // Could not be encoded, or were not acknowledged.
   uint64_t store_failures = 0;
+  // Of the stored ones: by the device that their pages lay on.
+  uint64_t device_encoded_blocks = 0;
   bool breaker_open = false;  // The daemon counts as away.
 };
 

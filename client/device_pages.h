@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "client/blocking_queue.h"
+#include "client/device_encoder.h"
 #include "client/engine_pages.h"
 #include "client/head_share.h"
 #include "kernels/basis_view.h"
@@ -37,6 +38,12 @@ class DeviceStaging {
   // Has the device restore sections of `basis`, which outlives this. Its error:
   // then they are restored on the CPU.
   absl::Status OpenGroups(const BasisView& basis);
+  // Has the device encode blocks in the basis of `codec`, as soon as it can;
+  // both outlive this.
+  void OpenEncoder(const Codec* codec, const EncodeOptions& options,
+                   FailureLog* log) {
+    encoder_ = std::make_shared<DeviceEncoder>(device_, codec, options, log);
+  }
 
  private:
   friend class DevicePages;
@@ -68,7 +75,7 @@ class DeviceStaging {
 
   const HeadShare share_;
   const uint32_t number_;
-  const std::unique_ptr<Device> device_;
+  const std::shared_ptr<Device> device_;
   std::shared_ptr<RawBuffers> buffers_;
   std::mutex store_mutex_;
   // Under store_mutex_. Its order lets a buffer be used again at once.
@@ -76,6 +83,7 @@ class DeviceStaging {
   PinnedMemory group_payload_;
   std::unique_ptr<GroupLane> group_lane_;  // Null: none.
   std::atomic<bool> group_lane_taken_{false};
+  std::shared_ptr<DeviceEncoder> encoder_;  // Null: none.
   std::vector<LoadLane> load_lanes_;
   BlockingQueue<LoadLane*> free_lanes_;
 };
@@ -92,6 +100,9 @@ class DevicePages final : public EnginePages {
   }
   absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks,
                                         EngineStream stream) override;
+  std::shared_ptr<DeviceEncoder> encoder() const override {
+    return staging_->encoder_;
+  }
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream stream) override {
     return staging_->device_->Record(stream);
   }

@@ -16,6 +16,12 @@ namespace {
 // that engine computes on two cores.
 constexpr int kNiceness = 10;
 
+BlockPlace PlaceOf(const StagedBlock& block) {
+  return {block.key,
+          block.first_token,
+          {block.chain_tokens->data(), block.first_token + kBlockTokens}};
+}
+
 }  // namespace
 
 EncodeWorkers::EncodeWorkers(const Codec* codec, const EncodeOptions& options,
@@ -45,22 +51,58 @@ void EncodeWorkers::Close() {
 
 void EncodeWorkers::Work() {
   setpriority(PRIO_PROCESS, 0, kNiceness);  // Of this thread alone, on Linux.
-  while (true) {
-    uint64_t place = 0;
-    std::optional<StagedBlock> block;
-    {
-      std::lock_guard lock(take_mutex_);
-      block = queue_.Pop(absl::InfiniteFuture());
-      place = places_++;
+  while (std::optional<Taken> first = Take()) {
+    std::vector<Taken> batch;
+    batch.push_back(*std::move(first));
+    std::unique_ptr<DeviceEncoder::Turn> turn;
+    if (const std::shared_ptr<DeviceEncoder> encoder = batch[0].block.encoder;
+        encoder != nullptr) {
+      turn = encoder->TakeTurn();
+      if (turn != nullptr) TakeMore(encoder.get(), turn->blocks_max(), &batch);
     }
+    std::vector<Taken*> wanted;
+    for (Taken& taken : batch) {
+      Prepare(&taken);
+      if (taken.wanted) wanted.push_back(&taken);
+    }
+    if (turn != nullptr && !wanted.empty()) EncodeOnDevice(turn.get(), wanted);
+    turn.reset();
+    for (Taken& taken : batch) {
+      if (taken.wanted && taken.block.frame == nullptr && taken.status.ok())
+        taken.status = Encode(&taken.block);
+      Finish(taken.place, {std::move(taken.block), std::move(taken.status)});
+    }
+  }
+}
+
+std::optional<EncodeWorkers::Taken> EncodeWorkers::Take() {
+  std::lock_guard lock(take_mutex_);
+  std::optional<StagedBlock> block = queue_.Pop(absl::InfiniteFuture());
+  if (!block.has_value()) return std::nullopt;
+  return Taken{places_++, *std::move(block)};
+}
+
+void EncodeWorkers::TakeMore(const DeviceEncoder* encoder, size_t count,
+                             std::vector<Taken>* batch) {
+  // Whoever has the lock waits for a block, so that there is none.
+  std::unique_lock lock(take_mutex_, std::try_to_lock);
+  while (lock.owns_lock() && batch->size() < count) {
+    std::optional<StagedBlock> block = queue_.PopIf(
+        [&](const StagedBlock& next) { return next.encoder.get() == encoder; });
     if (!block.has_value()) return;
-    absl::Status status;
-    if (closing_) {
-      status = absl::CancelledError("the client was closed");
-    } else if (!ledger_->Lost(block->behind)) {
-      status = Encode(&*block);
-    }
-    Finish(place, {*std::move(block), std::move(status)});
+    batch->push_back({places_++, *std::move(block)});
+  }
+}
+
+void EncodeWorkers::Prepare(Taken* taken) const {
+  StagedBlock& block = taken->block;
+  if (closing_) {
+    taken->status = absl::CancelledError("the client was closed");
+  } else if (!ledger_->Lost(block.behind)) {
+    if (block.raw_complete != nullptr)
+      taken->status = block.raw_complete->Wait();
+    block.raw_complete.reset();
+    taken->wanted = taken->status.ok();
   }
 }
 
@@ -81,30 +123,45 @@ void EncodeWorkers::Finish(uint64_t place, Outcome outcome) {
   }
 }
 
-absl::Status EncodeWorkers::Encode(StagedBlock* block) const try {
-  if (block->raw_complete != nullptr) {
-    absl::Status status = block->raw_complete->Wait();
-    if (!status.ok()) return status;
-    block->raw_complete.reset();
+void EncodeWorkers::EncodeOnDevice(DeviceEncoder::Turn* turn,
+                                   absl::Span<Taken* const> batch) const try {
+  std::vector<DeviceEncoder::Block> blocks;
+  for (const Taken* taken : batch) {
+    blocks.push_back({PlaceOf(taken->block), taken->block.raw.get(),
+                      taken->block.loss_inherited});
   }
+  std::vector<absl::StatusOr<Bytes>> frames = turn->Encode(blocks);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (absl::IsResourceExhausted(frames[i].status())) continue;  // The CPU's.
+    batch[i]->status = Keep(std::move(frames[i]), &batch[i]->block);
+    batch[i]->block.on_device = batch[i]->status.ok();
+  }
+} catch (const std::exception&) {
+  // No memory for frames: the CPU encodes them one at a time.
+}
+
+absl::Status EncodeWorkers::Encode(StagedBlock* block) const try {
   EncodeOptions options = options_;
   options.loss_inherited = block->loss_inherited;
-  const absl::Span<const uint32_t> tokens(block->chain_tokens->data(),
-                                          block->first_token + kBlockTokens);
-  absl::StatusOr<Bytes> frame =
-      codec_->Encode({block->key, block->first_token, tokens},
-                     ByteSpan(block->raw.get(), block->raw_bytes), options);
+  return Keep(
+      codec_->Encode(PlaceOf(*block),
+                     ByteSpan(block->raw.get(), block->raw_bytes), options),
+      block);
+} catch (const std::exception& error) {
+  return absl::ResourceExhaustedError(error.what());
+}
+
+absl::Status EncodeWorkers::Keep(absl::StatusOr<Bytes> frame,
+                                 StagedBlock* block) {
   if (!frame.ok()) return frame.status();
-  block->raw.reset();
-  block->share.Resize(frame->size());
   absl::StatusOr<FrameHeader> header = ParseFrameHeader(*frame, frame->size());
   if (!header.ok()) return header.status();
   block->exact = header->encoding.IsExact();
   block->loss_chain = header->loss_chain;
+  block->raw.reset();
+  block->share.Resize(frame->size());
   block->frame = std::make_shared<const Bytes>(*std::move(frame));
   return absl::OkStatus();
-} catch (const std::exception& error) {
-  return absl::ResourceExhaustedError(error.what());
 }
 
 }  // namespace latentkv

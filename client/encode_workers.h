@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "client/blocking_queue.h"
+#include "client/device_encoder.h"
 #include "client/staged_block.h"
 #include "client/store_ledger.h"
 #include "codec/codec.h"
@@ -35,9 +36,25 @@ class EncodeWorkers {
     StagedBlock block;
     absl::Status status;
   };
+  struct Taken {
+    uint64_t place = 0;
+    StagedBlock block;
+    absl::Status status;
+    bool wanted = false;  // Nothing before it was lost.
+  };
   void Work();
   void Close();
+  // The next block, or nothing behind the last.
+  std::optional<Taken> Take();
+  // More for `encoder`, as far as there are, up to `count`.
+  void TakeMore(const DeviceEncoder* encoder, size_t count,
+                std::vector<Taken>* batch);
+  // Whether it is to be encoded, when its raw form is complete.
+  void Prepare(Taken* taken) const;
+  void EncodeOnDevice(DeviceEncoder::Turn* turn,
+                      absl::Span<Taken* const> batch) const;
   absl::Status Encode(StagedBlock* block) const;
+  static absl::Status Keep(absl::StatusOr<Bytes> frame, StagedBlock* block);
   // Hands on what is finished and has nothing unfinished before it.
   void Finish(uint64_t place, Outcome outcome);
 

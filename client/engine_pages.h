@@ -10,6 +10,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "client/device_encoder.h"
 #include "client/raw_buffers.h"
 #include "kernels/device.h"
 #include "kernels/pages.h"
@@ -46,6 +47,9 @@ class EnginePages {
   // the event; null: they are.
   virtual absl::StatusOr<DeviceEventPtr> Gather(
       absl::Span<const BlockCopy> blocks, EngineStream stream) = 0;
+
+  // What encodes their blocks; null: the CPU.
+  virtual std::shared_ptr<DeviceEncoder> encoder() const = 0;
 
   // For loads. The point up to which what is queued in `stream` may use the
   // pages; null: they are free.

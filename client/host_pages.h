@@ -22,6 +22,7 @@ class HostPages final : public EnginePages {
   RawBuffers::Buffer TakeBuffer() override { return buffers_->Take(); }
   absl::StatusOr<DeviceEventPtr> Gather(absl::Span<const BlockCopy> blocks,
                                         EngineStream stream) override;
+  std::shared_ptr<DeviceEncoder> encoder() const override { return nullptr; }
   absl::StatusOr<DeviceEventPtr> UsedUntil(EngineStream) override {
     return nullptr;
   }

@@ -10,12 +10,14 @@ namespace latentkv {
 
 PageRegistry::PageRegistry(const HeadShare& share, const Devices& devices,
                            uint64_t staging_bytes_max, uint32_t thread_count,
-                           const BasisView* basis, FailureLog* log)
+                           const Codec* codec, const EncodeOptions& write,
+                           FailureLog* log)
     : share_(share),
       devices_(devices),
       staging_bytes_max_(staging_bytes_max),
       thread_count_(thread_count),
-      basis_(basis),
+      codec_(codec),
+      write_(write),
       log_(log),
       host_buffers_(
           std::make_shared<HostBuffers>(RawBytes(share.held(), kBlockTokens))) {
@@ -87,11 +89,13 @@ absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(
   absl::StatusOr<std::shared_ptr<DeviceStaging>> staging = DeviceStaging::Open(
       *std::move(opened), device, share_, staging_bytes_max_, thread_count_);
   if (!staging.ok()) return staging.status();
-  absl::Status groups =
-      basis_ == nullptr ? absl::OkStatus() : (*staging)->OpenGroups(*basis_);
-  if (!groups.ok())
-    log_->Info(
-        absl::StrCat("blocks are restored on the CPU: ", groups.message()));
+  if (codec_ != nullptr) {
+    absl::Status groups = (*staging)->OpenGroups(*codec_->basis_view());
+    if (!groups.ok())
+      log_->Info(
+          absl::StrCat("blocks are restored on the CPU: ", groups.message()));
+    if (!write_.exact) (*staging)->OpenEncoder(codec_, write_, log_);
+  }
   staging_ = *staging;
   staged_ = device;
   return staging;

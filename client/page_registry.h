@@ -13,6 +13,7 @@
 #include "client/engine_pages.h"
 #include "client/failure_log.h"
 #include "client/head_share.h"
+#include "codec/codec.h"
 #include "kernels/basis_view.h"
 #include "kernels/device.h"
 
@@ -23,10 +24,11 @@ class PageRegistry {
  public:
   // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and
   // of threads that fill pages. Pages on a device have it restore sections of
-  // `basis`, which may be null.
+  // the basis of `codec`, and, if `write` is not exact, encode in it; null for
+  // neither.
   PageRegistry(const HeadShare& share, const Devices& devices,
                uint64_t staging_bytes_max, uint32_t thread_count,
-               const BasisView* basis, FailureLog* log);
+               const Codec* codec, const EncodeOptions& write, FailureLog* log);
 
   // In the place of those before, which live on with the jobs that have them.
   // InvalidArgument if they do not fit the geometry or lie in several memories;
@@ -47,7 +49,8 @@ class PageRegistry {
   const Devices& devices_;
   const uint64_t staging_bytes_max_;
   const uint32_t thread_count_;
-  const BasisView* const basis_;
+  const Codec* const codec_;
+  const EncodeOptions write_;
   FailureLog* const log_;
   const std::shared_ptr<RawBuffers> host_buffers_;
   mutable std::mutex mutex_;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "client/device_encoder.h"
 #include "client/raw_buffers.h"
 #include "client/staging_budget.h"
 #include "client/store_progress.h"
@@ -28,7 +29,10 @@ struct StagedBlock {
   RawBuffers::Buffer raw;       // Until it is encoded.
   DeviceEventPtr raw_complete;  // When `raw` is; null: it is.
   uint64_t raw_bytes = 0;
+  // Of the device that its pages lie on; null: none.
+  std::shared_ptr<DeviceEncoder> encoder;
   std::shared_ptr<const Bytes> frame;  // From then on.
+  bool on_device = false;              // It was encoded there.
   bool exact = false;
   float loss_chain = 0;
 

@@ -99,6 +99,7 @@ StagedBlock StorePipeline::MakeBlock(
   if (at >= ranks) block.behind = request.keys[at - ranks];
   block.first_token = at * kBlockTokens;
   block.chain_tokens = request.tokens;
+  if (!request.lacks) block.encoder = request.pages->encoder();
   block.progress = progress;
   block.index = index;
   return block;

@@ -21,10 +21,6 @@
 namespace latentkv {
 namespace {
 
-// A block over its bound is tried at half and a quarter of the step, then
-// exact.
-constexpr int kGuardHalvings = 2;
-
 // The same for every codec, made once; never destroyed, since threads may
 // decode to the last.
 const LatentTables& SharedLatentTables() {
@@ -143,11 +139,7 @@ class BlockCodec final : public Codec {
           absl::StrCat("a raw block of ", raw_block.size(), " bytes, not ",
                        RawBytes(geometry_, kBlockTokens)));
     }
-    FrameHeader header;
-    header.key = place.key;
-    header.geometry = geometry_digest_;
-    header.first_token = place.first_token;
-    header.token_count = kBlockTokens;
+    FrameHeader header = HeaderOf(place);
     std::vector<Bytes> sections;
     absl::Status status =
         options.exact ? absl::OkStatus() : CheckLossy(options);
@@ -163,6 +155,26 @@ class BlockCodec final : public Codec {
     if (!status.ok()) return status;
     header.loss_chain = header.loss_own + options.loss_inherited;
     return WriteFrame(std::move(header), sections);
+  }
+
+  absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,
+                             float loss_own, float loss_inherited,
+                             absl::Span<const uint64_t> section_bytes,
+                             uint8_t* frame) const override {
+    if (absl::Status status = CheckPlace(place); !status.ok()) return status;
+    FrameHeader header = HeaderOf(place);
+    if (in_basis_ == nullptr ||
+        section_bytes.size() != in_basis_->groups.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          section_bytes.size(), " sections are no block in the basis"));
+    }
+    header.encoding = {in_basis_->basis->digest(), step};
+    header.loss_own = loss_own;
+    header.loss_chain = loss_own + loss_inherited;
+    const absl::StatusOr<uint64_t> bytes =
+        SealFrame(header, section_bytes, frame);
+    if (!bytes.ok()) return bytes.status();
+    return Bytes(frame, frame + *bytes);
   }
 
   absl::StatusOr<std::unique_ptr<BlockReader>> Open(
@@ -219,6 +231,15 @@ class BlockCodec final : public Codec {
  private:
   static bool IsByLayer(const Encoding& encoding) {
     return encoding.IsExact() || encoding.IsScalar();
+  }
+
+  FrameHeader HeaderOf(const BlockPlace& place) const {
+    FrameHeader header;
+    header.key = place.key;
+    header.geometry = geometry_digest_;
+    header.first_token = place.first_token;
+    header.token_count = kBlockTokens;
+    return header;
   }
 
   absl::Status CheckPlace(const BlockPlace& place) const {

@@ -17,6 +17,10 @@ namespace latentkv {
 class Basis;       // codec/basis.h
 struct BasisView;  // kernels/basis_view.h
 
+// Steps that a block over its bound of loss is tried at behind the first, each
+// half of the one before.
+inline constexpr int kGuardHalvings = 2;
+
 // What a block is written with. `exact` ignores the step, which is the basis's,
 // or without one that of ScalarCodec.
 struct EncodeOptions {
@@ -66,6 +70,14 @@ class Codec {
   virtual absl::StatusOr<Bytes> Encode(const BlockPlace& place,
                                        ByteSpan raw_block,
                                        const EncodeOptions& options) const = 0;
+
+  // The same of a block that a device encoded in the basis at `step`
+  // (EncodeLane of kernels/device.h): `frame` has room for the header, then the
+  // sections of these lengths. `loss_own` is what it says of them.
+  virtual absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,
+                                     float loss_own, float loss_inherited,
+                                     absl::Span<const uint64_t> section_bytes,
+                                     uint8_t* frame) const = 0;
 
   // Checks that `header` is of this geometry and this block and can be decoded
   // here; FailedPrecondition says what differs. `place.tokens` is copied as far

@@ -7,6 +7,7 @@
 #define LATENTKV_KERNELS_DEVICE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -121,6 +122,41 @@ class GroupLane {
   virtual std::vector<absl::Status> Outcome(uint32_t group) const = 0;
 };
 
+// A block that a device encodes: its raw form (kernels/pages.h) in host memory,
+// which is copied fastest from where it is pinned.
+struct RawBlock {
+  // Its position, a multiple of kBlockTokens.
+  uint32_t first_token = 0;
+  absl::Span<const uint32_t> tokens;  // Of the chain up to the block's last.
+  const uint8_t* raw = nullptr;
+};
+
+// Of which channels a loss is measured: a tenth of a large group's, others for
+// other blocks, or all, which takes half as long again as encoding does.
+enum class LossChannels { kSome, kAll };
+
+// What a device made of it.
+struct EncodedBlock {
+  // OK, or ResourceExhausted: the block has to be encoded on the CPU.
+  absl::Status status;
+  float loss = 0;                       // Nats a token.
+  std::vector<uint64_t> section_bytes;  // [groups]
+  // In host memory: room for the frame's header, then its sections, tightly.
+  uint8_t* frame = nullptr;
+};
+
+// Encodes blocks in a basis (docs/formats/payload.md) on a device. One thread
+// at a time.
+class EncodeLane {
+ public:
+  virtual ~EncodeLane() = default;
+  virtual uint32_t blocks_max() const = 0;
+  // `blocks`, at most blocks_max, at `step`. Waits; frames stay as they are
+  // until the next call. The error of the device.
+  virtual absl::StatusOr<std::vector<EncodedBlock>> Encode(
+      absl::Span<const RawBlock> blocks, float step, LossChannels measured) = 0;
+};
+
 // Thread-safe; outlives its lanes.
 class Device {
  public:
@@ -141,6 +177,15 @@ class Device {
   virtual absl::StatusOr<std::unique_ptr<GroupLane>> OpenGroupLane(
       const BasisView& basis, absl::Span<const HeadRange> heads,
       const GroupLimits& limits) = 0;
+
+  // Copies the basis and its encoders to the device, which takes seconds for a
+  // large basis, and ends early, Cancelled, when `cancelled` says so.
+  // `header_bytes`: of a frame of all its groups. What `basis` shows outlives
+  // the lane. Unimplemented for a device or a basis that is encoded on the CPU,
+  // FailedPrecondition for a basis without an encoder, ResourceExhausted.
+  virtual absl::StatusOr<std::unique_ptr<EncodeLane>> OpenEncodeLane(
+      const BasisView& basis, uint64_t header_bytes,
+      const std::function<bool()>& cancelled) = 0;
 
   // The point behind all that is queued in `stream` now.
   virtual absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) = 0;

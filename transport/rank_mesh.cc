@@ -30,7 +30,8 @@ namespace {
 constexpr double kBytesPerSecondMin = 64 << 20;
 // How long a rank is waited for that did not come to the batch before, and
 // longer once something came of it again: ranks that are well come within a
-// part of it.
+// part of it. The others wait for rank 0 so, too: one that comes behind them to
+// batches that they gave up would otherwise wait for each, and never catch up.
 constexpr absl::Duration kAwayPatience = absl::Milliseconds(100),
                          kBackPatience = absl::Milliseconds(500);
 // Telling the others that a batch is given up is worth no more: they find out
@@ -282,11 +283,8 @@ class RankMesh final : public RankExchange {
                                   absl::Time deadline) {
     std::vector<bool> came;
     absl::Duration patience = absl::InfiniteDuration();
-    for (uint32_t other = 1; other < ranks(); ++other) {
-      if (away_[other])
-        patience = std::min(
-            patience, inbox_.heard(other) ? kBackPatience : kAwayPatience);
-    }
+    for (uint32_t other = 1; other < ranks(); ++other)
+      patience = std::min(patience, PatienceWith(other));
     absl::StatusOr<std::vector<v1::RankReady>> ready = round->AwaitReady(
         own, std::min(deadline, absl::Now() + patience), &came);
     if (ready.ok()) away_.assign(ranks(), false);
@@ -328,7 +326,11 @@ class RankMesh final : public RankExchange {
     if (!status.ok()) return status;
     // Rank 0 may have begun to wait when this rank did, and its word takes a
     // moment.
-    return round->AwaitGo(deadline + kStopDuration);
+    absl::StatusOr<v1::RankGo> go = round->AwaitGo(
+        std::min(deadline, absl::Now() + PatienceWith(0)) + kStopDuration);
+    if (go.ok()) away_[0] = false;
+    SetAway(0, absl::IsDeadlineExceeded(go.status()));
+    return go;
   }
 
   absl::Status SendParts(const RankBatch& batch, const v1::RankGo& go,
@@ -453,6 +455,10 @@ class RankMesh final : public RankExchange {
         Deliver(other, message, absl::Now() + kStopDuration).IgnoreError();
     }
   }
+  absl::Duration PatienceWith(uint32_t other) const {
+    if (!away_[other]) return absl::InfiniteDuration();
+    return inbox_.heard(other) ? kBackPatience : kAwayPatience;
+  }
   void SetAway(uint32_t other, bool away) {
     if (!away) return;
     away_[other] = true;
@@ -469,8 +475,9 @@ class RankMesh final : public RankExchange {
   // Of the thread that exchanges.
   std::unique_ptr<RankLink> link_;  // Null: none.
   absl::Status link_status_;
-  bool joins_ = false;      // Before the next batch.
-  std::vector<bool> away_;  // Of rank 0: by rank.
+  bool joins_ = false;  // Before the next batch.
+  // By rank: of rank 0 all others, of those rank 0.
+  std::vector<bool> away_;
   absl::Duration link_pause_ = kLinkPauseMin;
   absl::Time next_join_ = absl::InfinitePast();
 };

@@ -261,10 +261,18 @@ latentkv_code latentkv_flush(latentkv_client* client, uint32_t timeout_ms) {
 void latentkv_get_stats(latentkv_client* client, latentkv_stats* stats) {
   if (client == nullptr || stats == nullptr) return;
   const latentkv::ClientStats from = client->client->Stats();
-  *stats = {from.lookups,        from.hit_tokens,       from.loaded_tokens,
-            from.loaded_bytes,   from.load_failures,    from.stored_blocks,
-            from.stored_bytes,   from.stored_raw_bytes, from.dropped_blocks,
-            from.store_failures, from.breaker_open};
+  *stats = {from.lookups,
+            from.hit_tokens,
+            from.loaded_tokens,
+            from.loaded_bytes,
+            from.load_failures,
+            from.stored_blocks,
+            from.stored_bytes,
+            from.stored_raw_bytes,
+            from.dropped_blocks,
+            from.store_failures,
+            from.device_encoded_blocks,
+            from.breaker_open};
 }
 
 latentkv_code latentkv_session_put(latentkv_client* client, const char* name,

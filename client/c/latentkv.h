@@ -187,11 +187,13 @@ LATENTKV_API latentkv_code latentkv_flush(latentkv_client* client,
 
 /* Since latentkv_open. load_failures: blocks that a load was asked for and did
  * not restore. dropped_blocks: not sent, as the queue was full, the daemon away
- * or a block before not stored. store_failures: not encoded or acknowledged. */
+ * or a block before not stored. store_failures: not encoded or acknowledged.
+ * device_encoded_blocks: of the stored ones, by the device that their pages lay
+ * on. */
 typedef struct {
   uint64_t lookups, hit_tokens, loaded_tokens, loaded_bytes, load_failures;
   uint64_t stored_blocks, stored_bytes, stored_raw_bytes, dropped_blocks,
-      store_failures;
+      store_failures, device_encoded_blocks;
   uint64_t breaker_open; /* 1 while the daemon counts as away */
 } latentkv_stats;
 LATENTKV_API void latentkv_get_stats(latentkv_client* client,

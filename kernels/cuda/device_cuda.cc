@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/limits.h"
 #include "kernels/cuda/cuda_event.h"
+#include "kernels/cuda/encode_lane.h"
 #include "kernels/cuda/group_lane.h"
 #include "kernels/cuda/pages_cuda.h"
 #include "kernels/device.h"
@@ -207,6 +208,11 @@ class CudaDevice final : public Device {
       const BasisView& basis, absl::Span<const HeadRange> heads,
       const GroupLimits& limits) override {
     return OpenCudaGroupLane(number_, basis, heads, limits);
+  }
+  absl::StatusOr<std::unique_ptr<EncodeLane>> OpenEncodeLane(
+      const BasisView& basis, uint64_t header_bytes,
+      const std::function<bool()>& cancelled) override {
+    return OpenCudaEncodeLane(number_, basis, header_bytes, cancelled);
   }
   absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {
     return CudaEvent::RecordedIn(static_cast<cudaStream_t>(stream), number_);

@@ -106,12 +106,13 @@ HostGroup MakeHostGroup(const BasisView& view, const DeviceBasis& basis,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(
-    const BasisView& view, const DeviceBasis& basis) {
+    const BasisView& view, const DeviceBasis& basis,
+    const std::function<bool()>& cancelled) {
   const uint32_t count = view.groups.size();
   std::vector<HostGroup> hosts(count);
   std::atomic<uint32_t> next = 0;
   const auto work = [&] {
-    for (uint32_t g = next++; g < count; g = next++)
+    for (uint32_t g = next++; g < count && !cancelled(); g = next++)
       hosts[g] = MakeHostGroup(view, basis, g);
   };
   std::vector<std::thread> threads;
@@ -122,6 +123,8 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(
   }
   work();
   for (std::thread& thread : threads) thread.join();
+  if (cancelled())
+    return absl::CancelledError("encoders are not wanted any more");
 
   std::unique_ptr<DeviceEncoder> encoder(new DeviceEncoder());
   encoder->live_rank_ = view.live_rank;

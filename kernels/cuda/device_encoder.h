@@ -33,9 +33,11 @@ class DeviceEncoder {
   // on as many threads as there are cores or groups. `view` and `basis` are
   // used until it returns, but for view.live_rank, which is kept.
   // FailedPrecondition for a basis without an encoder, Unimplemented for one
-  // whose weights do not say what its sensitivities need, ResourceExhausted.
+  // whose weights do not say what its sensitivities need, ResourceExhausted;
+  // Cancelled, within the time that one group takes, if `cancelled` says so.
   static absl::StatusOr<std::unique_ptr<DeviceEncoder>> Create(
-      const BasisView& view, const DeviceBasis& basis);
+      const BasisView& view, const DeviceBasis& basis,
+      const std::function<bool()>& cancelled = [] { return false; });
 
   const std::vector<EncoderGroup>& groups() const { return groups_; }
   // Latents of `group` that are coded at `step`.

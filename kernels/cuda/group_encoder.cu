@@ -10,8 +10,7 @@
 namespace latentkv::cuda {
 namespace {
 
-// Tiles of channels of which a loss is measured at most, others for other
-// blocks: a tenth of a large group's.
+// Tiles of channels of which kSome measures at most.
 constexpr uint32_t kLossTiles = 6;
 
 uint32_t Tiles(uint32_t rank) { return (rank + kRankTile - 1) / kRankTile; }
@@ -144,13 +143,14 @@ absl::Status GroupEncoder::MakeMaps() {
 
 absl::Status GroupEncoder::Encode(absl::Span<const RestoreBlock> blocks,
                                   absl::Span<const DevicePart> parts,
-                                  float step, uint8_t* room,
-                                  uint64_t room_bytes, cudaStream_t stream) {
+                                  float step, LossChannels measured,
+                                  uint8_t* room, uint64_t room_bytes,
+                                  cudaStream_t stream) {
   absl::Status status = Begin(blocks, parts, step, stream);
   for (uint32_t g = 0; g < basis_.groups().size() && status.ok(); ++g) {
     status = FormGroup(g, stream);
     if (status.ok()) status = ProjectGroup(g, stream);
-    if (status.ok()) status = MeasureGroup(g, stream);
+    if (status.ok()) status = MeasureGroup(g, measured, stream);
   }
   if (status.ok()) status = Finish(room, room_bytes, stream);
   return status;
@@ -366,7 +366,8 @@ absl::Status GroupEncoder::ProjectGroup(uint32_t group, cudaStream_t stream) {
   return status;
 }
 
-absl::Status GroupEncoder::MeasureGroup(uint32_t group, cudaStream_t stream) {
+absl::Status GroupEncoder::MeasureGroup(uint32_t group, LossChannels measured,
+                                        cudaStream_t stream) {
   const uint32_t tiles = basis_.groups()[group].tile_count;
   const EncoderGroup& encoder = encoder_.groups()[group];
   ProductParams product = Product(group);
@@ -374,7 +375,9 @@ absl::Status GroupEncoder::MeasureGroup(uint32_t group, cudaStream_t stream) {
   product.mean = zeros_.data();
   product.feature_scale = encoder.unweigh.data();
   product.factor = encoder.sensitivity.data();
-  product.tile_step = (tiles + kLossTiles - 1) / kLossTiles;
+  product.tile_step = measured == LossChannels::kAll
+                          ? 1
+                          : (tiles + kLossTiles - 1) / kLossTiles;
   // A chain that comes in small batches is measured everywhere, too.
   product.tile_offset = first_tokens_.host[0] / kTokenRows;
   const uint32_t loss_tiles = LossTiles(product);

@@ -20,6 +20,7 @@
 #include "kernels/cuda/restore_product.h"
 #include "kernels/cuda/restore_types.h"
 #include "kernels/cuda/rotary_cache.h"
+#include "kernels/device.h"
 
 namespace latentkv::cuda {
 
@@ -57,7 +58,8 @@ class GroupEncoder {
   // that the rotary tables do not reach.
   absl::Status Encode(absl::Span<const RestoreBlock> blocks,
                       absl::Span<const DevicePart> parts, float step,
-                      uint8_t* room, uint64_t room_bytes, cudaStream_t stream);
+                      LossChannels measured, uint8_t* room, uint64_t room_bytes,
+                      cudaStream_t stream);
 
   // Of the last batch, when `stream` has passed.
   EncodeReport report() const;
@@ -81,7 +83,8 @@ class GroupEncoder {
   // Of a group, in order.
   absl::Status FormGroup(uint32_t group, cudaStream_t stream);
   absl::Status ProjectGroup(uint32_t group, cudaStream_t stream);
-  absl::Status MeasureGroup(uint32_t group, cudaStream_t stream);
+  absl::Status MeasureGroup(uint32_t group, LossChannels measured,
+                            cudaStream_t stream);
   absl::Status Finish(uint8_t* room, uint64_t room_bytes, cudaStream_t stream);
   ProductParams Product(uint32_t group) const;
   ProductMaps Maps(uint32_t group) const {

@@ -8,6 +8,7 @@
 #include "core/limits.h"
 #include "kernels/cuda/cuda_event.h"
 #include "kernels/cuda/group_restorer.h"
+#include "kernels/cuda/hopper_device.h"
 #include "kernels/cuda/pages_cuda.h"
 
 namespace latentkv {
@@ -185,15 +186,9 @@ class CudaGroupLane final : public GroupLane {
   absl::Status CheckDevice(const BasisView& view,
                            absl::Span<const HeadRange> heads,
                            const GroupLimits& limits) const {
-    int major = 0;
     absl::Status status =
-        CudaStatus(cudaDeviceGetAttribute(
-                       &major, cudaDevAttrComputeCapabilityMajor, device_),
-                   "asking for the compute capability");
+        cuda::HopperMultiprocessors("restoring groups").status();
     if (!status.ok()) return status;
-    if (major != 9)
-      return absl::UnimplementedError(
-          "groups are restored by devices of compute capability 9.0");
     const auto whole = [](uint64_t rank) {
       return (rank + cuda::kRankTile - 1) / cuda::kRankTile * cuda::kRankTile;
     };

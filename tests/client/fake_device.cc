@@ -1,5 +1,7 @@
 #include "tests/client/fake_device.h"
 
+#include <algorithm>
+#include <deque>
 #include <map>
 
 #include "codec/block_state.h"
@@ -7,6 +9,7 @@
 #include "codec/latent_model.h"
 #include "codec/rotary_tables.h"
 #include "core/checksum.h"
+#include "core/frame.h"
 #include "core/limits.h"
 
 namespace latentkv {
@@ -192,6 +195,62 @@ class FakeGroupLane final : public GroupLane {
   FakeQueue queue_;  // Last: what is in it uses the others.
 };
 
+// The codec's own frames.
+class FakeEncodeLane final : public EncodeLane {
+ public:
+  FakeEncodeLane(const FakeDevices& devices, uint64_t header_bytes)
+      : devices_(devices), header_bytes_(header_bytes) {}
+  uint32_t blocks_max() const override { return 4; }
+  absl::StatusOr<std::vector<EncodedBlock>> Encode(
+      absl::Span<const RawBlock> blocks, float step,
+      LossChannels measured) override {
+    ++devices_.encoded_batches;
+    if (blocks.size() > blocks_max())
+      return absl::InvalidArgumentError("too many blocks");
+    if (devices_.on_encode != nullptr) {
+      absl::Status status = devices_.on_encode(blocks.size());
+      if (!status.ok()) return status;
+    }
+    frames_.clear();
+    std::vector<EncodedBlock> encoded;
+    for (const RawBlock& block : blocks)
+      encoded.push_back(EncodeOne(block, step, measured));
+    return encoded;
+  }
+
+ private:
+  EncodedBlock EncodeOne(const RawBlock& block, float step,
+                         LossChannels measured) {
+    EncodedBlock encoded;
+    if (devices_.on_encode_block != nullptr)
+      encoded.status = devices_.on_encode_block(block.first_token);
+    if (!encoded.status.ok()) return encoded;
+    EncodeOptions options;
+    options.exact = false;
+    options.step = step;
+    const Geometry& geometry = devices_.encoder->geometry();
+    frames_.push_back(*devices_.encoder->Encode(
+        {{}, block.first_token, block.tokens},
+        {block.raw, RawBytes(geometry, kBlockTokens)}, options));
+    Bytes& frame = frames_.back();
+    const FrameHeader header = *ParseFrameHeader(frame, frame.size());
+    for (const FrameSection& section : header.sections)
+      encoded.section_bytes.push_back(section.bytes);
+    // Of the header there is only room.
+    std::fill_n(frame.begin(), header_bytes_, uint8_t{0});
+    encoded.frame = frame.data();
+    encoded.loss = FakeDevices::kSaidLoss;
+    if (step < devices_.said_step) encoded.loss *= step / devices_.said_step;
+    if (measured == LossChannels::kAll) encoded.loss *= devices_.whole_loss;
+    ++devices_.encoded_blocks;
+    return encoded;
+  }
+
+  const FakeDevices& devices_;
+  const uint64_t header_bytes_;
+  std::deque<Bytes> frames_;
+};
+
 class FakeDevice final : public Device {
  public:
   explicit FakeDevice(const FakeDevices& devices) : devices_(devices) {}
@@ -210,6 +269,13 @@ class FakeDevice final : public Device {
     if (devices_.basis == nullptr)
       return absl::UnimplementedError("this device restores no groups");
     return std::make_unique<FakeGroupLane>(devices_, heads);
+  }
+  absl::StatusOr<std::unique_ptr<EncodeLane>> OpenEncodeLane(
+      const BasisView&, uint64_t header_bytes,
+      const std::function<bool()>&) override {
+    if (devices_.encoder == nullptr)
+      return absl::UnimplementedError("this device encodes nothing");
+    return std::make_unique<FakeEncodeLane>(devices_, header_bytes);
   }
   absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {
     if (stream == nullptr) return default_stream_.Record();

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "codec/basis.h"
+#include "codec/codec.h"
 #include "kernels/device.h"
 
 namespace latentkv {
@@ -57,6 +58,18 @@ class FakeDevices final : public Devices {
   std::function<absl::Status(uint32_t group)> on_queue_group;
   // In the queue.
   std::function<absl::Status(uint32_t group, size_t block)> on_restore_block;
+  // In the basis of which it encodes, with a loss that the CPU never says, so
+  // that its frames are known; null: none.
+  const Codec* encoder = nullptr;
+  static constexpr float kSaidLoss = 0.001953125f;
+  // At finer steps than this it says as much less.
+  float said_step = 0;
+  // Of all channels it says this times as much.
+  float whole_loss = 1;
+  // Of a batch: the device's error.
+  std::function<absl::Status(size_t blocks)> on_encode;
+  std::function<absl::Status(uint32_t first_token)> on_encode_block;
+  mutable std::atomic<int> encoded_batches{0}, encoded_blocks{0};
   mutable std::atomic<int> restored_groups{0};
   mutable std::atomic<int> opened{0};
   mutable std::atomic<uint64_t> pinned_bytes{0};

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "core/limits.h"
+#include "kernels/rotary.h"
 #include "spdlog/logger.h"
 #include "spdlog/sinks/ostream_sink.h"
 #include "tests/client/client_fixture.h"
@@ -266,6 +267,21 @@ class RankDeviceTest : public ::testing::TestWithParam<const char*> {
       all.append(layer.begin(), layer.end());
     return all;
   }
+  // Sum of squares of bf16 values.
+  static double Apart(const TestPages& one, const TestPages& other) {
+    const std::string a = AllOf(one), b = AllOf(other);
+    const auto values = [](const std::string& bytes) {
+      std::vector<float> floats(bytes.size() / sizeof(uint16_t));
+      ToFloat(Model().layers[0].dtype, AsBytes(bytes).data(), floats.size(),
+              floats.data());
+      return floats;
+    };
+    const std::vector<float> x = values(a), y = values(b);
+    double sum = 0;
+    for (size_t i = 0; i < x.size(); ++i)
+      sum += (double{x[i]} - y[i]) * (double{x[i]} - y[i]);
+    return sum;
+  }
   // What a client of all heads restores of a conversation on the CPU.
   TestPages RestoredOnTheCpu(const LocalDaemon& daemon, const std::string& kind,
                              uint64_t seed) {
@@ -296,7 +312,7 @@ TEST_P(RankDeviceTest, WhatFourRanksWroteOneAndTwoRanksRestoreToTheSamePages) {
     EXPECT_GE(done.over_link, 6u)
         << "but for the first batch, after which ranks connect";
     std::cout << "rank " << rank << " stored in " << done.ms << " ms, "
-              << done.over_link << " batches over NCCL\n";
+              << done.over_link << " batches over NCCL" << std::endl;
   }
   processes_.clear();
 
@@ -309,8 +325,15 @@ TEST_P(RankDeviceTest, WhatFourRanksWroteOneAndTwoRanksRestoreToTheSamePages) {
   ASSERT_TRUE(writer->RegisterPages(computed.cache()).ok());
   auto job = writer->Store({TestTokens(1, kTokens)}, 0, kTokens, ids);
   ASSERT_EQ((*job)->Wait(-1, kForever)->token_count, kTokens);
-  const TestPages expected = RestoredOnTheCpu(other_daemon_, kind, 1);
-  EXPECT_TRUE(AllOf(RestoredOnTheCpu(daemon_, kind, 1)) == AllOf(expected));
+  const TestPages expected = RestoredOnTheCpu(daemon_, kind, 1);
+  const TestPages alone = RestoredOnTheCpu(other_daemon_, kind, 1);
+  if (kind == "exact") {
+    EXPECT_TRUE(AllOf(alone) == AllOf(expected));
+  } else {
+    // The device encodes what ranks store, and rounds residuals more coarsely
+    // than the CPU (docs/decisions/0021-encoding-on-the-gpu.md).
+    EXPECT_LT(Apart(expected, computed), 1.25 * Apart(alone, computed));
+  }
 
   for (const uint32_t ranks : {1u, 2u, 4u}) {
     for (uint32_t rank = 0; rank < ranks; ++rank)
@@ -344,7 +367,8 @@ TEST_P(RankDeathOnDeviceTest,
   EXPECT_EQ(processes_[2]->Ended(absl::Now() + kForever), "signal 9");
   for (const uint32_t rank : {0, 1, 3}) {
     const Done done = DoneBy(rank, 1);
-    std::cout << "rank " << rank << " was free after " << done.ms << " ms\n";
+    std::cout << "rank " << rank << " was free after " << done.ms << " ms"
+              << std::endl;
     EXPECT_LT(done.tokens, kTokens);
   }
   Go(2);

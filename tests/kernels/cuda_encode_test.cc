@@ -179,12 +179,18 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
   const PinnedArray<uint8_t> room =
       PinnedArray<uint8_t>::Make(room_bytes).value();
   // Twice: what a batch leaves behind is nothing to the next.
-  for (int run = 0; run < 2; ++run) {
-    const absl::Status status = encoder->Encode(
-        blocks, pages_->parts(), kStep, room.data(), room_bytes, stream);
+  std::vector<double> whole_losses(shape_.blocks);
+  for (const LossChannels measured :
+       {LossChannels::kAll, LossChannels::kSome}) {
+    const absl::Status status =
+        encoder->Encode(blocks, pages_->parts(), kStep, measured, room.data(),
+                        room_bytes, stream);
     ASSERT_TRUE(status.ok()) << status;
     ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess)
         << cudaGetErrorString(cudaGetLastError());
+    if (measured == LossChannels::kSome) continue;
+    for (size_t i = 0; i < size_t{groups} * shape_.blocks; ++i)
+      whole_losses[i % shape_.blocks] += encoder->report().losses[i];
   }
   const EncodeReport report = encoder->report();
 
@@ -193,7 +199,7 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
   size_t sections_compared = 0, sections_alike = 0, without_room = 0,
          not_finite = 0;
   size_t cpu_bytes = 0, device_bytes = 0;
-  double cpu_loss = 0, device_loss = 0;
+  double cpu_loss = 0, device_loss = 0, whole_loss = 0;
   for (uint32_t b = 0; b < shape_.blocks; ++b) {
     EncodeOptions options;
     options.exact = false;
@@ -258,6 +264,7 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
     if (alike) {
       cpu_loss += header.loss_own;
       device_loss += loss;
+      whole_loss += whole_losses[b];
     }
     Decoded(header, sections, b);
   }
@@ -265,10 +272,10 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
       "%zu of %zu sections alike, %zu predicted, %zu blocks without room; %zu "
       "latents, %zu differ, %zu by more than 1, "
       "%zu are large; %zu exact tokens; "
-      "%zu bytes, CPU %zu; loss %g, CPU %g\n",
+      "%zu bytes, CPU %zu; loss %g, of all channels %g, CPU %g\n",
       sections_alike, sections_compared, predicted, without_room, latents,
       different, far, rests, exact_tokens, device_bytes, cpu_bytes, device_loss,
-      cpu_loss);
+      whole_loss, cpu_loss);
   // Where residuals are large, or pages of bytes make them so, both round what
   // they project more coarsely.
   const bool coarse = shape_.scale > 20 || shape_.dtype == DType::kFp8E4M3;
@@ -290,6 +297,8 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
   // Of a fraction of the channels, where there are more than six tiles of them.
   EXPECT_LE(device_loss, cpu_loss * (coarse ? 1.5 : 1.15));
   EXPECT_GE(device_loss, cpu_loss * 0.9);
+  EXPECT_LE(whole_loss, cpu_loss * (coarse ? 1.5 : 1.15));
+  EXPECT_GE(whole_loss, cpu_loss * 0.98);
   cudaStreamDestroy(stream);
 }
 

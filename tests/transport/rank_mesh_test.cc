@@ -236,6 +236,21 @@ TEST_F(RankMeshTest,
   }
 }
 
+TEST_F(RankMeshTest, ARankBehindTheOthersWaitsInVainOnceAndCatchesUp) {
+  const std::vector<uint32_t> counts(kRanks, 6);
+  const std::vector<bool> others = {true, true, false, true},
+                          late = {false, false, true, false};
+  for (int number = 30; number < 36; ++number)
+    EXPECT_FALSE(Exchange(number, counts, 1000, others)[0].agreed.ok());
+  // What it was told of them is too old for it to know that it is of these.
+  stored_ += absl::Seconds(5);
+  const absl::Time began = absl::Now();
+  for (int number = 30; number < 36; ++number)
+    EXPECT_FALSE(Exchange(number, counts, 1000, late)[2].agreed.ok());
+  EXPECT_LT(absl::Now() - began, 3 * kPatience);
+  ExpectWhole(36, Exchange(36, counts), 6);
+}
+
 TEST_F(RankMeshTest, ARankWithOtherPartsIsRefused) {
   std::vector<std::thread> threads;
   std::vector<absl::Status> statuses(kRanks);
