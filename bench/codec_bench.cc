@@ -159,7 +159,7 @@ std::vector<std::vector<Stage>> Stages(const Subject& subject,
       for (uint32_t l = first; l < last; ++l) {
         const LayerGeometry& layer = subject.basis->geometry().layers[l];
         stage.shape.exact_token_bytes +=
-            2 * size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
+            size_t{layer.Channels()} * DTypeBytes(layer.dtype);
       }
       stage.shape.sink_bytes =
           b == 0 ? SinkBytes(subject.basis->geometry(), first, last) : 0;

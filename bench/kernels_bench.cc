@@ -92,7 +92,7 @@ void Scatter(benchmark::State& state) {
   layer.head_dim = 128;
   geometry.layers.assign(36, layer);
   constexpr uint32_t kPageTokens = 128, kPages = 8;
-  const int64_t page = int64_t{2} * kPageTokens * layer.KvChannels();
+  const int64_t page = int64_t{kPageTokens} * layer.Channels();
   PagedCache cache;
   cache.page_tokens = kPageTokens;
   cache.page_count = kPages;
@@ -127,10 +127,10 @@ void RotateAndRound(benchmark::State& state) {
   layer.pairing = RotaryPairing::kHalves;
   layer.inverse_frequencies.assign(64, 0.01);
   const RotaryTable table = MakeRotaryTable(layer, 4096, 64);
-  std::vector<float> keys(64 * layer.KvChannels(), 1.0f);
+  std::vector<float> keys(64 * layer.ChannelsOf(true), 1.0f);
   Bytes out(2 * keys.size());
   for (auto _ : state) {
-    Rotate(layer, table, keys.data(), layer.KvChannels(), backend);
+    Rotate(layer, table, keys.data(), layer.ChannelsOf(true), backend);
     FromFloat(DType::kBf16, keys.data(), keys.size(), out.data(), backend);
   }
   state.SetBytesProcessed(state.iterations() * out.size());

@@ -66,7 +66,7 @@ std::string GroupFault(const BasisParts& parts, size_t g,
   }
   uint64_t channels = 0;
   for (uint32_t l = group.first_layer; l < group.last_layer; ++l)
-    channels += 2 * layers[l].KvChannels();
+    channels += layers[l].Channels();
   if (group.channels != channels || channels > kChannelsMax)
     return absl::StrCat(group.channels, " channels");
   const uint64_t features = parts.embedding.Features(),

@@ -44,8 +44,7 @@ struct BasisCodec {
 };
 
 size_t LayerBytes(const LayerGeometry& layer) {
-  return 2 * size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) *
-         kBlockTokens;
+  return size_t{layer.Channels()} * DTypeBytes(layer.dtype) * kBlockTokens;
 }
 
 bool AllFinite(absl::Span<const float> values) {

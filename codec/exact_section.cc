@@ -139,19 +139,19 @@ Bytes Plain(ByteSpan raw) {
 
 absl::StatusOr<Bytes> WriteExactSection(const LayerGeometry& layer,
                                         ByteSpan raw) {
-  const uint32_t channels = layer.KvChannels(),
-                 element = DTypeBytes(layer.dtype);
+  const uint32_t channels = layer.Channels(), element = DTypeBytes(layer.dtype);
   const size_t plane_bytes = size_t{channels} * kBlockTokens,
                rest_bytes = plane_bytes * (element - 1);
   // K's and V's first planes side by side, then K's others, then V's.
-  auto first = std::make_unique_for_overwrite<uint8_t[]>(2 * plane_bytes);
-  const auto rest = std::make_unique_for_overwrite<uint8_t[]>(2 * rest_bytes);
-  for (int part = 0; part < 2; ++part) {
-    SplitPlanes(raw.data() + part * plane_bytes * element, kBlockTokens,
-                channels, element, first.get() + part * plane_bytes,
-                rest.get() + part * rest_bytes);
+  auto first = std::make_unique_for_overwrite<uint8_t[]>(plane_bytes);
+  const auto rest = std::make_unique_for_overwrite<uint8_t[]>(rest_bytes);
+  size_t at = 0;  // In a plane.
+  for (const bool keys : {true, false}) {
+    SplitPlanes(raw.data() + at * element, kBlockTokens, layer.ChannelsOf(keys),
+                element, first.get() + at, rest.get() + at * (element - 1));
+    at += size_t{layer.ChannelsOf(keys)} * kBlockTokens;
   }
-  const Rows rows = MakeRows(std::move(first), 2 * channels);
+  const Rows rows = MakeRows(std::move(first), channels);
   const std::vector<uint16_t> table_of_row = AssignTables(rows);
 
   Bytes payload{static_cast<uint8_t>(Form::kCoded)};
@@ -169,7 +169,7 @@ absl::StatusOr<Bytes> WriteExactSection(const LayerGeometry& layer,
       four |= table_of_row[i] << (2 * (i - r));
     writer.Put(four);
   }
-  writer.PutBytes({rest.get(), 2 * rest_bytes});
+  writer.PutBytes({rest.get(), rest_bytes});
   absl::StatusOr<Bytes> coded = EncodeSymbols(
       {rows.count, kBlockTokens, table_of_row, set.Pointers()}, rows.Symbols());
   if (!coded.ok()) return coded.status();
@@ -197,17 +197,16 @@ absl::Status ReadExactSection(const LayerGeometry& layer, ByteSpan payload,
     if (!table.ok()) return table.status();
     set.Add(*std::move(table));
   }
-  const uint32_t channels = layer.KvChannels(),
-                 element = DTypeBytes(layer.dtype), rows = 2 * channels;
-  const size_t plane_bytes = size_t{channels} * kBlockTokens;
+  const uint32_t rows = layer.Channels(), element = DTypeBytes(layer.dtype);
+  const size_t plane_bytes = size_t{rows} * kBlockTokens;
   const ByteSpan largest = reader.GetBytes(rows);
   const ByteSpan packed = reader.GetBytes((rows + 3) / 4);
-  const ByteSpan rest = reader.GetBytes(2 * plane_bytes * (element - 1));
+  const ByteSpan rest = reader.GetBytes(plane_bytes * (element - 1));
   if (!reader.ok()) return absl::DataLossError("an exact section ends early");
   std::vector<uint16_t> table_of_row(rows);
   for (uint32_t r = 0; r < rows; ++r)
     table_of_row[r] = packed[r / 4] >> (2 * (r % 4)) & 3;
-  std::vector<uint8_t> symbols(2 * plane_bytes);
+  std::vector<uint8_t> symbols(plane_bytes);
   absl::Status status =
       DecodeSymbols({rows, kBlockTokens, table_of_row, set.Pointers()},
                     payload.subspan(reader.offset()), absl::MakeSpan(symbols));
@@ -216,10 +215,12 @@ absl::Status ReadExactSection(const LayerGeometry& layer, ByteSpan payload,
     uint8_t* row = symbols.data() + size_t{r} * kBlockTokens;
     for (uint32_t t = 0; t < kBlockTokens; ++t) row[t] = largest[r] - row[t];
   }
-  for (int part = 0; part < 2; ++part) {
-    MergePlanes(symbols.data() + part * plane_bytes,
-                rest.data() + part * plane_bytes * (element - 1), kBlockTokens,
-                channels, element, raw.data() + part * plane_bytes * element);
+  size_t at = 0;  // In a plane.
+  for (const bool keys : {true, false}) {
+    MergePlanes(symbols.data() + at, rest.data() + at * (element - 1),
+                kBlockTokens, layer.ChannelsOf(keys), element,
+                raw.data() + at * element);
+    at += size_t{layer.ChannelsOf(keys)} * kBlockTokens;
   }
   return absl::OkStatus();
 }

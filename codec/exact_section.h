@@ -14,8 +14,8 @@
 namespace latentkv {
 
 // `raw` is the raw form of the layer's block: K then V,
-// [kBlockTokens][kv_heads][head_dim]. Any bits. Never larger than one byte more
-// than `raw`.
+// [kBlockTokens][kv_heads][LayerGeometry::DimOf]. Any bits. Never larger than
+// one byte more than `raw`.
 absl::StatusOr<Bytes> WriteExactSection(const LayerGeometry& layer,
                                         ByteSpan raw);
 

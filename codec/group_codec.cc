@@ -14,6 +14,10 @@
 namespace latentkv {
 namespace {
 
+size_t RowBytes(const LayerGeometry& layer, bool keys) {
+  return size_t{layer.ChannelsOf(keys)} * DTypeBytes(layer.dtype);
+}
+
 // Calls visit(layer, first channel, byte offset in the raw form, whether keys)
 // for K and V of each layer of `group`.
 template <typename Visit>
@@ -24,15 +28,10 @@ void ForEachPart(const Geometry& geometry, const BasisGroup& group,
     const LayerGeometry& layer = geometry.layers[l];
     for (const bool keys : {true, false}) {
       visit(l, channel, offset, keys);
-      channel += layer.KvChannels();
-      offset +=
-          size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) * kBlockTokens;
+      channel += layer.ChannelsOf(keys);
+      offset += RowBytes(layer, keys) * kBlockTokens;
     }
   }
-}
-
-size_t RowBytes(const LayerGeometry& layer) {
-  return size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
 }
 
 // Of own latents, in the units of channels.
@@ -71,7 +70,8 @@ GroupCodec::GroupCodec(const Basis& basis, uint32_t index,
       sink_bytes_(SinkBytes(geometry_, group_.first_layer, group_.last_layer)),
       sink_offset_(SinkBytes(geometry_, 0, group_.first_layer)) {
   for (uint32_t l = group_.first_layer; l < group_.last_layer; ++l)
-    token_bytes_ += 2 * RowBytes(geometry_.layers[l]);
+    for (const bool keys : {true, false})
+      token_bytes_ += RowBytes(geometry_.layers[l], keys);
   raw_bytes_ = token_bytes_ * kBlockTokens;
 }
 
@@ -83,8 +83,8 @@ std::vector<float> GroupCodec::Channels(uint32_t first_token,
                 const LayerGeometry& layer = geometry_.layers[l];
                 for (size_t t = 0; t < kBlockTokens; ++t) {
                   ToFloat(layer.dtype,
-                          raw.data() + offset + t * RowBytes(layer),
-                          layer.KvChannels(),
+                          raw.data() + offset + t * RowBytes(layer, keys),
+                          layer.ChannelsOf(keys),
                           channels.data() + t * group_.channels + channel);
                 }
                 if (keys)
@@ -310,31 +310,33 @@ void GroupCodec::ToRaw(uint32_t first_token, absl::Span<float> channels,
                 for (size_t t = 0; t < kBlockTokens; ++t) {
                   FromFloat(layer.dtype,
                             channels.data() + t * group_.channels + channel,
-                            layer.KvChannels(),
-                            raw.data() + offset + t * RowBytes(layer));
+                            layer.ChannelsOf(keys),
+                            raw.data() + offset + t * RowBytes(layer, keys));
                 }
               });
 }
 
 Bytes GroupCodec::TakeToken(ByteSpan raw, uint32_t token) const {
   Bytes values;
-  ForEachPart(geometry_, group_, [&](uint32_t l, size_t, size_t offset, bool) {
-    const size_t row_bytes = RowBytes(geometry_.layers[l]);
-    const ByteSpan row = raw.subspan(offset + token * row_bytes, row_bytes);
-    values.insert(values.end(), row.begin(), row.end());
-  });
+  ForEachPart(
+      geometry_, group_, [&](uint32_t l, size_t, size_t offset, bool keys) {
+        const size_t row_bytes = RowBytes(geometry_.layers[l], keys);
+        const ByteSpan row = raw.subspan(offset + token * row_bytes, row_bytes);
+        values.insert(values.end(), row.begin(), row.end());
+      });
   return values;
 }
 
 void GroupCodec::PutToken(ByteSpan values, uint32_t token,
                           absl::Span<uint8_t> raw) const {
   size_t at = 0;
-  ForEachPart(geometry_, group_, [&](uint32_t l, size_t, size_t offset, bool) {
-    const size_t row_bytes = RowBytes(geometry_.layers[l]);
-    std::copy_n(values.begin() + at, row_bytes,
-                raw.begin() + offset + token * row_bytes);
-    at += row_bytes;
-  });
+  ForEachPart(geometry_, group_,
+              [&](uint32_t l, size_t, size_t offset, bool keys) {
+                const size_t row_bytes = RowBytes(geometry_.layers[l], keys);
+                std::copy_n(values.begin() + at, row_bytes,
+                            raw.begin() + offset + token * row_bytes);
+                at += row_bytes;
+              });
 }
 
 ByteSpan GroupCodec::KnownSinksOf(const BlockState& state) const {

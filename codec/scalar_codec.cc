@@ -34,22 +34,27 @@ uint32_t SinkTokens(uint32_t first_token) {
   return first_token == 0 ? kSinkTokens : 0;
 }
 
+// Rows are channels: those of keys, then those of values.
+size_t FirstRow(const LayerGeometry& layer, bool keys) {
+  return keys ? 0 : layer.ChannelsOf(true);
+}
+
 // A section's fields but for its sinks.
 struct Section {
   explicit Section(const LayerGeometry& layer)
       : key_step(layer.kv_heads),
         value_step(layer.kv_heads),
-        mean(layer.KvChannels()),
+        mean(layer.ChannelsOf(true)),
         exponent(size_t{kBlockTokens} * layer.kv_heads),
-        class_of_row(2 * layer.KvChannels()),
-        rows(size_t{kBlockTokens} * 2 * layer.KvChannels()) {}
+        class_of_row(layer.Channels()),
+        rows(size_t{kBlockTokens} * layer.Channels()) {}
 
   std::vector<float> key_step, value_step;  // [kv_heads]
-  std::vector<int8_t> mean;                 // [channels], of keys, in steps.
+  std::vector<int8_t> mean;                 // Of keys' channels, in steps.
   // [kBlockTokens][kv_heads], of values' scales: nibbles.
   std::vector<uint8_t> exponent;
-  std::vector<uint8_t> class_of_row;  // [2 * channels], keys first.
-  std::vector<int16_t> rows;          // [2 * channels][kBlockTokens]
+  std::vector<uint8_t> class_of_row;  // [channels], keys first.
+  std::vector<int16_t> rows;          // [channels][kBlockTokens]
   // Magnitude of what is restored, before rotation.
   float largest = 0;
 
@@ -137,7 +142,7 @@ bool QuantizeKeys(const float* keys, const LayerGeometry& layer, uint32_t head,
 bool QuantizeValues(const float* values, const LayerGeometry& layer,
                     uint32_t head, uint32_t first, float step,
                     Section* section) {
-  const uint32_t dim = layer.head_dim;
+  const uint32_t dim = layer.DimOf(false);
   std::array<float, kBlockTokens> energy{};
   for (uint32_t c = 0; c < dim; ++c) {
     const float* row = values + size_t{c} * kBlockTokens;
@@ -166,7 +171,7 @@ bool QuantizeValues(const float* values, const LayerGeometry& layer,
   }
   bool held = true;
   for (uint32_t c = 0; c < dim; ++c) {
-    const size_t row = size_t{layer.KvChannels()} + size_t{head} * dim + c;
+    const size_t row = size_t{layer.ChannelsOf(true)} + size_t{head} * dim + c;
     held &= Take(values + size_t{c} * kBlockTokens, scales.data(), 0, first,
                  row, section);
   }
@@ -214,31 +219,35 @@ float ScalarLoss(float step) { return kLossOfStep * step * step; }
 absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token,
                                           ByteSpan raw, float step) const {
   const LayerGeometry& layer = geometry_.layers[l];
-  const uint32_t channels = layer.KvChannels(), first = SinkTokens(first_token);
-  const size_t count = size_t{channels} * kBlockTokens;
-  std::vector<float> values(2 * count);
+  const uint32_t first = SinkTokens(first_token);
+  std::vector<float> values(size_t{layer.Channels()} * kBlockTokens);
   ToFloat(layer.dtype, raw.data(), values.size(), values.data());
   if (!std::all_of(values.begin(), values.end(),
                    [](float value) { return std::isfinite(value); })) {
     return absl::OutOfRangeError("values that are not finite");
   }
   Unrotate(layer, *rotary_tables_->Get(l, first_token), values.data(),
-           channels);
-  // [2 * channels][kBlockTokens], as rows are.
-  std::vector<float> turned(2 * count);
-  for (uint32_t part = 0; part < 2; ++part) {
+           layer.ChannelsOf(true));
+  // [channels][kBlockTokens], as rows are.
+  std::vector<float> turned(values.size());
+  for (const bool keys : {true, false}) {
+    const size_t part = FirstRow(layer, keys) * kBlockTokens;
+    const uint32_t channels = layer.ChannelsOf(keys);
     for (uint32_t t = 0; t < kBlockTokens; ++t) {
-      const float* token = values.data() + part * count + size_t{t} * channels;
+      const float* token = values.data() + part + size_t{t} * channels;
       for (uint32_t c = 0; c < channels; ++c)
-        turned[part * count + size_t{c} * kBlockTokens + t] = token[c];
+        turned[part + size_t{c} * kBlockTokens + t] = token[c];
     }
   }
   Section section(layer);
+  const auto head = [&](bool keys, uint32_t h) {
+    return turned.data() +
+           (FirstRow(layer, keys) + size_t{h} * layer.DimOf(keys)) *
+               kBlockTokens;
+  };
   for (uint32_t h = 0; h < layer.kv_heads; ++h) {
-    const float* head =
-        turned.data() + size_t{h} * layer.head_dim * kBlockTokens;
-    if (!QuantizeKeys(head, layer, h, first, step, &section) ||
-        !QuantizeValues(head + count, layer, h, first, step, &section)) {
+    if (!QuantizeKeys(head(true, h), layer, h, first, step, &section) ||
+        !QuantizeValues(head(false, h), layer, h, first, step, &section)) {
       return absl::OutOfRangeError("values too far apart");
     }
   }
@@ -247,12 +256,15 @@ absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token,
       section.largest * 1.5f * std::max(1.0f, layer.rotary_scale) >= kFp16Max) {
     return absl::OutOfRangeError("values that could pass what fp16 holds");
   }
-  std::array<uint8_t, 2> lowest{};
-  for (uint32_t part = 0; part < 2; ++part) {
+  std::array<uint8_t, 2> lowest{};  // Of keys, and of values.
+  for (const bool keys : {true, false}) {
+    const size_t row = FirstRow(layer, keys);
+    const uint32_t channels = layer.ChannelsOf(keys);
     ChooseClasses(
-        absl::MakeConstSpan(section.rows).subspan(part * count, count),
-        absl::MakeSpan(section.class_of_row).subspan(part * channels, channels),
-        &lowest[part]);
+        absl::MakeConstSpan(section.rows)
+            .subspan(row * kBlockTokens, size_t{channels} * kBlockTokens),
+        absl::MakeSpan(section.class_of_row).subspan(row, channels),
+        &lowest[keys ? 0 : 1]);
   }
   absl::StatusOr<CodedLatents> coded =
       EncodeLatents(latent_tables_, section.class_of_row, section.rows);
@@ -264,8 +276,8 @@ absl::StatusOr<Bytes> ScalarCodec::Encode(uint32_t l, uint32_t first_token,
   for (float scale : section.key_step) writer.Put(scale);
   for (float scale : section.value_step) writer.Put(scale);
   for (int8_t mean : section.mean) writer.Put(mean);
-  for (uint32_t r = 0; r < 2 * channels; ++r)
-    section.class_of_row[r] -= lowest[r / channels];
+  for (uint32_t r = 0; r < layer.Channels(); ++r)
+    section.class_of_row[r] -= lowest[r < layer.ChannelsOf(true) ? 0 : 1];
   PutNibbles(section.class_of_row, &writer);
   PutNibbles(section.exponent, &writer);
   if (first > 0) writer.PutBytes(WriteSinks(geometry_, l, l + 1, raw));
@@ -278,8 +290,7 @@ absl::Status ScalarCodec::Decode(uint32_t l, uint32_t first_token,
                                  ByteSpan payload,
                                  absl::Span<uint8_t> raw) const {
   const LayerGeometry& layer = geometry_.layers[l];
-  const uint32_t channels = layer.KvChannels(), first = SinkTokens(first_token);
-  const size_t count = size_t{channels} * kBlockTokens;
+  const uint32_t first = SinkTokens(first_token);
   Section section(layer);
   ByteReader reader(payload);
   const uint32_t escape_count = reader.Get<uint32_t>();
@@ -288,7 +299,7 @@ absl::Status ScalarCodec::Decode(uint32_t l, uint32_t first_token,
   for (float& scale : section.key_step) scale = reader.Get<float>();
   for (float& scale : section.value_step) scale = reader.Get<float>();
   for (int8_t& mean : section.mean) mean = reader.Get<int8_t>();
-  const ByteSpan classes = reader.GetBytes(channels);
+  const ByteSpan classes = reader.GetBytes(layer.Channels() / 2);
   const ByteSpan exponents = reader.GetBytes(section.exponent.size() / 2);
   const ByteSpan sinks =
       reader.GetBytes(first > 0 ? SinkBytes(geometry_, l, l + 1) : 0);
@@ -303,8 +314,8 @@ absl::Status ScalarCodec::Decode(uint32_t l, uint32_t first_token,
         "a section's classes or scales are out of bounds");
   }
   GetNibbles(classes, absl::MakeSpan(section.class_of_row));
-  for (uint32_t r = 0; r < 2 * channels; ++r)
-    section.class_of_row[r] += lowest[r / channels];
+  for (uint32_t r = 0; r < layer.Channels(); ++r)
+    section.class_of_row[r] += lowest[r < layer.ChannelsOf(true) ? 0 : 1];
   GetNibbles(exponents, absl::MakeSpan(section.exponent));
   std::vector<uint8_t> symbols(section.rows.size());
   absl::Status status =
@@ -319,18 +330,25 @@ absl::Status ScalarCodec::Decode(uint32_t l, uint32_t first_token,
     section.rows[place] = latent;
   });
   if (!status.ok()) return status;
-  std::vector<float> values(2 * count);
-  for (uint32_t c = 0; c < channels; ++c) {
-    const uint32_t head = c / layer.head_dim;
-    const int16_t* key = section.rows.data() + size_t{c} * kBlockTokens;
-    for (uint32_t t = 0; t < kBlockTokens; ++t) {
-      values[size_t{t} * channels + c] =
-          static_cast<float>(key[t] + section.mean[c]) * section.key_step[head];
-      values[count + size_t{t} * channels + c] =
-          static_cast<float>(key[count + t]) * section.ValueScale(t, head);
+  std::vector<float> values(section.rows.size());
+  for (const bool keys : {true, false}) {
+    const size_t part = FirstRow(layer, keys) * kBlockTokens;
+    const uint32_t channels = layer.ChannelsOf(keys);
+    for (uint32_t c = 0; c < channels; ++c) {
+      const uint32_t head = c / layer.DimOf(keys);
+      const int16_t* row =
+          section.rows.data() + part + size_t{c} * kBlockTokens;
+      float* to = values.data() + part + c;
+      for (uint32_t t = 0; t < kBlockTokens; ++t) {
+        to[size_t{t} * channels] =
+            keys ? static_cast<float>(row[t] + section.mean[c]) *
+                       section.key_step[head]
+                 : static_cast<float>(row[t]) * section.ValueScale(t, head);
+      }
     }
   }
-  Rotate(layer, *rotary_tables_->Get(l, first_token), values.data(), channels);
+  Rotate(layer, *rotary_tables_->Get(l, first_token), values.data(),
+         layer.ChannelsOf(true));
   FromFloat(layer.dtype, values.data(), values.size(), raw.data());
   if (first > 0) ReadSinks(geometry_, l, l + 1, sinks, raw);
   return absl::OkStatus();

@@ -11,20 +11,20 @@
 namespace latentkv {
 namespace {
 
-// Calls visit(layer, byte offset of the head in the raw form) for each sink's
-// heads in the order they are kept in.
+// Calls visit(layer, dimensions, byte offset of the head in the raw form) for
+// each sink's heads in the order they are kept in.
 template <typename Visit>
 void ForEachHead(const Geometry& geometry, uint32_t first_layer,
                  uint32_t last_layer, Visit visit) {
   size_t part = 0;
   for (uint32_t l = first_layer; l < last_layer; ++l) {
     const LayerGeometry& layer = geometry.layers[l];
-    const size_t head_bytes = size_t{layer.head_dim} * DTypeBytes(layer.dtype);
-    const size_t part_bytes = head_bytes * layer.kv_heads * kBlockTokens;
-    for (int key_or_value = 0; key_or_value < 2;
-         ++key_or_value, part += part_bytes) {
+    for (const bool keys : {true, false}) {
+      const uint32_t dim = layer.DimOf(keys);
+      const size_t head_bytes = size_t{dim} * DTypeBytes(layer.dtype);
       for (uint32_t head = 0; head < kSinkTokens * layer.kv_heads; ++head)
-        visit(layer, part + head * head_bytes);
+        visit(layer, dim, part + head * head_bytes);
+      part += head_bytes * layer.kv_heads * kBlockTokens;
     }
   }
 }
@@ -48,8 +48,8 @@ size_t SinkBytes(const Geometry& geometry, uint32_t first_layer,
                  uint32_t last_layer) {
   size_t bytes = 0;
   ForEachHead(geometry, first_layer, last_layer,
-              [&](const LayerGeometry& layer, size_t) {
-                bytes += sizeof(float) + layer.head_dim;
+              [&](const LayerGeometry&, uint32_t dim, size_t) {
+                bytes += sizeof(float) + dim;
               });
   return bytes;
 }
@@ -59,8 +59,8 @@ Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer,
   Bytes sinks;
   std::vector<float> values;
   ForEachHead(geometry, first_layer, last_layer,
-              [&](const LayerGeometry& layer, size_t at) {
-                values.resize(layer.head_dim);
+              [&](const LayerGeometry& layer, uint32_t dim, size_t at) {
+                values.resize(dim);
                 ToFloat(layer.dtype, raw.data() + at, values.size(),
                         values.data());
                 PutHead(values, &sinks);
@@ -71,9 +71,9 @@ Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer,
 Bytes WriteSinks(const Geometry& geometry, const float* values) {
   Bytes sinks;
   ForEachHead(geometry, 0, geometry.layers.size(),
-              [&](const LayerGeometry& layer, size_t) {
-                PutHead({values, layer.head_dim}, &sinks);
-                values += layer.head_dim;
+              [&](const LayerGeometry&, uint32_t dim, size_t) {
+                PutHead({values, dim}, &sinks);
+                values += dim;
               });
   return sinks;
 }
@@ -87,8 +87,8 @@ bool SinksMatch(const Geometry& geometry, uint32_t first_layer,
   uint32_t heads = 0;
   bool match = true;
   ForEachHead(geometry, first_layer, last_layer,
-              [&](const LayerGeometry& layer, size_t at) {
-                values.resize(layer.head_dim);
+              [&](const LayerGeometry& layer, uint32_t dim, size_t at) {
+                values.resize(dim);
                 ToFloat(layer.dtype, raw.data() + at, values.size(),
                         values.data());
                 const float scale = reader.Get<float>();
@@ -109,8 +109,8 @@ void ReadSinks(const Geometry& geometry, uint32_t first_layer,
   ByteReader reader(sinks);
   std::vector<float> values;
   ForEachHead(geometry, first_layer, last_layer,
-              [&](const LayerGeometry& layer, size_t at) {
-                values.resize(layer.head_dim);
+              [&](const LayerGeometry& layer, uint32_t dim, size_t at) {
+                values.resize(dim);
                 const float scale = reader.Get<float>();
                 for (float& value : values)
                   value = scale * reader.Get<int8_t>();

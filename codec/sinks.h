@@ -22,7 +22,7 @@ Bytes WriteSinks(const Geometry& geometry, uint32_t first_layer,
                  uint32_t last_layer, ByteSpan raw);
 
 // The same of all layers from floats: for each layer K then V,
-// [kSinkTokens][kv_heads][head_dim].
+// [kSinkTokens][kv_heads][LayerGeometry::DimOf].
 Bytes WriteSinks(const Geometry& geometry, const float* values);
 
 // Whether `sinks` say what `raw` holds: in K and in V of each layer, their

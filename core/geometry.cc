@@ -19,8 +19,12 @@ std::string Fault(const LayerGeometry& layer) {
     return absl::StrCat("kv_heads ", layer.kv_heads);
   if (layer.head_dim == 0 || layer.head_dim > kHeadDimMax)
     return absl::StrCat("head_dim ", layer.head_dim);
-  if (2 * uint64_t{layer.KvChannels()} > kChannelsMax)
-    return absl::StrCat("channels ", 2 * layer.KvChannels());
+  if (layer.value_dim > kHeadDimMax || layer.value_dim == layer.head_dim ||
+      (layer.value_dim + layer.head_dim) % 2 > (layer.value_dim == 0)) {
+    return absl::StrCat("value_dim ", layer.value_dim);
+  }
+  if (layer.Channels() > kChannelsMax)
+    return absl::StrCat("channels ", layer.Channels());
   if (DTypeBytes(layer.dtype) == 0)
     return absl::StrCat("dtype ", static_cast<int>(layer.dtype));
   if (layer.pairing > RotaryPairing::kNeighbours)
@@ -83,7 +87,7 @@ Bytes Geometry::Serialize() const {
     writer.Put(layer.rotary_dim);
     writer.Put(static_cast<uint8_t>(layer.pairing));
     writer.Put(static_cast<uint8_t>(layer.dtype));
-    writer.Put<uint16_t>(0);
+    writer.Put<uint16_t>(layer.value_dim);
     writer.Put(layer.rotary_scale);
     writer.Put(layer.window);
     for (double frequency : layer.inverse_frequencies) writer.Put(frequency);
@@ -96,7 +100,7 @@ Digest Geometry::ComputeDigest() const { return Sha256({Serialize()}); }
 uint64_t Geometry::BytesPerToken() const {
   uint64_t bytes = 0;
   for (const LayerGeometry& layer : layers)
-    bytes += 2 * uint64_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
+    bytes += uint64_t{layer.Channels()} * DTypeBytes(layer.dtype);
   return bytes;
 }
 
@@ -113,8 +117,7 @@ absl::StatusOr<Geometry> ParseGeometry(ByteSpan bytes) {
     layer.rotary_dim = reader.Get<uint32_t>();
     layer.pairing = static_cast<RotaryPairing>(reader.Get<uint8_t>());
     layer.dtype = static_cast<DType>(reader.Get<uint8_t>());
-    if (reader.Get<uint16_t>() != 0)
-      return absl::DataLossError("a geometry's padding is not zero");
+    layer.value_dim = reader.Get<uint16_t>();
     layer.rotary_scale = reader.Get<float>();
     layer.window = reader.Get<uint32_t>();
     const uint32_t pairs = layer.rotary_dim / 2;

@@ -19,7 +19,10 @@ enum class RotaryPairing : uint8_t { kNone = 0, kHalves = 1, kNeighbours = 2 };
 
 struct LayerGeometry {
   uint32_t kv_heads = 0;
-  uint32_t head_dim = 0;
+  uint32_t head_dim = 0;  // Of a key, and of a value but for value_dim.
+  // Of a value where it is another, 0 where not: of multi-head latent attention
+  // the keys are what is rotated, and the values the latent.
+  uint32_t value_dim = 0;
   // Leading dimensions of a key that are rotated; even; 0 with kNone.
   uint32_t rotary_dim = 0;
   RotaryPairing pairing = RotaryPairing::kNone;
@@ -31,8 +34,12 @@ struct LayerGeometry {
   std::vector<double> inverse_frequencies;
 
   friend bool operator==(const LayerGeometry&, const LayerGeometry&) = default;
-  // Of K, and again of V.
-  uint32_t KvChannels() const { return kv_heads * head_dim; }
+  uint32_t DimOf(bool keys) const {
+    return keys || value_dim == 0 ? head_dim : value_dim;
+  }
+  // Of K or of V, and of both.
+  uint32_t ChannelsOf(bool keys) const { return kv_heads * DimOf(keys); }
+  uint32_t Channels() const { return ChannelsOf(true) + ChannelsOf(false); }
 };
 
 struct Geometry {

@@ -16,13 +16,15 @@ void ForEachRow(const Geometry& geometry, absl::Span<const HeadRange> heads,
   uint64_t whole = 0, part = 0;
   for (uint32_t l = first_layer; l < last_layer; ++l) {
     const LayerGeometry& layer = geometry.layers[l];
-    const uint64_t head_bytes =
-        uint64_t{layer.head_dim} * DTypeBytes(layer.dtype);
-    const uint64_t row = heads[l].count * head_bytes;
-    for (uint32_t t = 0; t < 2 * tokens; ++t) {  // Of K, then of V.
-      copy(whole + heads[l].first * head_bytes, part, row);
-      whole += layer.kv_heads * head_bytes;
-      part += row;
+    for (const bool keys : {true, false}) {
+      const uint64_t head_bytes =
+          uint64_t{layer.DimOf(keys)} * DTypeBytes(layer.dtype);
+      const uint64_t row = heads[l].count * head_bytes;
+      for (uint32_t t = 0; t < tokens; ++t) {
+        copy(whole + heads[l].first * head_bytes, part, row);
+        whole += layer.kv_heads * head_bytes;
+        part += row;
+      }
     }
   }
 }

@@ -89,8 +89,8 @@ void CopyLayers(const Geometry& geometry, uint32_t first_layer,
   for (uint32_t l = first_layer; l < last_layer; ++l) {
     const LayerGeometry& layer = geometry.layers[l];
     const uint32_t element = DTypeBytes(layer.dtype);
-    const uint64_t token_bytes = uint64_t{layer.KvChannels()} * element;
     for (const bool is_key : {true, false}) {
+      const uint64_t token_bytes = uint64_t{layer.ChannelsOf(is_key)} * element;
       const PagedLayer& memory = pages.layers[l];
       const PageStrides& strides =
           is_key ? memory.key_strides : memory.value_strides;
@@ -99,9 +99,9 @@ void CopyLayers(const Geometry& geometry, uint32_t first_layer,
       for (const TokenRun& run : runs) {
         uint8_t* page = base + static_cast<int64_t>(run.page) * strides.page +
                         int64_t{run.offset} * strides.token;
-        CopySlab<kToPage>(
-            {page, strides, run.count, layer.kv_heads, layer.head_dim, element},
-            plain);
+        CopySlab<kToPage>({page, strides, run.count, layer.kv_heads,
+                           layer.DimOf(is_key), element},
+                          plain);
         plain += run.count * token_bytes;
       }
       raw += tokens * token_bytes;
@@ -120,8 +120,7 @@ uint64_t RawBytes(const Geometry& geometry, uint32_t first_layer,
   uint64_t bytes = 0;
   for (uint32_t l = first_layer; l < last_layer; ++l) {
     const LayerGeometry& layer = geometry.layers[l];
-    bytes +=
-        2 * uint64_t{layer.KvChannels()} * DTypeBytes(layer.dtype) * tokens;
+    bytes += uint64_t{layer.Channels()} * DTypeBytes(layer.dtype) * tokens;
   }
   return bytes;
 }

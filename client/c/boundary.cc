@@ -78,7 +78,8 @@ absl::StatusOr<Geometry> GeometryOf(const latentkv_layer* layers,
   for (uint32_t i = 0; i < layer_count; ++i) {
     const latentkv_layer& from = layers[i];
     if (from.rotary_dim > from.head_dim || from.head_dim > kChannelsMax ||
-        from.dtype > 0xff || from.pairing > 0xff) {
+        from.value_dim > kChannelsMax || from.dtype > 0xff ||
+        from.pairing > 0xff) {
       return absl::InvalidArgumentError(
           absl::StrCat("layer ", i, " has a field out of bounds"));
     }
@@ -89,6 +90,7 @@ absl::StatusOr<Geometry> GeometryOf(const latentkv_layer* layers,
     LayerGeometry& layer = geometry.layers.emplace_back();
     layer.kv_heads = from.kv_heads;
     layer.head_dim = from.head_dim;
+    layer.value_dim = from.value_dim;
     layer.rotary_dim = from.rotary_dim;
     layer.pairing = static_cast<RotaryPairing>(from.pairing);
     layer.rotary_scale = from.rotary_scale;

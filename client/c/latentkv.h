@@ -53,6 +53,10 @@ typedef struct {
   uint32_t kv_heads, head_dim, rotary_dim, pairing;
   float rotary_scale;
   uint32_t window, dtype;
+  /* Of a head's values where they have another number of dimensions than keys,
+   * 0 where not: of multi-head latent attention head_dim is what is rotated,
+   * the values are the latent. */
+  uint32_t value_dim;
   const double* inverse_frequencies; /* [rotary_dim / 2] */
 } latentkv_layer;
 

@@ -198,11 +198,12 @@ absl::Status DeviceBasis::MakeSmall(const BasisView& view) {
   std::vector<LayerShape> shapes;
   std::vector<uint32_t> columns, sink_bytes_of_layer, token_bytes_of_layer;
   for (const LayerGeometry& layer : geometry_->layers) {
-    shapes.push_back({layer.kv_heads, layer.head_dim, heads_[shapes.size()]});
-    sink_bytes_of_layer.push_back(2 * kSinkTokens * layer.kv_heads *
-                                  (sizeof(float) + layer.head_dim));
-    token_bytes_of_layer.push_back(2 * layer.KvChannels() *
-                                   DTypeBytes(layer.dtype));
+    shapes.push_back({layer.kv_heads,
+                      {layer.DimOf(true), layer.DimOf(false)},
+                      heads_[shapes.size()]});
+    sink_bytes_of_layer.push_back(
+        kSinkTokens * (2 * layer.kv_heads * sizeof(float) + layer.Channels()));
+    token_bytes_of_layer.push_back(layer.Channels() * DTypeBytes(layer.dtype));
   }
   std::vector<DecodeGroup> decode;
   for (const DeviceGroup& group : groups_) {

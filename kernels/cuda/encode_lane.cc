@@ -145,11 +145,13 @@ class CudaEncodeLane final : public EncodeLane {
     std::vector<cuda::DevicePart> parts;
     uint8_t* base = room_.data();
     for (const LayerGeometry& layer : basis_->geometry().layers) {
-      const int64_t dim = DTypeBytes(layer.dtype), head = dim * layer.head_dim,
-                    token = head * layer.kv_heads;
-      for (int i = 0; i < 2; ++i, base += token * kBlockTokens) {
+      const int64_t dim = DTypeBytes(layer.dtype);
+      for (const bool keys : {true, false}) {
+        const int64_t head = dim * layer.DimOf(keys),
+                      token = head * layer.kv_heads;
         parts.push_back(
             {base, static_cast<int64_t>(block_bytes_), token, head, dim});
+        base += token * kBlockTokens;
       }
     }
     return parts;

@@ -140,7 +140,7 @@ __global__ void SinkKernel(const SinkParams p) {
   for (uint32_t part = 2 * p.first_layers[group];
        part < 2 * p.first_layers[group + 1] && match; ++part) {
     const uint32_t heads = p.layers[part / 2].kv_heads,
-                   dims = p.layers[part / 2].head_dim;
+                   dims = p.layers[part / 2].dims[part % 2];
     const DevicePart& pages = p.parts[part];
     double energy = 0, difference = 0;
     for (uint32_t i = threadIdx.x; i < kSinkTokens * heads * dims;

@@ -199,8 +199,9 @@ class CudaGroupLane final : public GroupLane {
       uint64_t channels = heads.empty() ? group.channels : 0;
       for (uint32_t l = group.first_layer;
            l < group.last_layer && !heads.empty(); ++l) {
+        const LayerGeometry& layer = view.geometry->layers[l];
         channels +=
-            2 * uint64_t{heads[l].count} * view.geometry->layers[l].head_dim;
+            uint64_t{heads[l].count} * (layer.DimOf(true) + layer.DimOf(false));
       }
       needed += channels *
                 (columns + whole(group.rank) + g * whole(view.inherited_rank));

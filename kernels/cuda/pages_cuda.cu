@@ -83,14 +83,15 @@ absl::Status Launch(const PageCopy& copy, const char* what,
 }
 
 // The part of one of K or V, but for where it lies in the raw form.
-PagePart PartOf(const LayerGeometry& layer, uint8_t* base,
+PagePart PartOf(const LayerGeometry& layer, bool keys, uint8_t* base,
                 const PageStrides& strides, uint32_t element) {
   PagePart part{base, strides.page, strides.token, strides.head, strides.dim};
   part.rows = layer.kv_heads;
-  part.units = layer.head_dim;
+  const uint32_t dims = layer.DimOf(keys);
+  part.units = dims;
   part.unit_bytes = element;
-  if (strides.dim != element && layer.head_dim > 1) return part;
-  int64_t row_bytes = int64_t{layer.head_dim} * element;
+  if (strides.dim != element && dims > 1) return part;
+  int64_t row_bytes = int64_t{dims} * element;
   if (layer.kv_heads == 1 || strides.head == row_bytes) {
     row_bytes *= layer.kv_heads;
     part.rows = 1;
@@ -133,9 +134,9 @@ absl::StatusOr<std::vector<PagePart>> PagePartsOf(const Geometry& geometry,
             ": an address or a stride is no multiple of a value's ", element,
             " bytes"));
       }
-      parts.push_back(PartOf(layer, base, strides, element));
+      parts.push_back(PartOf(layer, is_key, base, strides, element));
       parts.back().raw_offset = raw_offset;
-      raw_offset += uint64_t{layer.KvChannels()} * element * kBlockTokens;
+      raw_offset += uint64_t{layer.ChannelsOf(is_key)} * element * kBlockTokens;
     }
   }
   return parts;

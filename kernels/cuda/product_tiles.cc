@@ -80,12 +80,14 @@ absl::Status CheckLayer(const LayerGeometry& layer, uint32_t index) {
                               ? layer.rotary_dim / 2
                               : layer.rotary_dim;
   if (layer.head_dim % kChunkChannels == 0 &&
+      layer.DimOf(false) % kChunkChannels == 0 &&
       (layer.pairing == RotaryPairing::kNone || turned % kChunkChannels == 0)) {
     return absl::OkStatus();
   }
-  return absl::UnimplementedError(absl::StrCat(
-      "layer ", index, " has heads of ", layer.head_dim, " of which ",
-      layer.rotary_dim, " rotate: not restored on a device"));
+  return absl::UnimplementedError(
+      absl::StrCat("layer ", index, " has heads of ", layer.head_dim, " and ",
+                   layer.DimOf(false), " of which ", layer.rotary_dim,
+                   " rotate: not restored on a device"));
 }
 
 }  // namespace
@@ -107,6 +109,7 @@ absl::StatusOr<ProductTiles> MakeProductTiles(
     const HeadRange held =
         heads.empty() ? HeadRange{0, layer.kv_heads} : heads[l];
     for (const bool values : {false, true}) {
+      const uint32_t dims = layer.DimOf(!values);
       // Dimensions [first, last) of the heads.
       const auto add = [&](uint32_t first, uint32_t last) {
         for (uint32_t head = 0; head < held.count; ++head) {
@@ -115,11 +118,10 @@ absl::StatusOr<ProductTiles> MakeProductTiles(
                                         static_cast<uint16_t>(head),
                                         static_cast<uint16_t>(dim),
                                         halves ? dim : dim / 2};
-            builder.Add(
-                target,
-                channel + static_cast<int32_t>(
-                              (held.first + head) * layer.head_dim + dim),
-                half);
+            builder.Add(target,
+                        channel + static_cast<int32_t>(
+                                      (held.first + head) * dims + dim),
+                        half);
           }
         }
         builder.Close();
@@ -130,8 +132,8 @@ absl::StatusOr<ProductTiles> MakeProductTiles(
         add(0, halves ? half : rotary_dim);
       }
       builder.Open(kTurnNone, 0);
-      add(values ? 0 : rotary_dim, layer.head_dim);
-      channel += layer.KvChannels();
+      add(values ? 0 : rotary_dim, dims);
+      channel += layer.ChannelsOf(!values);
     }
   }
   return result;

@@ -81,8 +81,9 @@ __global__ void StoredKernel(const StoredParams p) {
   const uint8_t* exact = source.payload + kHeaderBytes + state.exact_count;
   size_t exact_bytes = 0;
   for (uint32_t l = p.first_layer; l < p.last_layer; ++l) {
-    exact_bytes +=
-        2 * size_t{p.layers[l].kv_heads} * p.layers[l].head_dim * sizeof(Value);
+    const LayerShape& layer = p.layers[l];
+    exact_bytes += size_t{layer.kv_heads} * (layer.dims[0] + layer.dims[1]) *
+                   sizeof(Value);
   }
   // Where the pages have `head`; what they do not have goes nowhere.
   const auto store = [&](uint32_t part_index, uint32_t token, uint32_t head,
@@ -101,7 +102,7 @@ __global__ void StoredKernel(const StoredParams p) {
                               : p.known_sinks + (source.known_sinks - 1);
     for (uint32_t part = 2 * p.first_layer; part < 2 * p.last_layer; ++part) {
       const uint32_t heads = p.layers[part / 2].kv_heads,
-                     dims = p.layers[part / 2].head_dim;
+                     dims = p.layers[part / 2].dims[part % 2];
       for (uint32_t i = threadIdx.x; i < kSinkTokens * heads * dims;
            i += kThreads) {
         const uint8_t* head = from + size_t{i / dims} * (sizeof(float) + dims);
@@ -116,7 +117,7 @@ __global__ void StoredKernel(const StoredParams p) {
   for (uint32_t e = 0; e < state.exact_count; ++e) {
     const uint32_t token = source.payload[kHeaderBytes + e];
     for (uint32_t part = 2 * p.first_layer; part < 2 * p.last_layer; ++part) {
-      const uint32_t dims = p.layers[part / 2].head_dim,
+      const uint32_t dims = p.layers[part / 2].dims[part % 2],
                      count = p.layers[part / 2].kv_heads * dims;
       for (uint32_t i = threadIdx.x; i < count; i += kThreads) {
         Value value = 0;

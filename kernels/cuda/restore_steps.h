@@ -47,8 +47,9 @@ struct VerifyParams {
 absl::Status VerifySections(const VerifyParams& params, cudaStream_t stream);
 
 struct LayerShape {
-  uint32_t kv_heads, head_dim;
-  HeadRange held;  // In the pages.
+  uint32_t kv_heads;
+  uint32_t dims[2];  // Of a head of K, and of V: as parts are.
+  HeadRange held;    // In the pages.
 };
 struct StoredParams {
   uint32_t group, blocks;

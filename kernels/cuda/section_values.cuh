@@ -32,7 +32,7 @@ __device__ __noinline__ void PutToken(const CodingParams& params,
                                       uint8_t* to) {
   using Value = Stored<kDType>;
   for (uint32_t part = first_part; part < last_part; ++part) {
-    const uint32_t dims = params.layers[part / 2].head_dim,
+    const uint32_t dims = params.layers[part / 2].dims[part % 2],
                    count = params.layers[part / 2].kv_heads * dims;
     for (uint32_t i = threadIdx.x % kWarp; i < count; i += kWarp) {
       const Value value =
@@ -52,7 +52,7 @@ __device__ __noinline__ void PutSinks(const CodingParams& params,
   const uint32_t lane = threadIdx.x % kWarp;
   for (uint32_t part = first_part; part < last_part; ++part) {
     const uint32_t heads = params.layers[part / 2].kv_heads,
-                   dims = params.layers[part / 2].head_dim;
+                   dims = params.layers[part / 2].dims[part % 2];
     for (uint32_t i = 0; i < kSinkTokens * heads;
          ++i, to += sizeof(float) + dims) {
       const auto value = [&](uint32_t d) {

@@ -44,8 +44,8 @@ std::vector<uint8_t> SmoothBytes(uint64_t seed, size_t count) {
 class CApiTest : public ::testing::Test {
  protected:
   CApiTest() {
-    const latentkv_layer layer{kHeads, kDims, kDims, 1,
-                               1.0f,   0,     1,     frequencies_.data()};
+    const latentkv_layer layer{
+        kHeads, kDims, kDims, 1, 1.0f, 0, 1, 0, frequencies_.data()};
     layers_.assign(kLayers, layer);
     for (uint32_t l = 0; l < kLayers; ++l)
       memory_.push_back(SmoothBytes(l, 2 * kPages * kPageTokens * kRowBytes));

@@ -31,7 +31,7 @@ std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean,
     group.first_layer = first;
     group.last_layer = std::min(layers, first + layers_per_group);
     for (uint32_t l = first; l < group.last_layer; ++l)
-      group.channels += 2 * geometry.layers[l].KvChannels();
+      group.channels += geometry.layers[l].Channels();
     const uint32_t n = group.rank = group.channels;
     group.mean.assign(n, mean);
     group.row_scale.assign(n, 1.0f / 64);

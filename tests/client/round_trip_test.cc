@@ -152,10 +152,10 @@ float LargestError(const TestPages& restored, const TestPages& computed,
   float largest = 0;
   for (uint32_t l = 0; l < geometry.layers.size(); ++l) {
     for (uint64_t t = first; t < last; ++t) {
-      for (uint32_t c = 0; c < geometry.layers[l].KvChannels(); ++c) {
-        const uint32_t head = c / geometry.layers[l].head_dim,
-                       dim = c % geometry.layers[l].head_dim;
-        for (bool key : {true, false}) {
+      for (bool key : {true, false}) {
+        const uint32_t dims = geometry.layers[l].DimOf(key);
+        for (uint32_t c = 0; c < geometry.layers[l].ChannelsOf(key); ++c) {
+          const uint32_t head = c / dims, dim = c % dims;
           const float a = restored.Value(l, key, ids, t, head, dim),
                       b = computed.Value(l, key, ids, t, head, dim);
           largest =
@@ -190,6 +190,48 @@ TEST_F(RoundTripTest, BasisRestoresWithinItsStep) {
   const float error = LargestError(pages, computed, ids, geometry_, 0, 256);
   EXPECT_LT(error, 0.0625f * 0.71f + 0.016f);
   EXPECT_GT(error, 0);
+}
+
+// Multi-head latent attention as vLLM keeps it: values and keys of different
+// dimensions, in one tensor.
+TEST_F(RoundTripTest, LatentsOfOneTensorAreRestoredAtEveryProfile) {
+  const Geometry geometry = SmallGeometry(3, 1, 8, 24);
+  TestPages pages(geometry, Layout::kLatents, 32, 8);
+  // The pages' memory as it was computed; pages hold what was restored of it.
+  const auto computed = [&](ClientConfig config, uint64_t seed, Values values) {
+    const std::vector<uint64_t> ids = pages.PageIds(256, seed);
+    pages.Poison();
+    pages.Compute(seed, ids, 0, 256, values);
+    TestPages before = pages;
+    std::unique_ptr<Client> client = Open(std::move(config), &pages);
+    EXPECT_EQ((*client->Store({TestTokens(seed, 256)}, 0, 256, ids))
+                  ->Wait(-1, kLong)
+                  ->token_count,
+              256u);
+    pages.Poison();
+    EXPECT_EQ(Load(client.get(), pages, seed, 0, 256).token_count, 256u);
+    return before;
+  };
+  const auto error = [&](const TestPages& before, uint64_t seed) {
+    return LargestError(pages, before, pages.PageIds(256, seed), geometry, 0,
+                        256);
+  };
+  EXPECT_TRUE(
+      computed(TestConfig(daemon_.Connect(), geometry), 9, Values::kAnyBits)
+          .memory() == pages.memory());
+
+  ClientConfig uncalibrated = TestConfig(daemon_.Connect(), geometry);
+  uncalibrated.write = {false, 0.42f, 0, 0};
+  uncalibrated.read = {{ScalarQuantizer()}, 1e9};
+  TestPages before = computed(std::move(uncalibrated), 10, Values::kSmooth);
+  EXPECT_GT(error(before, 10), 0);
+  EXPECT_LT(error(before, 10), 0.5f);
+
+  ClientConfig in_basis =
+      TestConfig(daemon_.Connect(), geometry, PlainBasis(geometry));
+  before = computed(std::move(in_basis), 11, Values::kSmooth);
+  EXPECT_GT(error(before, 11), 0);
+  EXPECT_LT(error(before, 11), 0.0625f * 0.71f + 0.016f);
 }
 
 TEST_F(RoundTripTest, BlocksBehindRestoredOnesInheritTheirLoss) {

@@ -8,8 +8,10 @@
 
 namespace latentkv {
 
-Geometry SmallGeometry(uint32_t layers, uint32_t heads, uint32_t dims) {
+Geometry SmallGeometry(uint32_t layers, uint32_t heads, uint32_t dims,
+                       uint32_t value_dims) {
   LayerGeometry layer;
+  layer.value_dim = value_dims;
   layer.kv_heads = heads;
   layer.head_dim = dims;
   layer.rotary_dim = dims;
@@ -28,8 +30,8 @@ TestPages::TestPages(Geometry geometry, Layout layout, uint32_t page_tokens,
       page_tokens_(page_tokens),
       page_count_(page_count) {
   for (const LayerGeometry& layer : geometry_.layers) {
-    memory_.emplace_back(2 * sizeof(uint16_t) * layer.KvChannels() *
-                         page_tokens_ * page_count_);
+    memory_.emplace_back(sizeof(uint16_t) * layer.Channels() * page_tokens_ *
+                         page_count_);
   }
   Poison();
 }
@@ -40,20 +42,27 @@ void TestPages::Poison() {
 
 size_t TestPages::Offset(bool key, uint64_t page, uint32_t token, uint32_t head,
                          uint32_t dim) const {
-  const size_t heads = geometry_.layers[0].kv_heads,
-               dims = geometry_.layers[0].head_dim, tokens = page_tokens_;
-  const size_t half = key ? 0 : page_count_ * tokens * heads * dims;
+  const LayerGeometry& layer = geometry_.layers[0];
+  const size_t heads = layer.kv_heads, dims = layer.DimOf(key),
+               tokens = page_tokens_;
+  const size_t half = key ? 0 : page_count_ * tokens * layer.ChannelsOf(true);
   switch (layout_) {
     case Layout::kTokensFirst:
       return 2 * (half + ((page * tokens + token) * heads + head) * dims + dim);
     case Layout::kHeadsFirst:
       return 2 * (half + ((page * heads + head) * tokens + token) * dims + dim);
+    case Layout::kLatents:
+      return 2 * (((page * tokens + token) * heads + head) *
+                      (layer.DimOf(true) + layer.DimOf(false)) +
+                  (key ? layer.DimOf(false) : 0) + dim);
     case Layout::kEngineCpu:
       break;
   }
-  const size_t area = (page * heads + head) * 2 * tokens * dims;
-  return 2 * (key ? area + dim * tokens + token
-                  : area + tokens * dims + token * dims + dim);
+  const size_t keys = tokens * layer.DimOf(true),
+               area =
+                   (page * heads + head) * (keys + tokens * layer.DimOf(false));
+  return 2 *
+         (key ? area + dim * tokens + token : area + keys + token * dims + dim);
 }
 
 PagedCache TestPages::cache() {
@@ -92,7 +101,7 @@ void TestPages::Compute(uint64_t seed, const std::vector<uint64_t>& page_ids,
     for (size_t l = 0; l < memory_.size(); ++l) {
       for (const bool key : {true, false}) {
         for (uint32_t h = 0; h < geometry_.layers[l].kv_heads; ++h) {
-          for (uint32_t d = 0; d < geometry_.layers[l].head_dim; ++d) {
+          for (uint32_t d = 0; d < geometry_.layers[l].DimOf(key); ++d) {
             const float value = normal(random);
             uint16_t bits = values == Values::kAnyBits ? random() : 0;
             if (values == Values::kSmooth)
@@ -111,18 +120,17 @@ void TestPages::Compute(uint64_t seed, const std::vector<uint64_t>& page_ids,
 void TestPages::TakeHeads(const TestPages& whole, uint32_t first_head) {
   for (size_t l = 0; l < memory_.size(); ++l) {
     const LayerGeometry& layer = geometry_.layers[l];
-    for (uint64_t i = 0;
-         i < 2 * page_count_ * page_tokens_ * layer.KvChannels(); ++i) {
-      const uint32_t d = i % layer.head_dim,
-                     h = i / layer.head_dim % layer.kv_heads;
-      const uint64_t t = i / layer.KvChannels() / 2;
-      const bool key = i / layer.KvChannels() % 2;
-      std::memcpy(memory_[l].data() +
-                      Offset(key, t / page_tokens_, t % page_tokens_, h, d),
-                  whole.memory_[l].data() + whole.Offset(key, t / page_tokens_,
-                                                         t % page_tokens_,
-                                                         first_head + h, d),
-                  2);
+    for (uint64_t t = 0; t < page_count_ * page_tokens_; ++t) {
+      for (const bool key : {true, false}) {
+        for (uint32_t i = 0; i < layer.ChannelsOf(key); ++i) {
+          const uint32_t h = i / layer.DimOf(key), d = i % layer.DimOf(key);
+          const uint64_t page = t / page_tokens_, token = t % page_tokens_;
+          std::memcpy(memory_[l].data() + Offset(key, page, token, h, d),
+                      whole.memory_[l].data() +
+                          whole.Offset(key, page, token, first_head + h, d),
+                      sizeof(uint16_t));
+        }
+      }
     }
   }
 }

@@ -15,7 +15,7 @@ namespace latentkv {
 
 // Layers of `heads` heads of `dims` dimensions in bf16, rotated by halves.
 Geometry SmallGeometry(uint32_t layers = 3, uint32_t heads = 2,
-                       uint32_t dims = 8);
+                       uint32_t dims = 8, uint32_t value_dims = 0);
 
 enum class Layout {
   kTokensFirst,  // K and V apart: [page, token, head, dim]
@@ -23,6 +23,8 @@ enum class Layout {
   // [page, head, K transposed: dim, token; then V: token, dim], as vLLM on the
   // CPU
   kEngineCpu,
+  // One tensor: [page, token, head, V, then K], as vLLM keeps latents.
+  kLatents,
 };
 inline const std::vector<Layout> kLayouts = {
     Layout::kTokensFirst, Layout::kHeadsFirst, Layout::kEngineCpu};

@@ -138,13 +138,14 @@ class SecondDecoder {
       const LayerGeometry& layer = basis_.geometry().layers[l];
       Rotate(layer, MakeRotaryTable(layer, place_.first_token, kBlockTokens),
              values->data() + channel, group.channels, backend_);
-      for (int key_or_value = 0; key_or_value < 2;
-           ++key_or_value, channel += layer.KvChannels()) {
+      for (const bool keys : {true, false}) {
+        const uint32_t width = layer.ChannelsOf(keys);
         for (uint32_t t = 0; t < kBlockTokens;
-             ++t, next += layer.KvChannels() * DTypeBytes(layer.dtype)) {
+             ++t, next += width * DTypeBytes(layer.dtype)) {
           FromFloat(layer.dtype, values->data() + t * group.channels + channel,
-                    layer.KvChannels(), next, backend_);
+                    width, next, backend_);
         }
+        channel += width;
       }
     }
     return raw;

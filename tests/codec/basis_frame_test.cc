@@ -58,11 +58,12 @@ Bytes TokenOf(const Geometry& geometry, const Bytes& raw, uint32_t token) {
   Bytes values;
   size_t part = 0;
   for (const LayerGeometry& layer : geometry.layers) {
-    const size_t row = size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
-    for (int key_or_value = 0; key_or_value < 2;
-         ++key_or_value, part += row * kBlockTokens) {
+    for (const bool keys : {true, false}) {
+      const size_t row =
+          size_t{layer.ChannelsOf(keys)} * DTypeBytes(layer.dtype);
       values.insert(values.end(), raw.begin() + part + token * row,
                     raw.begin() + part + (token + 1) * row);
+      part += row * kBlockTokens;
     }
   }
   return values;

@@ -43,12 +43,13 @@ std::vector<uint32_t> DifferentTokens(const Geometry& geometry, const Bytes& a,
     size_t part = 0;
     bool equal = true;
     for (const LayerGeometry& layer : geometry.layers) {
-      const size_t row = size_t{layer.KvChannels()} * DTypeBytes(layer.dtype);
-      for (int key_or_value = 0; key_or_value < 2;
-           ++key_or_value, part += row * kBlockTokens) {
+      for (const bool keys : {true, false}) {
+        const size_t row =
+            size_t{layer.ChannelsOf(keys)} * DTypeBytes(layer.dtype);
         equal = equal && std::equal(a.begin() + part + token * row,
                                     a.begin() + part + (token + 1) * row,
                                     b.begin() + part + token * row);
+        part += row * kBlockTokens;
       }
     }
     if (!equal) different.push_back(token);

@@ -30,9 +30,9 @@ Bytes Block(const Geometry& geometry, float offset, uint64_t seed = 1) {
   Random random(seed);
   Bytes raw;
   for (const LayerGeometry& layer : geometry.layers) {
-    const uint32_t channels = layer.KvChannels();
-    std::vector<float> row(channels);
     for (uint32_t t = 0; t < 2 * kBlockTokens; ++t) {
+      const uint32_t channels = layer.ChannelsOf(t < kBlockTokens);
+      std::vector<float> row(channels);
       for (uint32_t c = 0; c < channels; ++c)
         row[c] = offset + (1 + c % 3) * (1 + t % 2) * random.Normal();
       Bytes bytes(channels * DTypeBytes(layer.dtype));
@@ -130,7 +130,7 @@ TEST(Scalar, WhatCannotBeQuantizedIsExact) {
     for (const size_t token : {0, 50}) {
       for (const uint32_t part : {0, 1}) {
         Bytes raw = Block(geometry, 0);
-        const size_t row = geometry.layers[0].KvChannels() * sizeof(float);
+        const size_t row = geometry.layers[0].ChannelsOf(true) * sizeof(float);
         std::memcpy(raw.data() + (part * kBlockTokens + token) * row, &bad,
                     sizeof(bad));
         const Bytes frame = *codec->Encode(PlaceOf(kTokens), raw, At(0.5f));

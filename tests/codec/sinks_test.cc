@@ -31,13 +31,13 @@ std::vector<float> SinkValues(const Geometry& geometry, const Bytes& raw) {
   std::vector<float> values;
   size_t part = 0;
   for (const LayerGeometry& layer : geometry.layers) {
-    const size_t count = kSinkTokens * layer.KvChannels(),
-                 element = DTypeBytes(layer.dtype);
-    for (int key_or_value = 0; key_or_value < 2; ++key_or_value) {
+    const size_t element = DTypeBytes(layer.dtype);
+    for (const bool keys : {true, false}) {
+      const size_t count = kSinkTokens * layer.ChannelsOf(keys);
       values.resize(values.size() + count);
       ToFloat(layer.dtype, raw.data() + part, count,
               values.data() + values.size() - count);
-      part += element * layer.KvChannels() * kBlockTokens;
+      part += element * layer.ChannelsOf(keys) * kBlockTokens;
     }
   }
   return values;
@@ -51,10 +51,10 @@ Bytes WithSinksTimes(const Geometry& geometry, const Bytes& raw, float factor) {
   const float* next = values.data();
   uint8_t* part = changed.data();
   for (const LayerGeometry& layer : geometry.layers) {
-    for (int key_or_value = 0; key_or_value < 2; ++key_or_value) {
-      FromFloat(layer.dtype, next, kSinkTokens * layer.KvChannels(), part);
-      next += kSinkTokens * layer.KvChannels();
-      part += DTypeBytes(layer.dtype) * layer.KvChannels() * kBlockTokens;
+    for (const bool keys : {true, false}) {
+      FromFloat(layer.dtype, next, kSinkTokens * layer.ChannelsOf(keys), part);
+      next += kSinkTokens * layer.ChannelsOf(keys);
+      part += DTypeBytes(layer.dtype) * layer.ChannelsOf(keys) * kBlockTokens;
     }
   }
   return changed;

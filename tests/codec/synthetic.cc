@@ -19,8 +19,9 @@ constexpr uint32_t kRank = 24, kLayersPerGroup = 2;
 // Of the drawn values, against deviations of about 3: what no latent holds.
 constexpr float kNoise = 0.01f;
 
-size_t PartBytes(const LayerGeometry& layer) {
-  return size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) * kBlockTokens;
+size_t PartBytes(const LayerGeometry& layer, bool keys) {
+  return size_t{layer.ChannelsOf(keys)} * DTypeBytes(layer.dtype) *
+         kBlockTokens;
 }
 
 std::vector<float> Uniform(size_t count, float low, float high,
@@ -42,7 +43,7 @@ BasisGroup MakeGroup(const BasisParts& parts, uint32_t index, Random* random) {
   group.first_layer = index * kLayersPerGroup;
   group.last_layer = group.first_layer + kLayersPerGroup;
   for (uint32_t l = group.first_layer; l < group.last_layer; ++l) {
-    group.channels += 2 * parts.geometry.layers[l].KvChannels();
+    group.channels += parts.geometry.layers[l].Channels();
   }
   group.rank = kRank;
   const uint32_t features = parts.embedding.Features();
@@ -185,15 +186,16 @@ Bytes SyntheticModel::Block(const std::vector<uint32_t>& tokens,
     size_t channel = 0;
     for (uint32_t l = group.first_layer; l < group.last_layer; ++l) {
       const LayerGeometry& layer = geometry().layers[l];
-      const size_t width = layer.KvChannels();
       Rotate(layer, MakeRotaryTable(layer, first_token, kBlockTokens),
              values.data() + channel, group.channels);
-      for (int key_or_value = 0; key_or_value < 2;
-           ++key_or_value, channel += width, part += PartBytes(layer)) {
+      for (const bool keys : {true, false}) {
+        const size_t width = layer.ChannelsOf(keys);
         for (size_t t = 0; t < kBlockTokens; ++t) {
           FromFloat(layer.dtype, values.data() + t * group.channels + channel,
                     width, part + t * width * DTypeBytes(layer.dtype));
         }
+        channel += width;
+        part += PartBytes(layer, keys);
       }
     }
   }
@@ -217,12 +219,15 @@ BlockPages::BlockPages(const Geometry& geometry)
   cache_.page_count = 1;
   uint8_t* part = memory_.data();
   for (const LayerGeometry& layer : geometry_.layers) {
-    const int64_t element = DTypeBytes(layer.dtype),
-                  head = element * layer.head_dim,
-                  token = head * layer.kv_heads;
-    const PageStrides strides = {token * kBlockTokens, token, head, element};
-    cache_.layers.push_back({part, part + PartBytes(layer), strides, strides});
-    part += 2 * PartBytes(layer);
+    const auto strides = [&](bool keys) {
+      const int64_t element = DTypeBytes(layer.dtype),
+                    head = element * layer.DimOf(keys),
+                    token = head * layer.kv_heads;
+      return PageStrides{token * kBlockTokens, token, head, element};
+    };
+    uint8_t* const values = part + PartBytes(layer, true);
+    cache_.layers.push_back({part, values, strides(true), strides(false)});
+    part = values + PartBytes(layer, false);
   }
 }
 
@@ -300,8 +305,8 @@ LatentSection ReadSection(const SyntheticModel& model, const Bytes& frame,
   const BasisGroup& group = model.basis()->groups()[section];
   SectionShape shape;
   for (uint32_t l = group.first_layer; l < group.last_layer; ++l) {
-    shape.exact_token_bytes +=
-        2 * PartBytes(model.geometry().layers[l]) / kBlockTokens;
+    shape.exact_token_bytes += model.geometry().layers[l].Channels() *
+                               DTypeBytes(model.geometry().layers[l].dtype);
   }
   if (header.first_token == 0)
     shape.sink_bytes =
@@ -318,11 +323,11 @@ std::vector<float> ChannelsOf(const Geometry& geometry, const BasisGroup& group,
   for (uint32_t l = 0; l < group.last_layer; ++l) {
     const LayerGeometry& layer = geometry.layers[l];
     if (l < group.first_layer) {
-      part += 2 * PartBytes(layer);
+      part += PartBytes(layer, true) + PartBytes(layer, false);
       continue;
     }
-    const size_t width = layer.KvChannels();
     for (const bool keys : {true, false}) {
+      const size_t width = layer.ChannelsOf(keys);
       for (size_t t = 0; t < kBlockTokens; ++t) {
         ToFloat(layer.dtype, part + t * width * DTypeBytes(layer.dtype), width,
                 channels.data() + t * group.channels + channel);
@@ -332,7 +337,7 @@ std::vector<float> ChannelsOf(const Geometry& geometry, const BasisGroup& group,
                  channels.data() + channel, group.channels);
       }
       channel += width;
-      part += PartBytes(layer);
+      part += PartBytes(layer, keys);
     }
   }
   return channels;

@@ -35,6 +35,15 @@ TEST(Geometry, HasTheDigestOfTheDocument) {
             "60c69527790b75a3469feff684852bca06fa9951a99afaedb97ed6a572daa1cd");
 }
 
+TEST(Geometry, ValuesMayHaveOtherDimensionsThanKeys) {
+  Geometry geometry = Example();
+  geometry.layers[1].value_dim = 32;
+  EXPECT_EQ(*ParseGeometry(geometry.Serialize()), geometry);
+  EXPECT_EQ(geometry.BytesPerToken(), 2u * 8 * 2 + (8 + 64) * 4);
+  EXPECT_EQ(geometry.ComputeDigest().Hex(),
+            "cf5a63449deb2863c0bfbdfed8b7de646f3a6416b27e0ad58b7c1fde881ba651");
+}
+
 TEST(Geometry, EveryFieldChangesTheDigest) {
   const Digest digest = Example().ComputeDigest();
   const auto changed = [&](auto change) {
@@ -48,6 +57,7 @@ TEST(Geometry, EveryFieldChangesTheDigest) {
       [](LayerGeometry& l) { l.pairing = RotaryPairing::kNeighbours; }));
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.rotary_scale = 1.5f; }));
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.window = 0; }));
+  EXPECT_TRUE(changed([](LayerGeometry& l) { l.value_dim = 16; }));
   EXPECT_TRUE(changed([](LayerGeometry& l) { l.dtype = DType::kBf16; }));
   EXPECT_TRUE(
       changed([](LayerGeometry& l) { l.inverse_frequencies[1] = 0.02; }));
@@ -68,6 +78,11 @@ TEST(Geometry, NamesTheLayerAndFieldOutOfBounds) {
               HasSubstr("rotary_dim 3"));
   EXPECT_THAT(fault([](LayerGeometry& l) { l.pairing = RotaryPairing::kNone; }),
               HasSubstr("rotary_dim"));
+  // Another name for what is there; a row of half a byte; too wide.
+  for (const uint32_t dim : {4u, 7u, 1026u}) {
+    EXPECT_THAT(fault([&](LayerGeometry& l) { l.value_dim = dim; }),
+                HasSubstr("value_dim"));
+  }
   EXPECT_THAT(fault([](LayerGeometry& l) { l.rotary_scale = NAN; }),
               HasSubstr("rotary_scale"));
   EXPECT_THAT(fault([](LayerGeometry& l) { l.dtype = static_cast<DType>(9); }),

@@ -200,8 +200,7 @@ void FuzzExactSection(ByteSpan input) {
   layer.head_dim = input[0] & 8 ? 5 : 16;  // Of 5 no tile is whole.
   layer.dtype = kDTypes[input[0] & 3];
   const Bytes payload(input.begin() + 1, input.end());
-  Bytes raw(2 * size_t{layer.KvChannels()} * DTypeBytes(layer.dtype) *
-            kBlockTokens);
+  Bytes raw(size_t{layer.Channels()} * DTypeBytes(layer.dtype) * kBlockTokens);
   const absl::Status status =
       ReadExactSection(layer, payload, absl::MakeSpan(raw));
   Require(status.ok() || status.code() == absl::StatusCode::kDataLoss,

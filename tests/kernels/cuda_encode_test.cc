@@ -122,8 +122,7 @@ class DeviceEncode : public ::testing::TestWithParam<Shape> {
     SectionShape shape;
     for (uint32_t l = from.first_layer; l < from.last_layer; ++l) {
       const LayerGeometry& layer = basis_->geometry().layers[l];
-      shape.exact_token_bytes +=
-          2 * layer.KvChannels() * DTypeBytes(layer.dtype);
+      shape.exact_token_bytes += layer.Channels() * DTypeBytes(layer.dtype);
     }
     if (FirstToken(block) == 0)
       shape.sink_bytes =

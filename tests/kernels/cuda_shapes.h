@@ -27,13 +27,14 @@ inline constexpr uint8_t kPoison = 0xa5;
 struct Shape {
   const char* name;
   DType dtype = DType::kBf16;
-  uint32_t kv_heads = 2, head_dim = 64, rotary_dim = 64;
+  uint32_t kv_heads = 2, head_dim = 64, rotary_dim = 64, value_dim = 0;
   RotaryPairing pairing = RotaryPairing::kHalves;
   uint32_t layers = 4, layers_per_group = 2;
   uint32_t rank = 200, inherited_rank = 128, dims = 40, history = 2;
   uint32_t blocks = 7, first_block = 0;
   uint32_t page_tokens = 16;
-  enum Layout { kNhd, kHnd, kKeysTransposed } layout = kNhd;
+  // kLatents: one tensor, [page, token, V, then K].
+  enum Layout { kNhd, kHnd, kKeysTransposed, kLatents } layout = kNhd;
   // Of the leading latents: how many are large.
   float scale = 20;
   // One block in so many has a byte changed, its checksum made right again.
@@ -50,6 +51,7 @@ inline Geometry GeometryOf(const Shape& shape) {
   LayerGeometry layer;
   layer.kv_heads = shape.kv_heads;
   layer.head_dim = shape.head_dim;
+  layer.value_dim = shape.value_dim;
   layer.rotary_dim = shape.rotary_dim;
   layer.pairing = shape.pairing;
   layer.rotary_scale = 1.25f;
@@ -91,7 +93,7 @@ inline std::shared_ptr<const Basis> BasisOf(const Shape& shape,
     group.first_layer = first;
     group.last_layer = std::min(shape.layers, first + shape.layers_per_group);
     group.channels =
-        (group.last_layer - first) * 2 * shape.kv_heads * shape.head_dim;
+        (group.last_layer - first) * parts.geometry.layers[0].Channels();
     group.rank = std::min(group.channels, shape.rank + 37 * g);
     const auto floats = [&](float low, float high) {
       return Drawn<float>(group.channels,
@@ -114,7 +116,7 @@ inline std::shared_ptr<const Basis> BasisOf(const Shape& shape,
   }
   KnownSinks sinks = {{7, 8, 9, 10}, {}};
   const std::vector<float> values = Drawn<float>(
-      size_t{shape.layers} * 2 * kSinkTokens * shape.kv_heads * shape.head_dim,
+      size_t{shape.layers} * kSinkTokens * parts.geometry.layers[0].Channels(),
       [&] { return random->Normal(); });
   sinks.values = WriteSinks(parts.geometry, values.data());
   parts.sinks.push_back(std::move(sinks));
@@ -130,7 +132,7 @@ inline LatentSection SectionOf(const Basis& basis, uint32_t index, float step,
   size_t token_bytes = 0;
   for (uint32_t l = group.first_layer; l < group.last_layer; ++l) {
     const LayerGeometry& layer = basis.geometry().layers[l];
-    token_bytes += 2 * layer.KvChannels() * DTypeBytes(layer.dtype);
+    token_bytes += layer.Channels() * DTypeBytes(layer.dtype);
   }
   if (first_of_chain) {
     section.sink_source =
@@ -172,17 +174,18 @@ class Pages {
  public:
   Pages(const Shape& shape, uint64_t pages)
       : shape_(shape), pages_(pages), element_(DTypeBytes(shape.dtype)) {
-    part_bytes_ =
-        pages * shape.page_tokens * shape.kv_heads * shape.head_dim * element_;
+    // Room for the larger of K and V.
+    part_bytes_ = pages * shape.page_tokens * shape.kv_heads *
+                  std::max(shape.head_dim, shape.value_dim) * element_;
     host_.assign(2 * shape.layers * part_bytes_, kPoison);
     device_ = DeviceArray<uint8_t>::Copy(host_).value();
   }
   PagedCache cache() {
     PagedCache cache{{}, shape_.page_tokens, pages_};
     for (uint32_t l = 0; l < shape_.layers; ++l) {
-      uint8_t* key = host_.data() + 2 * l * part_bytes_;
-      cache.layers.push_back(
-          {key, key + part_bytes_, Strides(true), Strides(false)});
+      cache.layers.push_back({host_.data() + Base(2 * l),
+                              host_.data() + Base(2 * l + 1), Strides(true),
+                              Strides(false)});
     }
     return cache;
   }
@@ -190,8 +193,8 @@ class Pages {
     std::vector<DevicePart> parts;
     for (uint32_t p = 0; p < 2 * shape_.layers; ++p) {
       const PageStrides strides = Strides(p % 2 == 0);
-      parts.push_back({device_.data() + p * part_bytes_, strides.page,
-                       strides.token, strides.head, strides.dim});
+      parts.push_back({device_.data() + Base(p), strides.page, strides.token,
+                       strides.head, strides.dim});
     }
     return parts;
   }
@@ -214,11 +217,23 @@ class Pages {
   }
 
  private:
+  uint32_t ValueDim() const {
+    return shape_.value_dim == 0 ? shape_.head_dim : shape_.value_dim;
+  }
+  // Of K (even) or V of a layer.
+  size_t Base(uint32_t part) const {
+    if (shape_.layout != Shape::kLatents) return part * part_bytes_;
+    return (part - part % 2) * part_bytes_ +
+           (part % 2 == 0 ? ValueDim() * element_ : 0);
+  }
   PageStrides Strides(bool keys) const {
-    const int64_t dim = element_, head_row = dim * shape_.head_dim,
+    uint32_t dims = keys ? shape_.head_dim : ValueDim();
+    if (shape_.layout == Shape::kLatents) dims = shape_.head_dim + ValueDim();
+    const int64_t dim = element_, head_row = dim * dims,
                   row = head_row * shape_.kv_heads;
     const int64_t page = row * shape_.page_tokens;
-    if (shape_.layout == Shape::kNhd) return {page, row, head_row, dim};
+    if (shape_.layout == Shape::kNhd || shape_.layout == Shape::kLatents)
+      return {page, row, head_row, dim};
     if (shape_.layout == Shape::kHnd || !keys)
       return {page, head_row, head_row * shape_.page_tokens, dim};
     return {page, dim, head_row * shape_.page_tokens, dim * shape_.page_tokens};
@@ -296,6 +311,17 @@ inline std::vector<Shape> Shapes() {
                     .layers = 3,
                     .layers_per_group = 3,
                     .first_block = 5});
+  // DeepSeek's latents, and values narrower than keys.
+  shapes.push_back({.name = "Latents",
+                    .kv_heads = 1,
+                    .value_dim = 512,
+                    .pairing = RotaryPairing::kNeighbours,
+                    .layout = Shape::kLatents});
+  shapes.push_back({.name = "NarrowValues",
+                    .head_dim = 96,
+                    .rotary_dim = 64,
+                    .value_dim = 40,
+                    .layout = Shape::kHnd});
   // More than there are pairs of warps on a device.
   shapes.push_back(
       {.name = "ManyBlocks", .rank = 20, .inherited_rank = 16, .blocks = 1200});

@@ -56,16 +56,19 @@ enum class Layout {
   kKvInPageHnd,     // [pages, 2, heads, tokens, dims]
   kTransposedKeys,  // [pages, heads, dims, tokens]
   kPaddedRows,      // Each head's row with some bytes behind it.
+  kLatents,         // [pages, tokens, heads, V then K] of one tensor
 };
 constexpr Layout kLayouts[] = {Layout::kNhd,         Layout::kHnd,
                                Layout::kKvFirst,     Layout::kKvInPage,
                                Layout::kKvInPageHnd, Layout::kTransposedKeys,
-                               Layout::kPaddedRows};
+                               Layout::kPaddedRows,  Layout::kLatents};
 
+// Of K or of V, of which both together have `both` dimensions.
 PageStrides StridesOf(Layout layout, int64_t tokens, int64_t heads,
-                      int64_t dims, int64_t element) {
+                      int64_t dims, int64_t both, int64_t element) {
   const int64_t row = dims * element;
   const int64_t page = tokens * heads * row;
+  const int64_t shared = tokens * heads * both * element;
   switch (layout) {
     case Layout::kNhd:
     case Layout::kKvFirst:
@@ -73,9 +76,11 @@ PageStrides StridesOf(Layout layout, int64_t tokens, int64_t heads,
     case Layout::kHnd:
       return {page, row, tokens * row, element};
     case Layout::kKvInPage:
-      return {2 * page, heads * row, row, element};
+      return {shared, heads * row, row, element};
     case Layout::kKvInPageHnd:
-      return {2 * page, row, tokens * row, element};
+      return {shared, row, tokens * row, element};
+    case Layout::kLatents:
+      return {shared, heads * both * element, both * element, element};
     case Layout::kTransposedKeys:
       return {page, element, tokens * row, tokens * element};
     case Layout::kPaddedRows: {
@@ -101,18 +106,29 @@ struct Pages {
     on_device = on_host;
     for (const LayerGeometry& layer : geometry.layers) {
       const int64_t element = DTypeBytes(layer.dtype);
-      const PageStrides strides = StridesOf(layout, page_tokens, layer.kv_heads,
-                                            layer.head_dim, element);
-      const bool within =
-          layout == Layout::kKvInPage || layout == Layout::kKvInPageHnd;
+      const auto strides = [&](bool keys) {
+        return StridesOf(layout, page_tokens, layer.kv_heads, layer.DimOf(keys),
+                         layer.DimOf(true) + layer.DimOf(false), element);
+      };
+      const bool latents = layout == Layout::kLatents,
+                 within = latents || layout == Layout::kKvInPage ||
+                          layout == Layout::kKvInPageHnd;
       const size_t begin = shift * element;
-      const size_t apart =
-          within ? strides.page / 2 : strides.page * page_count;
-      host.emplace_back(begin + strides.page * page_count * (within ? 1 : 2),
-                        kPoison);
+      size_t key = begin, value = begin, end = begin;
+      if (latents) {
+        key += layer.DimOf(false) * element;
+      } else if (within) {
+        value += page_tokens * layer.ChannelsOf(true) * element;
+      } else {
+        value += strides(true).page * page_count;
+        end += strides(true).page * page_count;
+      }
+      end += strides(false).page * page_count;
+      host.emplace_back(end, kPoison);
       device.emplace_back(host.back());
       const auto at = [&](uint8_t* base) {
-        return PagedLayer{base + begin, base + begin + apart, strides, strides};
+        return PagedLayer{base + key, base + value, strides(true),
+                          strides(false)};
       };
       on_host.layers.push_back(at(host.back().data()));
       on_device.layers.push_back(at(device.back().data()));
@@ -136,6 +152,7 @@ Geometry RandomGeometry(std::mt19937* random) {
     LayerGeometry layer;
     layer.kv_heads = 1 + (*random)() % 5;
     layer.head_dim = kDims[(*random)() % 7];
+    if ((*random)() % 3 == 0) layer.value_dim = 4 * layer.head_dim;
     layer.dtype = kTypes[(*random)() % 4];
     geometry.layers.push_back(layer);
   }

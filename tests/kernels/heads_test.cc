@@ -9,7 +9,7 @@
 namespace latentkv {
 namespace {
 
-// Layers of 8 heads of 3, of 2 heads of 5 and of 1 head of 4.
+// Layers of 8 heads of 3, of 2 heads of 5 and of 1 head of 4 with values of 6.
 Geometry Mixed() {
   Geometry geometry;
   for (const auto& [heads, dims] : {std::pair{8, 3}, {2, 5}, {1, 4}}) {
@@ -18,6 +18,7 @@ Geometry Mixed() {
     layer.head_dim = dims;
     geometry.layers.push_back(layer);
   }
+  geometry.layers[2].value_dim = 6;
   return geometry;
 }
 

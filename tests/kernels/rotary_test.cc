@@ -43,13 +43,13 @@ std::vector<float> Noise(size_t count, uint32_t seed) {
 TEST(Rotate, TurnsEachPairByPositionTimesFrequency) {
   for (const LayerGeometry& layer : kLayers) {
     const uint32_t first = 100000, tokens = 9, pairs = layer.rotary_dim / 2;
-    const size_t stride = layer.KvChannels() + 5;
+    const size_t stride = layer.ChannelsOf(true) + 5;
     const std::vector<float> before = Noise(tokens * stride, 1);
     std::vector<float> keys = before;
     Rotate(layer, MakeRotaryTable(layer, first, tokens), keys.data(), stride);
     for (size_t at = 0; at < keys.size(); ++at) {
       const size_t token = at / stride, dim = at % stride % layer.head_dim;
-      if (at % stride >= layer.KvChannels() || dim >= layer.rotary_dim) {
+      if (at % stride >= layer.ChannelsOf(true) || dim >= layer.rotary_dim) {
         ASSERT_EQ(keys[at], before[at]) << "not rotated, so kept";
         continue;
       }
@@ -69,12 +69,12 @@ TEST(Rotate, TurnsEachPairByPositionTimesFrequency) {
 
 TEST(Rotate, UnrotateBringsTheKeysBack) {
   for (const LayerGeometry& layer : kLayers) {
-    const std::vector<float> before = Noise(64 * layer.KvChannels(), 2);
+    const std::vector<float> before = Noise(64 * layer.ChannelsOf(true), 2);
     std::vector<float> keys = before;
     const RotaryTable table = MakeRotaryTable(layer, 4096, 64);
-    Rotate(layer, table, keys.data(), layer.KvChannels());
+    Rotate(layer, table, keys.data(), layer.ChannelsOf(true));
     EXPECT_EQ(keys == before, layer.rotary_dim == 0);
-    Unrotate(layer, table, keys.data(), layer.KvChannels());
+    Unrotate(layer, table, keys.data(), layer.ChannelsOf(true));
     for (size_t i = 0; i < keys.size(); ++i)
       ASSERT_NEAR(keys[i], before[i], 2e-6);
   }
@@ -84,14 +84,14 @@ TEST(Rotate, EveryBackendGivesTheSameBits) {
   for (const LayerGeometry& layer : kLayers) {
     const RotaryTable table = MakeRotaryTable(layer, 777, 64);
     for (const bool undo : {false, true}) {
-      std::vector<float> expected = Noise(64 * layer.KvChannels(), 3);
+      std::vector<float> expected = Noise(64 * layer.ChannelsOf(true), 3);
       const std::vector<float> before = expected;
       (undo ? Unrotate : Rotate)(layer, table, expected.data(),
-                                 layer.KvChannels(), Backend::kPortable);
+                                 layer.ChannelsOf(true), Backend::kPortable);
       for (Backend backend : AvailableBackends()) {
         std::vector<float> keys = before;
         (undo ? Unrotate : Rotate)(layer, table, keys.data(),
-                                   layer.KvChannels(), backend);
+                                   layer.ChannelsOf(true), backend);
         EXPECT_EQ(std::memcmp(keys.data(), expected.data(),
                               keys.size() * sizeof(float)),
                   0)

@@ -36,7 +36,7 @@ std::shared_ptr<const Basis> TestBasis() {
   BasisGroup group;
   group.first_layer = 0;
   group.last_layer = 2;
-  group.channels = 2 * 2 * layer.KvChannels();
+  group.channels = 2 * layer.Channels();
   group.rank = 32;
   group.mean.assign(group.channels, 0);
   group.row_scale.assign(group.channels, 0.01F);
