@@ -56,11 +56,12 @@ def store_zeroed(address: str, layers: list[Layer], digest: bytes, tokens: list[
     try:
         memory, pages = [], []
         for layer in layers:
-            size = DTYPE_BYTES[layer.dtype]
-            area = layer.kv_heads * page_tokens * layer.head_dim * size
-            memory.append(torch.zeros(2 * area, dtype=torch.uint8))
-            strides = (2 * area, layer.kv_heads * layer.head_dim * size, layer.head_dim * size, size)
-            pages.append(PageLayer(memory[-1].data_ptr(), memory[-1].data_ptr() + area, strides, strides))
+            size, token = DTYPE_BYTES[layer.dtype], layer.bytes_per_token
+            memory.append(torch.zeros(page_tokens * token, dtype=torch.uint8))
+            dims = layer.head_dim, layer.value_dim or layer.head_dim
+            key, value = ((page_tokens * token, token, dim * size, size) for dim in dims)
+            first = memory[-1].data_ptr()
+            pages.append(PageLayer(first, first + layer.kv_heads * key[2], key, value))
         client.register_pages(pages, page_tokens, 1)
         # In runs, because the client's queue drops what does not fit.
         for first in range(0, len(tokens), 512):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .geometry import PAIRING_NEIGHBOURS, PAIRING_NONE, Layer, layers_of
+from .geometry import PAIRING_NEIGHBOURS, PAIRING_NONE, Layer, keeps_latents, layers_of
 
 BLOCK_TOKENS = 64
 SINK_TOKENS = 4
@@ -129,9 +129,15 @@ class LoadedModel:
 
 
 def load_model(folder: Path, device: str | None = None) -> LoadedModel:
-    """Loads a model's folder on `device`, the first accelerator or the CPU if None."""
-    from transformers import AutoModelForCausalLM
+    """Loads a model's folder on `device`, the first accelerator or the CPU if None. ValueError for one whose cache here
+    is not what an engine keeps of it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    if keeps_latents(AutoConfig.from_pretrained(folder, local_files_only=True)):
+        raise ValueError(
+            "of this model engines keep compressed latents and transformers what they expand to, so it can be neither "
+            "calibrated nor evaluated: store it from an engine (latentkv.vllm), with profile exact or uncalibrated"
+        )
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
     layers = layers_of(model.config)

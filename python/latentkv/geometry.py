@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ _CONTENT = (".safetensors", ".bin", ".gguf", "config.json")
 # their layers with a window. Calibrating checks what is said here of a model against its keys (statistics.py).
 _NEIGHBOURS = ("cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "helium")
 _TURNED_IN_WINDOWS = ("cohere2", "cohere2_moe", "exaone4")
+# Types whose latents are kept as DeepSeek V2 keeps them (vLLM 0.32 reads all of them by its deepseek_v2.py), and what
+# an engine may have made of their kind of rotary embedding in its own copy of the configuration.
+_LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
+_LATENT_YARN = ("yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Layer:
     window: int
     dtype: int
     inverse_frequencies: tuple[float, ...]
+    value_dim: int = 0  # Of a head's values, where it is another than head_dim.
 
     @property
     def bytes_per_token(self) -> int:
         """Raw K and V."""
-        return 2 * self.kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        return self.kv_heads * (self.head_dim + (self.value_dim or self.head_dim)) * DTYPE_BYTES[self.dtype]
 
 
 def _rope_parameters(text: Any, kind: str) -> dict[str, Any]:
@@ -67,6 +73,34 @@ def _frequencies(text: Any, kind: str, head_dim: int) -> tuple[tuple[float, ...]
     return tuple(float(f) for f in frequencies.double()), float(scale)
 
 
+def _latent_frequencies(text: Any, kind: str, rotary: int) -> tuple[tuple[float, ...], float]:
+    """Of keys beside a latent. YaRN is that of DeepSeek's own code, which engines follow and whose scale has other
+    defaults than that of transformers."""
+    parameters = _rope_parameters(text, kind)
+    rope_type = parameters["rope_type"]
+    if rope_type == "default":
+        return _frequencies(text, kind, rotary)
+    if rope_type not in _LATENT_YARN:
+        raise ValueError(f"rotary embedding of type {rope_type} beside compressed latents is not supported")
+    theta, factor = float(parameters["rope_theta"]), float(parameters["factor"])
+
+    def channel(turns: float) -> float:
+        length = parameters["original_max_position_embeddings"] / (2 * math.pi * turns)
+        return rotary * math.log(length) / (2 * math.log(theta))
+
+    def magnitude(scale: float) -> float:
+        return 0.1 * float(scale) * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    low = max(math.floor(channel(parameters.get("beta_fast", 32))), 0)
+    high = min(math.ceil(channel(parameters.get("beta_slow", 1))), rotary - 1)
+    frequencies = []
+    for i in range(rotary // 2):
+        stretched = min(max((i - low) / (high - low or 0.001), 0.0), 1.0)
+        frequencies.append(theta ** (-2.0 * i / rotary) * (1.0 - stretched + stretched / factor))
+    scale = magnitude(parameters.get("mscale", 1)) / magnitude(parameters.get("mscale_all_dim", 0))
+    return tuple(frequencies), scale
+
+
 def _kinds(text: Any) -> list[str]:
     """Of attention, layer by layer."""
     # Without kinds a window is that of every layer, as Mistral's.
@@ -84,17 +118,34 @@ def _is_turned(text: Any, index: int, kind: str) -> bool:
     return not in_windows or kind == "sliding_attention"
 
 
+def keeps_latents(config: Any) -> bool:
+    """Does an engine keep, of all heads of a token, one compressed latent and one rotated key (multi-head latent
+    attention)? transformers itself keeps what they expand to.
+
+    ValueError for a model with latents of a kind that is not supported.
+    """
+    text = config.get_text_config()
+    if not getattr(text, "kv_lora_rank", None):
+        return False
+    if getattr(text, "index_topk", None):
+        raise ValueError("the model picks its tokens by an indexer with a cache of its own: not supported")
+    if text.model_type not in _LATENT:
+        raise ValueError(f"compressed latents of a {text.model_type} are not supported; of: {', '.join(_LATENT)}")
+    return True
+
+
 def layers_of(config: Any, dtype: str | None = None) -> list[Layer]:
-    """The layers of a transformers configuration; `dtype` is the cache's ("bfloat16"), the model's own if None.
+    """The layers of a transformers configuration; `dtype` is the cache's ("bfloat16"), the model's own if None. Of a
+    model that keeps_latents, what an engine keeps: as keys what is rotated, as values the latents.
 
     ValueError says what about the model is not supported.
     """
     text = config.get_text_config()
-    if getattr(text, "kv_lora_rank", None):
-        raise ValueError("the model keeps a compressed latent in place of keys and values: not supported")
     name = str(dtype or getattr(text, "dtype", None) or "bfloat16").removeprefix("torch.")
     if name not in DTYPE_CODES:
         raise ValueError(f"a cache of dtype {name} is not supported; there are: {', '.join(DTYPE_CODES)}")
+    if keeps_latents(config):
+        return _latent_layers(text, DTYPE_CODES[name])
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     turning = PAIRING_NEIGHBOURS if text.model_type in _NEIGHBOURS else PAIRING_HALVES
@@ -108,6 +159,14 @@ def layers_of(config: Any, dtype: str | None = None) -> list[Layer]:
         code = DTYPE_CODES[name]
         layers.append(Layer(kv_heads, head_dim, 2 * len(frequencies), pairing, scale, window, code, frequencies))
     return layers
+
+
+def _latent_layers(text: Any, dtype: int) -> list[Layer]:
+    frequencies, scale = _latent_frequencies(text, "full_attention", text.qk_rope_head_dim)
+    dim, latent = text.qk_rope_head_dim, text.kv_lora_rank
+    value_dim = latent if latent != dim else 0
+    layer = Layer(1, dim, 2 * len(frequencies), PAIRING_NEIGHBOURS, scale, 0, dtype, frequencies, value_dim)
+    return [layer] * text.num_hidden_layers
 
 
 def bytes_per_token(layers: Sequence[Layer]) -> int:

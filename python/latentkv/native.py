@@ -33,7 +33,7 @@ class CLayer(c.Structure):
 
     _fields_ = [
         ("kv_heads", c.c_uint32), ("head_dim", c.c_uint32), ("rotary_dim", c.c_uint32), ("pairing", c.c_uint32),
-        ("rotary_scale", c.c_float), ("window", c.c_uint32), ("dtype", c.c_uint32),
+        ("rotary_scale", c.c_float), ("window", c.c_uint32), ("dtype", c.c_uint32), ("value_dim", c.c_uint32),
         ("inverse_frequencies", c.POINTER(c.c_double)),
     ]  # fmt: skip
 
@@ -223,7 +223,7 @@ def layer_array(layers: Sequence[Layer]) -> c.Array[CLayer]:
         kept.append(frequencies)
         slot.kv_heads, slot.head_dim, slot.rotary_dim = layer.kv_heads, layer.head_dim, layer.rotary_dim
         slot.pairing, slot.rotary_scale, slot.window = layer.pairing, layer.rotary_scale, layer.window
-        slot.dtype = layer.dtype
+        slot.dtype, slot.value_dim = layer.dtype, layer.value_dim
         slot.inverse_frequencies = c.cast(frequencies, c.POINTER(c.c_double))
     array.kept = kept
     return array

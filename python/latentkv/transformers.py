@@ -40,6 +40,11 @@ class CacheStore:
     ) -> None:
         if client.tensor_parallel is not None:
             raise ValueError("a store takes caches of whole models: open its client without tensor_parallel")
+        if any(layer.value_dim for layer in layers):
+            raise ValueError(
+                "these layers are compressed latents, which caches of transformers do not hold: store the model from "
+                "an engine (latentkv.vllm)"
+            )
         self._client = client
         self._layers = list(layers)
         self._device = torch.device(device)

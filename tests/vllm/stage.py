@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import selectors
 import socket
@@ -19,7 +20,21 @@ sys.path.insert(0, str(ROOT / "deploy"))
 
 from processes import EngineProcess, Process, free_port, start_daemon, transfer  # noqa: E402
 
-__all__ = ["BUILD", "DAEMON", "LIBRARY", "EngineProcess", "Line", "Stage", "transfer", "until"]
+__all__ = ["BUILD", "DAEMON", "LIBRARY", "MISSING", "EngineProcess", "Line", "Stage", "transfer", "until"]
+
+MISSING = next(
+    (
+        reason
+        for reason, missing in (
+            ("vLLM is not installed: run deploy/environment", importlib.util.find_spec("vllm") is None),
+            (f"{DAEMON} is not built", not DAEMON.is_file()),
+            (f"{LIBRARY} is not built", not LIBRARY.is_file()),
+        )
+        if missing
+    ),
+    "",
+)
+"""Why nothing with an engine and a daemon can run here; empty where it can."""
 
 
 class Line:

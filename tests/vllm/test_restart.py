@@ -4,25 +4,12 @@ trouble in between costs time, never an answer."""
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 
 import pytest
-from stage import DAEMON, LIBRARY, EngineProcess, Stage, transfer, until
+from stage import MISSING, EngineProcess, Stage, transfer, until
 
-MISSING = next(
-    (
-        reason
-        for reason, missing in (
-            ("vLLM is not installed: run deploy/environment", importlib.util.find_spec("vllm") is None),
-            (f"{DAEMON} is not built", not DAEMON.is_file()),
-            (f"{LIBRARY} is not built", not LIBRARY.is_file()),
-        )
-        if missing
-    ),
-    "",
-)
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
 
 # Prompts of more than a chunk are read in several steps.

@@ -19,10 +19,18 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
-from latentkv.client import TensorParallel
+from latentkv.client import PageLayer, TensorParallel
 from latentkv.tensors import check_device, current_stream
 from latentkv.vllm.metrics import RestoreMetrics, RestoreStats
-from latentkv.vllm.pages import check_layout, device_page_layer, in_layer_order, page_count, page_layer
+from latentkv.vllm.pages import (
+    check_latent_layout,
+    check_layout,
+    device_page_layer,
+    in_layer_order,
+    latent_page_layer,
+    page_count,
+    page_layer,
+)
 from latentkv.vllm.plan import Planner, StepPlan
 from latentkv.vllm.worker import Worker, log_once, logger
 
@@ -87,7 +95,10 @@ class LatentkvConnector(KVConnectorBase_V1):
             logger.error("latentkv is off, everything is computed: %s", error)
 
     def _check_supported(self) -> None:
+        from latentkv.geometry import keeps_latents
+
         config = self._vllm_config
+        self._latent = keeps_latents(config.model_config.hf_config)
         if self._kv_transfer_config.kv_load_failure_policy != "recompute":
             raise ValueError('kv_load_failure_policy must be "recompute": a damaged block would end a request')
         parallel = config.parallel_config
@@ -100,8 +111,9 @@ class LatentkvConnector(KVConnectorBase_V1):
             raise ValueError(f"models with {len(groups)} kinds of KV cache are not supported yet")
         # Other kinds let go of pages that the model no longer looks at, and would give us foreign ones in their place.
         kind = type(groups[0].kv_cache_spec).__name__
-        if kind != "FullAttentionSpec":
-            raise ValueError(f"a KV cache of kind {kind} is not supported yet")
+        known = "MLAAttentionSpec" if self._latent else "FullAttentionSpec"
+        if kind != known:
+            raise ValueError(f"a KV cache of kind {kind}, where {known} is known, is not supported yet")
         if self._page_tokens % 16:
             raise ValueError(f"block_size {self._page_tokens} is not a multiple of 16")
         if config.cache_config.cache_dtype not in ("auto", "bfloat16"):
@@ -230,18 +242,9 @@ class LatentkvConnector(KVConnectorBase_V1):
             tensors = in_layer_order(kv_caches)
             if any(tensor.shape != tensors[0].shape for tensor in tensors):
                 raise ValueError("layers with pages of different shapes are not supported yet")
-            device, pages, page_tokens = tensors[0].device, page_count(tensors[0]), self._page_tokens
+            device, pages = tensors[0].device, page_count(tensors[0])
             check_device(device)
-            # Of a model with fewer heads than ranks, each has one.
-            shapes = [replace(shape, kv_heads=max(1, shape.kv_heads // self._ranks)) for shape in self._layers()]
-            if device.type == "cpu":
-                check_layout(tensors[0], self._vllm_config.cache_config.cache_dtype)
-                if tensors[0].shape[1] != shapes[0].kv_heads:
-                    raise ValueError(f"pages of {tensors[0].shape[1]} heads, where {shapes[0].kv_heads} should be")
-                page_tokens = tensors[0].shape[2]
-                layers = [page_layer(tensor) for tensor in tensors]
-            else:
-                layers = [device_page_layer(t, layer, page_tokens) for t, layer in zip(tensors, shapes, strict=True)]
+            layers, page_tokens = self._page_layers(kv_caches, tensors)
             self._client.register_pages(layers, page_tokens, pages)
             self._layer_index = {
                 name: index
@@ -256,6 +259,22 @@ class LatentkvConnector(KVConnectorBase_V1):
             logger.info("latentkv is on: %d layers, %d pages of %d tokens", len(tensors), pages, page_tokens)
         except Exception as error:  # noqa: BLE001
             logger.error("latentkv is off, everything is computed: %s", error)
+
+    def _page_layers(self, kv_caches: dict[str, Any], tensors: list[Any]) -> tuple[list[PageLayer], int]:
+        """Where the tensors have keys and values, and the tokens of a page."""
+        page_tokens, on_cpu = self._page_tokens, tensors[0].device.type == "cpu"
+        # Of a model with fewer heads than ranks, each has one.
+        shapes = [replace(shape, kv_heads=max(1, shape.kv_heads // self._ranks)) for shape in self._layers()]
+        if self._latent and on_cpu:
+            attention = self._vllm_config.compilation_config.static_forward_context[next(iter(kv_caches))]
+            check_latent_layout(attention.impl.do_kv_cache_update, shapes[0], page_tokens, tensors[0].dtype)
+        if self._latent or not on_cpu:
+            of = latent_page_layer if self._latent else device_page_layer
+            return [of(t, layer, page_tokens) for t, layer in zip(tensors, shapes, strict=True)], page_tokens
+        check_layout(tensors[0], self._vllm_config.cache_config.cache_dtype)
+        if tensors[0].shape[1] != shapes[0].kv_heads:
+            raise ValueError(f"pages of {tensors[0].shape[1]} heads, where {shapes[0].kv_heads} should be")
+        return [page_layer(tensor) for tensor in tensors], tensors[0].shape[2]
 
     def _plan(self) -> StepPlan:
         metadata = self._connector_metadata

@@ -4,7 +4,7 @@ are believed; those of its GPU backends are the tensors' own, whose shape must b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -39,8 +39,37 @@ def device_page_layer(cache: torch.Tensor, layer: Layer, page_tokens: int) -> Pa
     return tensors.page_layer(keys, values)
 
 
+def latent_page_layer(cache: torch.Tensor, layer: Layer, page_tokens: int) -> PageLayer:
+    """Strides of a tensor [pages, tokens, latent + rotated key], maybe with a dimension of one head behind the pages:
+    multi-head latent attention, of every backend whose cache is not quantized. ValueError for any other shape."""
+    rows = cache[:, 0] if cache.dim() == 4 and cache.shape[1] == 1 else cache
+    latent = layer.value_dim or layer.head_dim
+    if rows.dim() != 3 or rows.shape[1:] != (page_tokens, latent + layer.head_dim):
+        raise ValueError(f"pages of shape {tuple(cache.shape)} are not known to hold latents of {latent}")
+    values, keys = rows.unsqueeze(2).split([latent, layer.head_dim], dim=-1)
+    return tensors.page_layer(keys, values)
+
+
+def check_latent_layout(write: Callable[..., None], layer: Layer, page_tokens: int, dtype: torch.dtype) -> None:
+    """Writes random tokens with `write`, the engine's own do_kv_cache_update, and reads them by the strides of
+    latent_page_layer(). ValueError when they differ."""
+    latent, tokens = layer.value_dim or layer.head_dim, 2 * page_tokens
+    scratch = torch.zeros((2, page_tokens, latent + layer.head_dim), dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    value = torch.randn((tokens, latent), generator=generator).to(dtype)
+    key = torch.randn((tokens, 1, layer.head_dim), generator=generator).to(dtype)
+    write(value, key, scratch, torch.arange(tokens), "auto", torch.ones(1))
+    found = latent_page_layer(scratch, layer, page_tokens)
+    for written, address, strides in ((key, found.key, found.key_strides), (value, found.value, found.value_strides)):
+        shape = (2, page_tokens, 1, written.shape[-1])
+        offset = (address - scratch.data_ptr()) // scratch.element_size()
+        view = scratch.as_strided(shape, [stride // scratch.element_size() for stride in strides], offset)
+        if not torch.equal(view.reshape(written.shape), written):
+            raise ValueError("the page layout of this processor's latent attention is not known")
+
+
 def page_count(cache: torch.Tensor) -> int:
-    """Pages of a tensor that device_page_layer or page_layer takes."""
+    """Pages of a tensor that device_page_layer, latent_page_layer or page_layer takes."""
     return cache.shape[1] if cache.dim() == 5 and cache.shape[0] == 2 else cache.shape[0]
 
 
