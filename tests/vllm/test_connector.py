@@ -23,18 +23,29 @@ class SlidingWindowSpec:
     pass
 
 
+class MLAAttentionSpec:
+    pass
+
+
+def deepseek(**own):
+    from transformers import DeepseekV3Config
+
+    return DeepseekV3Config(num_hidden_layers=2, **own)
+
+
 def connector(fixture_folder, role=KVConnectorRole.SCHEDULER, spec=FullAttentionSpec, **changes):
     """A connector over a configuration like vLLM's; nobody listens at its address."""
     from latentkv.vllm import LatentkvConnector
     from transformers import AutoConfig
 
     extra = {"address": "127.0.0.1:1", **changes.pop("extra", {})}
+    hf_config = changes.pop("hf_config", None) or AutoConfig.from_pretrained(fixture_folder)
     transfer = SimpleNamespace(
         kv_load_failure_policy=changes.pop("policy", "recompute"), get_from_extra_config=extra.get, is_kv_producer=True
     )
     model = SimpleNamespace(
         model=changes.pop("folder", str(fixture_folder)), revision=None, quantization=None, dtype="torch.bfloat16",
-        hf_config=AutoConfig.from_pretrained(fixture_folder),
+        hf_config=hf_config,
     )  # fmt: skip
     config = SimpleNamespace(
         kv_transfer_config=transfer,
@@ -75,6 +86,10 @@ def is_off(made, log: pytest.LogCaptureFixture) -> str:
         ({"world_size": 2}, "parallelism"),
         ({"policy": "fail"}, "kv_load_failure_policy"),
         ({"spec": SlidingWindowSpec}, "SlidingWindowSpec"),
+        ({"spec": MLAAttentionSpec}, "MLAAttentionSpec"),
+        ({"hf_config": deepseek()}, "FullAttentionSpec"),
+        ({"hf_config": deepseek(), "spec": MLAAttentionSpec, "cache_dtype": "fp8_ds_mla"}, "fp8_ds_mla"),
+        ({"hf_config": deepseek(index_topk=2048), "spec": MLAAttentionSpec}, "indexer"),
         ({"block_size": 24}, "block_size 24"),
         ({"cache_dtype": "fp8"}, "fp8"),
         ({"extra": {"basis": "/nowhere.basis"}}, "/nowhere.basis"),
@@ -93,8 +108,9 @@ def test_a_basis_of_another_model_is_refused(fixture_folder, calibration, model,
     assert "geometry" in is_off(connector(fixture_folder, extra=extra), caplog)
 
 
-def test_a_daemon_that_is_away_is_a_miss(fixture_folder, caplog):
-    made, asked = connector(fixture_folder), request()
+@pytest.mark.parametrize("changes", [{}, {"hf_config": deepseek(), "spec": MLAAttentionSpec, "block_size": 16}])
+def test_a_daemon_that_is_away_is_a_miss(fixture_folder, caplog, changes):
+    made, asked = connector(fixture_folder, **changes), request()
     made.on_new_request(asked)
     assert made.get_num_new_matched_tokens(asked, 0) == (0, False)
     made.shutdown()

@@ -10,9 +10,11 @@ pytest.importorskip("vllm", reason="vLLM is not installed: run deploy/environmen
 from latentkv.geometry import Layer  # noqa: E402
 from latentkv.vllm.pages import (  # noqa: E402
     as_tokens,
+    check_latent_layout,
     check_layout,
     device_page_layer,
     in_layer_order,
+    latent_page_layer,
     page_count,
     page_layer,
 )
@@ -82,3 +84,46 @@ def test_a_gpu_backend_s_tensors_are_read_by_their_own_strides():
 def test_an_unknown_shape_on_a_gpu_is_refused(shape):
     with pytest.raises(ValueError, match="not known"):
         device_page_layer(torch.zeros(shape, dtype=torch.bfloat16), Layer(3, 8, 8, 1, 1.0, 0, 1, ()), 16)
+
+
+LATENT = Layer(1, 64, 64, 2, 1.0, 0, 1, (), 512)
+
+
+def write_latents(*arguments):
+    """vLLM's own way to put latents into pages."""
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLAImpl
+
+    CPUMLAImpl.do_kv_cache_update(None, *arguments)
+
+
+@pytest.mark.parametrize("page_tokens", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_engine_writes_latents_where_the_strides_say(page_tokens, dtype):
+    check_latent_layout(write_latents, LATENT, page_tokens, dtype)
+
+
+def test_latents_behind_their_keys_would_be_noticed():
+    def swapped(latent, key, cache, slots, *rest):
+        cache.view(-1, 576)[slots] = torch.cat([key[:, 0], latent], dim=-1)
+
+    with pytest.raises(ValueError, match="not known"):
+        check_latent_layout(swapped, LATENT, 16, torch.bfloat16)
+
+
+def test_latents_come_first_and_rotated_keys_behind_them():
+    cache = torch.zeros((6, 16, 576), dtype=torch.bfloat16)
+    found = latent_page_layer(cache, LATENT, 16)
+    assert (found.value, found.key) == (cache.data_ptr(), cache.data_ptr() + 512 * 2)
+    assert found.key_strides[:2] == found.value_strides[:2] == (16 * 576 * 2, 576 * 2)
+    assert (found.key_strides[3], found.value_strides[3]) == (2, 2)
+    assert latent_page_layer(cache.unsqueeze(1), LATENT, 16)[:2] == found[:2]
+    assert page_count(cache) == page_count(cache.unsqueeze(1)) == 6
+    # All layers of a block in one piece, as some engines lay them out.
+    across = torch.zeros((6, 3, 16, 576), dtype=torch.bfloat16)[:, 1]
+    assert latent_page_layer(across, LATENT, 16).value_strides[:2] == (3 * 16 * 576 * 2, 576 * 2)
+
+
+@pytest.mark.parametrize("shape", [(6, 32, 576), (6, 16, 656), (6, 2, 16, 576), (16, 576), (6, 16, 512)])
+def test_an_unknown_shape_of_latents_is_refused(shape):
+    with pytest.raises(ValueError, match="not known"):
+        latent_page_layer(torch.zeros(shape, dtype=torch.bfloat16), LATENT, 16)

@@ -265,6 +265,8 @@ class LatentkvConnector(KVConnectorBase_V1):
         page_tokens, on_cpu = self._page_tokens, tensors[0].device.type == "cpu"
         # Of a model with fewer heads than ranks, each has one.
         shapes = [replace(shape, kv_heads=max(1, shape.kv_heads // self._ranks)) for shape in self._layers()]
+        if len(tensors) != len(shapes):
+            raise ValueError(f"pages of {len(tensors)} layers, of {len(shapes)} in the model: no drafts are supported")
         if self._latent and on_cpu:
             attention = self._vllm_config.compilation_config.static_forward_context[next(iter(kv_caches))]
             check_latent_layout(attention.impl.do_kv_cache_update, shapes[0], page_tokens, tensors[0].dtype)
