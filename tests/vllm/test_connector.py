@@ -99,6 +99,16 @@ def test_what_is_not_supported_is_said_once(fixture_folder, caplog, changes, rea
     assert reason in is_off(connector(fixture_folder, **changes), caplog)
 
 
+def test_pages_of_more_layers_than_the_model_has_are_refused(fixture_folder, caplog):
+    import torch
+
+    changes = {"hf_config": deepseek(), "spec": MLAAttentionSpec, "block_size": 16}
+    made = connector(fixture_folder, KVConnectorRole.WORKER, **changes)
+    made.register_kv_caches({f"model.layers.{i}.attn": torch.zeros(2, 16, 576) for i in range(3)})
+    assert "drafts" in caplog.text
+    made.shutdown()
+
+
 def test_a_basis_of_another_model_is_refused(fixture_folder, calibration, model, tmp_path, caplog):
     from latentkv.calibrate import write
 

@@ -4,6 +4,8 @@ after both were killed, and nothing else in their place would do."""
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from stage import MISSING, EngineProcess, Stage, transfer, until
@@ -213,3 +215,36 @@ def test_damaged_latents_are_recomputed(stage, engine, read, prompts):
     assert tokens(engine.ask(prompts[-2:], tokens=8)) == read[-2:]
     assert engine.stats["loaded_tokens"] == before["loaded_tokens"]
     assert engine.said("could not be restored and are recomputed") == 1
+
+
+def test_ranks_that_all_have_the_latents_share_a_store_and_each_loads_them(stage, layers):
+    import torch
+    from latentkv.client import Client, TensorParallel
+    from latentkv.vllm.pages import latent_page_layer
+
+    stage.start_daemon(stage.folder / "ranks")
+    prompt = list(range(256))
+    generator = torch.Generator().manual_seed(5)
+    latents = [torch.randn((16, 16, 512 + 64), generator=generator).bfloat16() for _ in layers]
+    over = threading.Barrier(2, timeout=30)
+
+    def rank(number: int) -> tuple[int, bool]:
+        place = TensorParallel(number, 2, str(stage.folder / "meeting"))
+        client = Client(stage.line.address, layers, b"1" * 32, profile="exact", tensor_parallel=place)
+        pages = [part.clone() for part in latents]
+        client.register_pages([latent_page_layer(*one, 16) for one in zip(pages, layers, strict=True)], 16, 16)
+        client.store(prompt, 0, 256, range(16))
+        assert client.flush(10000)
+        stored = client.stats()["stored_blocks"]
+        over.wait()
+        for page in pages:
+            page.zero_()
+        job = client.load(prompt, 0, 256, range(16), deadline_ms=5000)
+        count = job.wait(timeout_ms=6000).token_count
+        job.free()
+        over.wait()
+        client.close()
+        return stored, count == 256 and all(map(torch.equal, pages, latents))
+
+    with ThreadPoolExecutor(2) as ranks:
+        assert list(ranks.map(rank, range(2))) == [(2, True), (2, True)]
