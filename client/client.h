@@ -123,7 +123,10 @@ class Client {
   // They must outlive the client or, when others were registered in their
   // place, the loads that were begun with them and what was queued on the
   // streams of stores. The first pages on a device take staging_bytes_max of
-  // pinned memory, and 64 MiB of the device's with a block for each thread.
+  // pinned memory, and 64 MiB of the device's with a block for each thread;
+  // with a basis also what restoring in it takes, and seconds later what
+  // encoding in it does, if that is at most half of what is free: of an 8B
+  // model some 1.1 GB of the device's, and half a gigabyte of pinned memory.
   // InvalidArgument if they do not fit the geometry or lie in several memories;
   // ResourceExhausted.
   virtual absl::Status RegisterPages(PagedCache pages) = 0;

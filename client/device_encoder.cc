@@ -1,10 +1,12 @@
 #include "client/device_encoder.h"
 
 #include <cmath>
+#include <exception>
 #include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/niceness.h"
 #include "core/frame.h"
 
 namespace latentkv {
@@ -17,12 +19,16 @@ DeviceEncoder::DeviceEncoder(std::shared_ptr<Device> device, const Codec* codec,
       log_(log),
       thread_([this] { Open(); }) {}
 
-DeviceEncoder::~DeviceEncoder() {
+void DeviceEncoder::Close() {
   closing_ = true;
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
+  std::lock_guard<std::mutex> lock(mutex_);
+  ready_ = false;
+  lane_.reset();
 }
 
-void DeviceEncoder::Open() {
+void DeviceEncoder::Open() try {
+  GiveWayToTheEngine();
   const BasisView& basis = *codec_.basis_view();
   absl::StatusOr<std::unique_ptr<EncodeLane>> lane =
       device_->OpenEncodeLane(basis, FrameHeaderBytes(basis.groups.size()),
@@ -36,6 +42,8 @@ void DeviceEncoder::Open() {
   std::lock_guard<std::mutex> lock(mutex_);
   lane_ = *std::move(lane);
   ready_ = true;
+} catch (const std::exception& error) {
+  log_->Info(absl::StrCat("blocks are encoded on the CPU: ", error.what()));
 }
 
 std::unique_ptr<DeviceEncoder::Turn> DeviceEncoder::TakeTurn() {
@@ -71,6 +79,8 @@ bool DeviceEncoder::Turn::EncodeAt(float step, LossChannels measured,
   }
   const absl::StatusOr<std::vector<EncodedBlock>> encoded =
       encoder_.lane_->Encode(raw, step, measured);
+  // Of memory that there may be again.
+  if (absl::IsResourceExhausted(encoded.status())) return false;
   if (!encoded.ok()) {
     encoder_.log_->Warn(
         Failure::kStore,

@@ -21,12 +21,14 @@ namespace latentkv {
 class DeviceEncoder {
  public:
   // Opens a lane of `device` on a thread of its own, which takes seconds.
-  // `options` are those of blocks in the basis of `codec`, which outlives the
-  // encoder, as `log` does.
+  // `options` are those of blocks in the basis of `codec`, which is used until
+  // Close, as `log` is.
   DeviceEncoder(std::shared_ptr<Device> device, const Codec* codec,
                 const EncodeOptions& options, FailureLog* log);
-  // Waits for that thread, which soon gives up.
-  ~DeviceEncoder();
+  ~DeviceEncoder() { Close(); }
+  // Waits for that thread, which soon gives up, and for the turn that runs.
+  // There are no turns any more.
+  void Close();
 
   struct Block {
     BlockPlace place;

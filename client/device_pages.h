@@ -38,11 +38,14 @@ class DeviceStaging {
   // Has the device restore sections of `basis`, which outlives this. Its error:
   // then they are restored on the CPU.
   absl::Status OpenGroups(const BasisView& basis);
-  // Has the device encode blocks in the basis of `codec`, as soon as it can;
-  // both outlive this.
-  void OpenEncoder(const Codec* codec, const EncodeOptions& options,
-                   FailureLog* log) {
+  // Has the device encode blocks in the basis of `codec`, as soon as it can and
+  // until what is returned is closed, which must be while there are `codec` and
+  // `log`.
+  std::shared_ptr<DeviceEncoder> OpenEncoder(const Codec* codec,
+                                             const EncodeOptions& options,
+                                             FailureLog* log) {
     encoder_ = std::make_shared<DeviceEncoder>(device_, codec, options, log);
+    return encoder_;
   }
 
  private:

@@ -1,20 +1,13 @@
 #include "client/encode_workers.h"
 
-#include <sys/resource.h>
-
 #include <exception>
 #include <utility>
 
+#include "client/niceness.h"
 #include "core/limits.h"
 
 namespace latentkv {
 namespace {
-
-// The engine's threads wait for each other, so that taking a core from one of
-// them stops all. With a tenth of a core, which this leaves the encoder beside
-// a busy engine, it still encodes 1000 tokens of SmolLM2 a second: more than
-// that engine computes on two cores.
-constexpr int kNiceness = 10;
 
 BlockPlace PlaceOf(const StagedBlock& block) {
   return {block.key,
@@ -50,7 +43,7 @@ void EncodeWorkers::Close() {
 }
 
 void EncodeWorkers::Work() {
-  setpriority(PRIO_PROCESS, 0, kNiceness);  // Of this thread alone, on Linux.
+  GiveWayToTheEngine();
   while (std::optional<Taken> first = Take()) {
     std::vector<Taken> batch;
     batch.push_back(*std::move(first));
@@ -158,9 +151,9 @@ absl::Status EncodeWorkers::Keep(absl::StatusOr<Bytes> frame,
   if (!header.ok()) return header.status();
   block->exact = header->encoding.IsExact();
   block->loss_chain = header->loss_chain;
-  block->raw.reset();
-  block->share.Resize(frame->size());
   block->frame = std::make_shared<const Bytes>(*std::move(frame));
+  block->raw.reset();
+  block->share.Resize(block->frame->size());
   return absl::OkStatus();
 }
 

@@ -62,6 +62,10 @@ absl::Status PageRegistry::CheckShape(const PagedCache& pages) const {
   return absl::OkStatus();
 }
 
+PageRegistry::~PageRegistry() {
+  for (const auto& encoder : encoders_) encoder->Close();
+}
+
 absl::StatusOr<std::optional<uint32_t>> PageRegistry::HolderOf(
     const PagedCache& pages) const {
   const auto name = [](std::optional<uint32_t> holder) {
@@ -94,7 +98,12 @@ absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(
     if (!groups.ok())
       log_->Info(
           absl::StrCat("blocks are restored on the CPU: ", groups.message()));
-    if (!write_.exact) (*staging)->OpenEncoder(codec_, write_, log_);
+    try {
+      if (!write_.exact)
+        encoders_.push_back((*staging)->OpenEncoder(codec_, write_, log_));
+    } catch (const std::exception& error) {  // A thread that cannot be had.
+      log_->Info(absl::StrCat("blocks are encoded on the CPU: ", error.what()));
+    }
   }
   staging_ = *staging;
   staged_ = device;

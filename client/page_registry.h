@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "client/device_pages.h"
@@ -19,7 +20,8 @@
 
 namespace latentkv {
 
-// Thread-safe. What it is given outlives it and the pages it hands out.
+// Thread-safe. What it is given outlives it; pages that it handed out may live
+// on with jobs.
 class PageRegistry {
  public:
   // `staging_bytes_max` and `thread_count` as in ClientOptions: of stores, and
@@ -29,6 +31,7 @@ class PageRegistry {
   PageRegistry(const HeadShare& share, const Devices& devices,
                uint64_t staging_bytes_max, uint32_t thread_count,
                const Codec* codec, const EncodeOptions& write, FailureLog* log);
+  ~PageRegistry();
 
   // In the place of those before, which live on with the jobs that have them.
   // InvalidArgument if they do not fit the geometry or lie in several memories;
@@ -57,6 +60,8 @@ class PageRegistry {
   std::shared_ptr<EnginePages> current_;
   std::shared_ptr<DeviceStaging> staging_;  // Of device `staged_`.
   uint32_t staged_ = 0;
+  // All that were opened. They use codec_ and log_, their pages' jobs do not.
+  std::vector<std::shared_ptr<DeviceEncoder>> encoders_;
 };
 
 }  // namespace latentkv

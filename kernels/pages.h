@@ -20,9 +20,9 @@ struct PageStrides {
 };
 
 struct PagedLayer {
-  // [pages, page_tokens, kv_heads, head_dim] through key_strides
+  // [pages, page_tokens, kv_heads, DimOf(keys)] through key_strides
   uint8_t* key = nullptr;
-  uint8_t* value = nullptr;  // the same through value_strides
+  uint8_t* value = nullptr;  // The same through value_strides.
   PageStrides key_strides, value_strides;
 };
 
@@ -46,7 +46,7 @@ struct TokenRun {
 };
 
 // The raw form of tokens: for each layer in order, K then V, each [tokens,
-// kv_heads, head_dim] of the layer's dtype, rotated as the engine holds it.
+// kv_heads, DimOf(keys)] of the layer's dtype, rotated as the engine holds it.
 // RawBytes(geometry, tokens) in all.
 uint64_t RawBytes(const Geometry& geometry, uint32_t tokens);
 // Of layers [first_layer, last_layer) alone.

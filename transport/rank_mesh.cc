@@ -322,12 +322,14 @@ class RankMesh final : public RankExchange {
                                     absl::Time deadline) {
     v1::RankMessage message = Message(batch);
     *message.mutable_ready() = own;
-    absl::Status status = Deliver(0, message, deadline);
-    if (!status.ok()) return status;
     // Rank 0 may have begun to wait when this rank did, and its word takes a
     // moment.
-    absl::StatusOr<v1::RankGo> go = round->AwaitGo(
-        std::min(deadline, absl::Now() + PatienceWith(0)) + kStopDuration);
+    const absl::Time patient =
+        std::min(deadline, absl::Now() + PatienceWith(0)) + kStopDuration;
+    absl::Status status = Deliver(0, message, patient);
+    SetAway(0, absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status));
+    if (!status.ok()) return status;
+    absl::StatusOr<v1::RankGo> go = round->AwaitGo(patient);
     if (go.ok()) away_[0] = false;
     SetAway(0, absl::IsDeadlineExceeded(go.status()));
     return go;

@@ -29,7 +29,7 @@ typedef struct {
 } latentkv_basis_profile;
 
 /* The KV cache of a chain's first 4 tokens: for each layer K (rotated) then V,
- * [4][kv_heads][head_dim]. */
+ * [4][kv_heads][head_dim], of V value_dim. */
 typedef struct {
   uint32_t tokens[4];
   const float* values;
@@ -67,7 +67,7 @@ LATENTKV_API latentkv_code latentkv_codec_profile(latentkv_codec* codec,
                                                   float* loss_own_max);
 
 /* raw: one block of 64 tokens at position first_token, for each layer K then V,
- * [64][kv_heads][head_dim] in the layer's dtype, keys rotated. tokens: of the
+ * [64][kv_heads][head_dim], of V value_dim, in the layer's dtype, keys rotated. tokens: of the
  * chain up to the block's last, first_token + 64 of them. step 0: exact. *frame
  * is freed by latentkv_free. */
 LATENTKV_API latentkv_code latentkv_encode(

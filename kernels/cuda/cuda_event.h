@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "absl/status/statusor.h"
+#include "kernels/cuda/beside_captures.h"
 #include "kernels/cuda/check_launch.h"
 #include "kernels/device.h"
 
@@ -41,6 +42,7 @@ class CurrentDevice {
   const absl::Status& status() const { return status_; }
 
  private:
+  const cuda::BesideCaptures beside_captures_;
   int before_ = 0;
   bool changed_ = false;
   absl::Status status_;
@@ -61,9 +63,11 @@ class CudaEvent final : public DeviceEvent {
     return event;
   }
   ~CudaEvent() override {
+    const cuda::BesideCaptures beside_captures;
     if (event_ != nullptr) cudaEventDestroy(event_);
   }
   absl::Status Wait() const override {
+    const cuda::BesideCaptures beside_captures;
     const auto began = std::chrono::steady_clock::now();
     cudaError_t error;
     while ((error = cudaEventQuery(event_)) == cudaErrorNotReady) {

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/cuda/beside_captures.h"
 #include "kernels/cuda/check_launch.h"
 
 namespace latentkv::cuda {
@@ -39,7 +40,10 @@ class DeviceArray {
     std::swap(size_, other.size_);
     return *this;
   }
-  ~DeviceArray() { cudaFree(data_); }
+  ~DeviceArray() {
+    const BesideCaptures beside_captures;
+    cudaFree(data_);
+  }
 
   // ResourceExhausted.
   static absl::StatusOr<DeviceArray> Make(size_t size) {
@@ -87,7 +91,10 @@ class PinnedArray {
     std::swap(size_, other.size_);
     return *this;
   }
-  ~PinnedArray() { cudaFreeHost(data_); }
+  ~PinnedArray() {
+    const BesideCaptures beside_captures;
+    cudaFreeHost(data_);
+  }
 
   // ResourceExhausted.
   static absl::StatusOr<PinnedArray> Make(size_t size) {

@@ -32,8 +32,10 @@ absl::StatusOr<PinnedMemory> Pinned(uint64_t bytes) {
       CudaStatus(cudaHostAlloc(&memory, bytes, cudaHostAllocPortable),
                  "pinning host memory");
   if (!status.ok()) return status;
-  return PinnedMemory(static_cast<uint8_t*>(memory),
-                      [](uint8_t* from) { cudaFreeHost(from); });
+  return PinnedMemory(static_cast<uint8_t*>(memory), [](uint8_t* from) {
+    const cuda::BesideCaptures beside_captures;
+    cudaFreeHost(from);
+  });
 }
 
 // What the kernels read of one copy, in pinned memory, on its way to the

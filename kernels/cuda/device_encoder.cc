@@ -112,14 +112,22 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(
   std::vector<HostGroup> hosts(count);
   std::atomic<uint32_t> next = 0;
   const auto work = [&] {
-    for (uint32_t g = next++; g < count && !cancelled(); g = next++)
-      hosts[g] = MakeHostGroup(view, basis, g);
+    for (uint32_t g = next++; g < count && !cancelled(); g = next++) {
+      try {
+        hosts[g] = MakeHostGroup(view, basis, g);
+      } catch (const std::exception& error) {
+        hosts[g].status = absl::ResourceExhaustedError(error.what());
+      }
+    }
   };
+  const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
   std::vector<std::thread> threads;
-  for (uint32_t i = 1;
-       i < std::min(count, std::max(1u, std::thread::hardware_concurrency()));
-       ++i) {
-    threads.emplace_back(work);
+  threads.reserve(cores);
+  try {
+    for (uint32_t i = 1; i < std::min(count, cores); ++i)
+      threads.emplace_back(work);
+  } catch (const std::exception&) {
+    // As many as can be had will do.
   }
   work();
   for (std::thread& thread : threads) thread.join();

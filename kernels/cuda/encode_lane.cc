@@ -88,30 +88,50 @@ class CudaEncodeLane final : public EncodeLane {
     if (blocks.size() > kBlocksMax)
       return absl::InvalidArgumentError(
           absl::StrCat(blocks.size(), " blocks at once"));
-    absl::Status status = Queue(blocks, step, measured);
+    std::vector<RawBlock> taken;
+    for (const RawBlock& block : blocks) {
+      if (IsReached(block)) taken.push_back(block);
+    }
+    absl::Status status = Queue(taken, step, measured);
     // Also after an error: some of it may be queued, and reads raw blocks.
     absl::Status over = Synchronize();
     if (status.ok()) status = over;
     if (!status.ok()) return status;
     const cuda::EncodeReport report = encode_->report();
-    std::vector<EncodedBlock> encoded(blocks.size());
-    for (size_t b = 0; b < blocks.size(); ++b) {
-      if (report.faults[b] != 0) {
-        encoded[b].status = absl::ResourceExhaustedError(
-            absl::StrCat("left to the CPU: fault ", report.faults[b]));
-        continue;
-      }
-      encoded[b].frame = frames_.data() + report.frames[b];
-      for (size_t g = 0; g < groups_; ++g) {
-        encoded[b].loss += report.losses[g * blocks.size() + b];
-        encoded[b].section_bytes.push_back(
-            report.section_bytes[g * blocks.size() + b]);
-      }
+    std::vector<EncodedBlock> encoded;
+    size_t at = 0;  // Among those that were taken.
+    for (const RawBlock& block : blocks) {
+      encoded.push_back(IsReached(block) ? Encoded(report, at++, taken.size())
+                                         : EncodedBlock());
+      if (!IsReached(block))
+        encoded.back().status = absl::ResourceExhaustedError(
+            "positions beyond those that the device has turns of");
     }
     return encoded;
   }
 
  private:
+  static bool IsReached(const RawBlock& block) {
+    return block.first_token + kBlockTokens <= kPositionsMax;
+  }
+
+  // Block `b` of `count`.
+  EncodedBlock Encoded(const cuda::EncodeReport& report, size_t b,
+                       size_t count) const {
+    EncodedBlock encoded;
+    if (report.faults[b] != 0) {
+      encoded.status = absl::ResourceExhaustedError(
+          absl::StrCat("left to the CPU: fault ", report.faults[b]));
+      return encoded;
+    }
+    encoded.frame = frames_.data() + report.frames[b];
+    for (size_t g = 0; g < groups_; ++g) {
+      encoded.loss += report.losses[g * count + b];
+      encoded.section_bytes.push_back(report.section_bytes[g * count + b]);
+    }
+    return encoded;
+  }
+
   absl::Status Queue(absl::Span<const RawBlock> blocks, float step,
                      LossChannels measured) {
     std::vector<cuda::RestoreBlock> encoded;
@@ -131,9 +151,6 @@ class CudaEncodeLane final : public EncodeLane {
           "copying to the device");
       if (!status.ok()) return status;
     }
-    if (positions > kPositionsMax)
-      return absl::InvalidArgumentError(
-          "positions beyond those that the device has turns of");
     absl::Status status = rotary_->Reach(positions);
     if (!status.ok()) return status;
     return encode_->Encode(encoded, Parts(), step, measured, frames_.data(),

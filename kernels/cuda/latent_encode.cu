@@ -215,6 +215,7 @@ class SectionEncoder {
       const Rows rows = next;
       if (look + 1 < looks_) next = Load(row + kContextRows);
       uint32_t magnitudes[2] = {};
+      uint32_t either[4] = {};  // Of the two tokens.
 #pragma unroll
       for (uint32_t h = 0; h < 2; ++h) {
         uint4 high = {};
@@ -233,10 +234,14 @@ class SectionEncoder {
           magnitudes[h] = __dp4a(magnitude & ~((above >> 7) * 255), 0x01010101u,
                                  magnitudes[h] + count * (kMagnitudeMax + 1));
           escapes += count;
-          if ((low | rest) != 0) last_row = row + 4 * w, last = low | rest;
+          either[w] |= low | rest;
         }
         shifts_[look * kBlockTokens + h * kWarp + lane_] =
             shifts[h] + static_cast<int>(kClassShiftMax);
+      }
+#pragma unroll
+      for (uint32_t w = 0; w < 4; ++w) {
+        if (either[w] != 0) last_row = row + 4 * w, last = either[w];
       }
       if (row + kContextRows <= group_.live)
         Look(look, magnitudes, activities, shifts);

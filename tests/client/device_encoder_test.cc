@@ -140,6 +140,28 @@ TEST_F(DeviceEncoderTest, ABlockOverItsBoundAtAllStepsIsTheCpus) {
   EXPECT_EQ(client_->Stats().device_encoded_blocks, before);
 }
 
+// A job keeps its pages, and with them what the device holds for them.
+TEST_F(DeviceEncoderTest,
+       AClientThatGoesWhileItsDeviceOpensLeavesItsJobsAlone) {
+  devices_.encoder_never_opens = true;
+  devices_.said_step = 1;
+  ClientConfig config = TestConfig(daemon_.Connect(), geometry_, basis_);
+  config.devices = &devices_;
+  config.write.loss_own_max = 1;
+  client_ = ClientTest::Open(config, &pages_);
+  config = {};
+  EXPECT_EQ(Store(14, 2).token_count, 2 * kBlockTokens) << "by the CPU";
+  auto job = client_->Load({TestTokens(14, 2 * kBlockTokens)}, 0,
+                           2 * kBlockTokens, ids_, Soon());
+  EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 2 * kBlockTokens);
+  for (const absl::Time end = Soon(); !devices_.encoder_opens;) {
+    ASSERT_LT(absl::Now(), end);
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  client_.reset();
+  EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 2 * kBlockTokens);
+}
+
 TEST_F(DeviceEncoderTest,
        AfterAnErrorOfTheDeviceTheCpuEncodesAndNothingIsLost) {
   Start();

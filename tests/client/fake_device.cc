@@ -272,9 +272,13 @@ class FakeDevice final : public Device {
   }
   absl::StatusOr<std::unique_ptr<EncodeLane>> OpenEncodeLane(
       const BasisView&, uint64_t header_bytes,
-      const std::function<bool()>&) override {
+      const std::function<bool()>& cancelled) override {
     if (devices_.encoder == nullptr)
       return absl::UnimplementedError("this device encodes nothing");
+    devices_.encoder_opens = true;
+    while (devices_.encoder_never_opens && !cancelled())
+      absl::SleepFor(absl::Milliseconds(1));
+    if (cancelled()) return absl::CancelledError("not wanted any more");
     return std::make_unique<FakeEncodeLane>(devices_, header_bytes);
   }
   absl::StatusOr<DeviceEventPtr> Record(EngineStream stream) override {

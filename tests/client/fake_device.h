@@ -66,6 +66,9 @@ class FakeDevices final : public Devices {
   float said_step = 0;
   // Of all channels it says this times as much.
   float whole_loss = 1;
+  // Whether its encoder opens only to be cancelled.
+  bool encoder_never_opens = false;
+  mutable std::atomic<bool> encoder_opens{false};
   // Of a batch: the device's error.
   std::function<absl::Status(size_t blocks)> on_encode;
   std::function<absl::Status(uint32_t first_token)> on_encode_block;

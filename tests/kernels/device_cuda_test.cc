@@ -315,6 +315,28 @@ TEST_F(DeviceCuda, GatherIsOrderedWithTheEnginesStream) {
   cudaStreamDestroy(engine);
 }
 
+// An engine captures graphs while threads of ours open lanes and wait.
+TEST_F(DeviceCuda, WhatOtherThreadsDoIsNothingToACaptureOfTheEngine) {
+  const Geometry geometry = RandomGeometry(&random_);
+  cudaStream_t stream;
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  const DeviceMemory memory(Bytes(1024, kPoison));
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal),
+            cudaSuccess);
+  absl::Status status;
+  std::thread([&] {
+    status = device_->OpenLane(geometry, 4).status();
+    status.Update(device_->AllocatePinned(1 << 20).status());
+  }).join();
+  EXPECT_EQ(cudaMemsetAsync(memory.data(), 0, 1024, stream), cudaSuccess);
+  EXPECT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  EXPECT_TRUE(status.ok()) << status;
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+  cudaGetLastError();  // None of the next test's.
+}
+
 TEST_F(DeviceCuda, LaunchesCanBeCaptured) {
   const Geometry geometry = RandomGeometry(&random_);
   Pages pages(geometry, Layout::kHnd, 64, 3, 0);
