@@ -29,7 +29,7 @@ from .features import Embedding, Prediction, make_embedding
 from .geometry import bytes_per_token, model_digest
 from .progress import Progress
 from .solve import Corpus, Group, restore_cache, solve_group, solving_bytes
-from .statistics import PROBE_BATCH, QueryEnergy, check_rotation, sensitivities
+from .statistics import PROBE_BATCH, Probe, QueryEnergy, check_rotation, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
@@ -37,14 +37,15 @@ _TEXT_TOKENS = 80000  # Read altogether: some eighty for each regressor. Half of
 _PREFIX_TOKENS = 768
 _FOLLOWING_TOKENS = 128
 _HELD_OUT = 8
-_PROBES = 3
+_PROBES = 6  # Of each kind.
 _PROBE_TOKENS = 64
+_CUE_TOKENS = 8  # Of text that comes again: from so many on a model that remembers knows what follows.
 _LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `high` to above that of `small`.
 _GUARD = 1.5  # The guard's bound over the worst block of the held-out conversations.
 _SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
 _SINKS_SHARE = 0.1
 _LIBRARY_BYTES = 700 << 20  # Of Python, torch and transformers, code included, before they do anything: measured.
-_METHOD = "1"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
+_METHOD = "2"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def _say_needs(
     cache = 4 * sum(widths) * max(map(len, documents))
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
     # Of each probe its cache, with noise and as the model takes it; and logits, of which a divergence makes four more.
-    probing = PROBE_BATCH * (3 * cache + 5 * 4 * _PROBE_TOKENS * vocabulary)
+    probing = PROBE_BATCH * (3 * cache + 5 * 4 * (_CUE_TOKENS + _PROBE_TOKENS) * vocabulary)
     widest = max(sum(widths[first:last]) for first, last in ranges)
     solving = solving_bytes(widest, features + prediction.inherited * (len(ranges) - 1), sum(widths))
     # What one stage gives back is seldom where the next can use it: their sum.
@@ -277,13 +278,24 @@ def _sensitivities(
     """Of each group's channels, on the model's device."""
 
     def probe() -> State:
-        probes = [_split(model, tokens, _PROBE_TOKENS) for tokens in _spread(training, _PROBES)]
-        deviations = _deviations(model, corpus.sample())
-        sensitive = sensitivities(model, energy, [(p.cache, p.following) for p in probes], deviations)
+        sensitive = sensitivities(model, energy, _probes(model, training), _deviations(model, corpus.sample()))
         by_group = [torch.cat([part.flatten() for pair in sensitive[slice(*one)] for part in pair]) for one in ranges]
         return {"groups": by_group}
 
     return [one.to(model.device) for one in parts.part("sensitivities", probe)["groups"]]
+
+
+def _probes(model: LoadedModel, training: Sequence[Sequence[int]]) -> list[list[Probe]]:
+    """Two kinds: text that goes on, and text that comes again. The second a model continues from its memory, as it
+    answers a question about it: errors count where it looks things up."""
+    going_on, coming_again = [], []
+    for number, tokens in enumerate(_spread(training, _PROBES)):
+        split = _split(model, tokens, _PROBE_TOKENS)
+        going_on.append(Probe(split.cache, split.following))
+        count = _CUE_TOKENS + _PROBE_TOKENS
+        at = (number + 1) * (len(split.tokens) - count) // (_PROBES + 1)
+        coming_again.append(Probe(split.cache, split.tokens[at : at + count], _CUE_TOKENS))
+    return [going_on, coming_again]
 
 
 def _solve(

@@ -4,6 +4,7 @@ keys and values costs. Forward passes only."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,16 +132,26 @@ def value_energy(attention: torch.nn.Module, layer: Layer) -> torch.Tensor:
     return columns.reshape(layer.kv_heads, -1, layer.head_dim).sum(1)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A prefix, and tokens behind it whose distributions count from number `first` on."""
+
+    cache: LayerCache
+    following: Sequence[int]
+    first: int = 0
+
+
 def sensitivities(
     model: LoadedModel,
     energy: QueryEnergy,
-    probes: Sequence[tuple[LayerCache, Sequence[int]]],
+    probes: Sequence[Sequence[Probe]],
     deviations: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each layer, of keys and of values: [kv_heads, head_dim] nats a token for each unit of squared error.
 
     The shape within a layer is closed form; its height is probed: noise on that layer's keys (or values) of a prefix,
-    and what it does to the next tokens' distributions.
+    and what it does to the next tokens' distributions. `probes` are of several kinds, each of which has an equal say;
+    nats are those of the first kind.
     """
     generator = torch.Generator().manual_seed(7)
     blocks = attentions(model)
@@ -152,17 +163,22 @@ def sensitivities(
         for i, layer in enumerate(model.layers)
     ]
     targets = [(layer, part) for layer in range(len(model.layers)) for part in (0, 1)]
-    cost = dict.fromkeys(targets, 0.0)
-    progress = Progress("probing the layers", len(probes) * -(-len(targets) // PROBE_BATCH))
-    for cache, following in probes:
-        reference = model.logits_after(cache, following)
+    progress = Progress("probing the layers", sum(map(len, probes)) * -(-len(targets) // PROBE_BATCH))
+
+    def losses(probe: Probe) -> torch.Tensor:
+        """[targets]"""
+        reference, found = model.logits_after(probe.cache, probe.following), []
         for start in range(0, len(targets), PROBE_BATCH):
             batch = targets[start : start + PROBE_BATCH]
-            noisy = [_with_noise(cache, model.layers, target, deviations, generator) for target in batch]
-            loss = divergence(reference[None], model.logits_after_each(noisy, following)).mean(-1)
-            for target, value in zip(batch, loss.tolist(), strict=True):
-                cost[target] += value / len(probes)
+            noisy = [_with_noise(probe.cache, model.layers, target, deviations, generator) for target in batch]
+            loss = divergence(reference[None], model.logits_after_each(noisy, probe.following))
+            found.append(loss[:, probe.first :].mean(-1).cpu())
             progress.step()
+        return torch.cat(found)
+
+    by_kind = [sum(losses(probe) for probe in kind) / len(kind) for kind in probes]
+    mean = sum(kind / kind.sum() for kind in by_kind) / len(by_kind) * by_kind[0].sum()
+    cost = dict(zip(targets, mean.tolist(), strict=True))
     result = []
     for index, pair in enumerate(shapes):
         noise = [(pair[part] * (_NOISE * deviations[index][part]).square()).sum() for part in (0, 1)]
