@@ -124,9 +124,9 @@ class Client {
   // place, the loads that were begun with them and what was queued on the
   // streams of stores. The first pages on a device take staging_bytes_max of
   // pinned memory, and 64 MiB of the device's with a block for each thread;
-  // with a basis also what restoring in it takes, and seconds later what
-  // encoding in it does, if that is at most half of what is free: of an 8B
-  // model some 1.1 GB of the device's, and half a gigabyte of pinned memory.
+  // with a basis also what restoring in it takes (of an 8B model some .6 GB of
+  // the device's and 64 MiB of pinned memory), and seconds later what encoding
+  // in it does (1.1 GB and 128 MiB) if that is at most half of what is free.
   // InvalidArgument if they do not fit the geometry or lie in several memories;
   // ResourceExhausted.
   virtual absl::Status RegisterPages(PagedCache pages) = 0;

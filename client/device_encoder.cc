@@ -80,7 +80,12 @@ bool DeviceEncoder::Turn::EncodeAt(float step, LossChannels measured,
   const absl::StatusOr<std::vector<EncodedBlock>> encoded =
       encoder_.lane_->Encode(raw, step, measured);
   // Of memory that there may be again.
-  if (absl::IsResourceExhausted(encoded.status())) return false;
+  if (absl::IsResourceExhausted(encoded.status())) {
+    encoder_.log_->Warn(Failure::kStore,
+                        absl::StrCat("a batch is encoded on the CPU: ",
+                                     encoded.status().message()));
+    return false;
+  }
   if (!encoded.ok()) {
     encoder_.log_->Warn(
         Failure::kStore,

@@ -1,5 +1,6 @@
 #include "client/page_registry.h"
 
+#include <exception>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -62,8 +63,11 @@ absl::Status PageRegistry::CheckShape(const PagedCache& pages) const {
   return absl::OkStatus();
 }
 
-PageRegistry::~PageRegistry() {
-  for (const auto& encoder : encoders_) encoder->Close();
+PageRegistry::~PageRegistry() { CloseEncoder(); }
+
+void PageRegistry::CloseEncoder() {
+  if (encoder_ != nullptr) encoder_->Close();
+  encoder_.reset();
 }
 
 absl::StatusOr<std::optional<uint32_t>> PageRegistry::HolderOf(
@@ -93,6 +97,8 @@ absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(
   absl::StatusOr<std::shared_ptr<DeviceStaging>> staging = DeviceStaging::Open(
       *std::move(opened), device, share_, staging_bytes_max_, thread_count_);
   if (!staging.ok()) return staging.status();
+  // That of a device that the pages have left takes its memory.
+  CloseEncoder();
   if (codec_ != nullptr) {
     absl::Status groups = (*staging)->OpenGroups(*codec_->basis_view());
     if (!groups.ok())
@@ -100,7 +106,7 @@ absl::StatusOr<std::shared_ptr<DeviceStaging>> PageRegistry::StagingLocked(
           absl::StrCat("blocks are restored on the CPU: ", groups.message()));
     try {
       if (!write_.exact)
-        encoders_.push_back((*staging)->OpenEncoder(codec_, write_, log_));
+        encoder_ = (*staging)->OpenEncoder(codec_, write_, log_);
     } catch (const std::exception& error) {  // A thread that cannot be had.
       log_->Info(absl::StrCat("blocks are encoded on the CPU: ", error.what()));
     }

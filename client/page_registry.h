@@ -47,6 +47,7 @@ class PageRegistry {
   absl::StatusOr<std::optional<uint32_t>> HolderOf(
       const PagedCache& pages) const;
   absl::StatusOr<std::shared_ptr<DeviceStaging>> StagingLocked(uint32_t device);
+  void CloseEncoder();
 
   const HeadShare& share_;
   const Devices& devices_;
@@ -60,8 +61,9 @@ class PageRegistry {
   std::shared_ptr<EnginePages> current_;
   std::shared_ptr<DeviceStaging> staging_;  // Of device `staged_`.
   uint32_t staged_ = 0;
-  // All that were opened. They use codec_ and log_, their pages' jobs do not.
-  std::vector<std::shared_ptr<DeviceEncoder>> encoders_;
+  // Of staging_; null: none. It uses codec_ and log_, which jobs of its pages
+  // outlive.
+  std::shared_ptr<DeviceEncoder> encoder_;
 };
 
 }  // namespace latentkv

@@ -33,8 +33,8 @@ struct Embedding {
 };
 
 // Layers [first_layer, last_layer); channels C: for each layer in order, K
-// un-rotated then V, [kv_heads, DimOf(keys)]. With a step D and latents q, own and
-// inherited, and features f:
+// un-rotated then V, [kv_heads, DimOf(keys)]. With a step D and latents q, own
+// and inherited, and features f:
 //   base[c] = mean[c] + feature_scale[c] * sum_j feature_rows[j][c] * f[j]
 //   y'[c]   = base[c] + row_scale[c] * D * sum_r decoder[r][c] * q[r]
 struct BasisGroup {

@@ -67,9 +67,9 @@ LATENTKV_API latentkv_code latentkv_codec_profile(latentkv_codec* codec,
                                                   float* loss_own_max);
 
 /* raw: one block of 64 tokens at position first_token, for each layer K then V,
- * [64][kv_heads][head_dim], of V value_dim, in the layer's dtype, keys rotated. tokens: of the
- * chain up to the block's last, first_token + 64 of them. step 0: exact. *frame
- * is freed by latentkv_free. */
+ * [64][kv_heads][head_dim], of V value_dim, in the layer's dtype, keys rotated.
+ * tokens: of the chain up to the block's last, first_token + 64 of them. step
+ * 0: exact. *frame is freed by latentkv_free. */
 LATENTKV_API latentkv_code latentkv_encode(
     latentkv_codec* codec, const uint32_t* tokens, uint32_t first_token,
     const uint8_t* raw, size_t raw_bytes, float step, float loss_own_max,

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "absl/status/statusor.h"
@@ -35,14 +36,17 @@ class CurrentDevice {
       changed_ = error == cudaSuccess;
     }
     status_ = CudaStatus(error, "choosing the device");
+    // Behind the choice, so that no other device is touched.
+    beside_captures_.emplace();
   }
   ~CurrentDevice() {
+    beside_captures_.reset();
     if (changed_) cudaSetDevice(before_);
   }
   const absl::Status& status() const { return status_; }
 
  private:
-  const cuda::BesideCaptures beside_captures_;
+  std::optional<cuda::BesideCaptures> beside_captures_;
   int before_ = 0;
   bool changed_ = false;
   absl::Status status_;

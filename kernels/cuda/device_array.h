@@ -41,6 +41,7 @@ class DeviceArray {
     return *this;
   }
   ~DeviceArray() {
+    if (data_ == nullptr) return;
     const BesideCaptures beside_captures;
     cudaFree(data_);
   }
@@ -92,6 +93,7 @@ class PinnedArray {
     return *this;
   }
   ~PinnedArray() {
+    if (data_ == nullptr) return;
     const BesideCaptures beside_captures;
     cudaFreeHost(data_);
   }

@@ -180,11 +180,14 @@ absl::Status DeviceBasis::MakeGroup(const BasisView& view, uint32_t index) {
   }
   const dim3 grid((rows + kPackThreads - 1) / kPackThreads,
                   std::min(columns, 64u));
-  PackKernel<<<grid, kPackThreads>>>(unpacked->data(), from.channels,
-                                     channel_of_row->data(), row->data(), rows,
-                                     columns, group.decoder.data());
-  absl::Status status = LaunchStatus("packing a decoder");
-  status.Update(CudaStatus(cudaDeviceSynchronize(), "packing a decoder"));
+  // Neither on the default stream nor by waiting for the device, both of which
+  // would end what the engine captures.
+  const absl::Status status = OnOwnStream([&](cudaStream_t stream) {
+    PackKernel<<<grid, kPackThreads, 0, stream>>>(
+        unpacked->data(), from.channels, channel_of_row->data(), row->data(),
+        rows, columns, group.decoder.data());
+    return cudaGetLastError();
+  });
   if (!status.ok()) return status;
   absl::StatusOr<CUtensorMap> map =
       MakeProductMap(group.decoder.data(), rows, columns, kDecoderRows);

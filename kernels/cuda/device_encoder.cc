@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <exception>
 #include <thread>
 
 #include "kernels/cuda/product_tiles.h"
@@ -111,12 +112,13 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(
   const uint32_t count = view.groups.size();
   std::vector<HostGroup> hosts(count);
   std::atomic<uint32_t> next = 0;
+  std::atomic<bool> out_of_memory = false;
   const auto work = [&] {
     for (uint32_t g = next++; g < count && !cancelled(); g = next++) {
       try {
         hosts[g] = MakeHostGroup(view, basis, g);
-      } catch (const std::exception& error) {
-        hosts[g].status = absl::ResourceExhaustedError(error.what());
+      } catch (const std::exception&) {
+        out_of_memory = true;
       }
     }
   };
@@ -131,6 +133,8 @@ absl::StatusOr<std::unique_ptr<DeviceEncoder>> DeviceEncoder::Create(
   }
   work();
   for (std::thread& thread : threads) thread.join();
+  if (out_of_memory)
+    return absl::ResourceExhaustedError("no memory to make encoders in");
   if (cancelled())
     return absl::CancelledError("encoders are not wanted any more");
 

@@ -134,9 +134,13 @@ class CudaEncodeLane final : public EncodeLane {
 
   absl::Status Queue(absl::Span<const RawBlock> blocks, float step,
                      LossChannels measured) {
+    uint32_t positions = 0;
+    for (const RawBlock& block : blocks)
+      positions = std::max(positions, block.first_token + kBlockTokens);
+    absl::Status status = rotary_->Reach(positions);
+    if (!status.ok()) return status;
     std::vector<cuda::RestoreBlock> encoded;
     std::vector<std::vector<TokenSlot>> slots(blocks.size());
-    uint32_t positions = 0;
     for (uint32_t b = 0; b < blocks.size(); ++b) {
       const RawBlock& block = blocks[b];
       // A raw form is a page of a block's tokens.
@@ -144,15 +148,12 @@ class CudaEncodeLane final : public EncodeLane {
       const int32_t sinks =
           block.first_token == 0 ? known_sinks_of_(block.tokens) : -1;
       encoded.push_back({block.first_token, block.tokens, sinks, slots[b]});
-      positions = std::max(positions, block.first_token + kBlockTokens);
-      absl::Status status = CudaStatus(
+      status = CudaStatus(
           cudaMemcpyAsync(room_.data() + b * block_bytes_, block.raw,
                           block_bytes_, cudaMemcpyHostToDevice, stream_),
           "copying to the device");
       if (!status.ok()) return status;
     }
-    absl::Status status = rotary_->Reach(positions);
-    if (!status.ok()) return status;
     return encode_->Encode(encoded, Parts(), step, measured, frames_.data(),
                            frames_.size(), stream_);
   }
@@ -190,8 +191,9 @@ class CudaEncodeLane final : public EncodeLane {
     if (!status.ok()) return status;
     uint64_t needed = kBlocksMax * block_bytes_;
     for (const BasisGroupView& group : view.groups) {
-      // The decoder's bytes and the encoder's halves, and what a batch keeps of
-      // a latent: itself, its room, its shift.
+      // The decoder's and the encoder's bytes with as much again for what goes
+      // with them, and what a batch keeps of a latent: itself, its room, its
+      // shift.
       needed += uint64_t{group.channels} * group.rank * 3 +
                 uint64_t{kBlocksMax} * kBlockTokens * group.rank * 3;
     }

@@ -82,6 +82,9 @@ def _latent_frequencies(text: Any, kind: str, rotary: int) -> tuple[tuple[float,
         return _frequencies(text, kind, rotary)
     if rope_type not in _LATENT_YARN:
         raise ValueError(f"rotary embedding of type {rope_type} beside compressed latents is not supported")
+    for name in ("rope_theta", "factor", "original_max_position_embeddings"):
+        if not parameters.get(name):
+            raise ValueError(f"the configuration names no {name} for its rotary embedding of type {rope_type}")
     theta, factor = float(parameters["rope_theta"]), float(parameters["factor"])
 
     def channel(turns: float) -> float:

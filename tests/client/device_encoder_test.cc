@@ -131,6 +131,17 @@ TEST_F(DeviceEncoderTest, WhatSeemsOverItsBoundIsMeasuredWellBeforeItIsFiner) {
   EXPECT_EQ(devices_.encoded_blocks, 4);
 }
 
+TEST_F(DeviceEncoderTest, ABatchThatTheDeviceHasNoMemoryForIsTheCpusAlone) {
+  Start();
+  devices_.on_encode = [](size_t) {
+    return absl::ResourceExhaustedError("no device memory");
+  };
+  EXPECT_NE(Store(15, 2).loss_chain, kSaid);
+  EXPECT_THAT(log(), ::testing::HasSubstr("no device memory"));
+  devices_.on_encode = nullptr;
+  EXPECT_EQ(Store(16, 2).loss_chain, kSaid);
+}
+
 TEST_F(DeviceEncoderTest, ABlockOverItsBoundAtAllStepsIsTheCpus) {
   Start(kSaid / 5);
   const uint64_t before = client_->Stats().device_encoded_blocks;
@@ -154,11 +165,12 @@ TEST_F(DeviceEncoderTest,
   auto job = client_->Load({TestTokens(14, 2 * kBlockTokens)}, 0,
                            2 * kBlockTokens, ids_, Soon());
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 2 * kBlockTokens);
-  for (const absl::Time end = Soon(); !devices_.encoder_opens;) {
+  for (const absl::Time end = Soon(); devices_.encoders_opening == 0;) {
     ASSERT_LT(absl::Now(), end);
     absl::SleepFor(absl::Milliseconds(1));
   }
   client_.reset();
+  EXPECT_EQ(devices_.encoders_opening, 0) << "it would use what is gone";
   EXPECT_EQ((*job)->Wait(-1, kLong)->token_count, 2 * kBlockTokens);
 }
 

@@ -275,9 +275,10 @@ class FakeDevice final : public Device {
       const std::function<bool()>& cancelled) override {
     if (devices_.encoder == nullptr)
       return absl::UnimplementedError("this device encodes nothing");
-    devices_.encoder_opens = true;
+    ++devices_.encoders_opening;
     while (devices_.encoder_never_opens && !cancelled())
       absl::SleepFor(absl::Milliseconds(1));
+    --devices_.encoders_opening;
     if (cancelled()) return absl::CancelledError("not wanted any more");
     return std::make_unique<FakeEncodeLane>(devices_, header_bytes);
   }

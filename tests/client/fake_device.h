@@ -68,7 +68,7 @@ class FakeDevices final : public Devices {
   float whole_loss = 1;
   // Whether its encoder opens only to be cancelled.
   bool encoder_never_opens = false;
-  mutable std::atomic<bool> encoder_opens{false};
+  mutable std::atomic<int> encoders_opening{0};
   // Of a batch: the device's error.
   std::function<absl::Status(size_t blocks)> on_encode;
   std::function<absl::Status(uint32_t first_token)> on_encode_block;

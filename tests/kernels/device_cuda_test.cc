@@ -315,7 +315,8 @@ TEST_F(DeviceCuda, GatherIsOrderedWithTheEnginesStream) {
   cudaStreamDestroy(engine);
 }
 
-// An engine captures graphs while threads of ours open lanes and wait.
+// An engine captures graphs while a thread of ours takes memory and gives it
+// back.
 TEST_F(DeviceCuda, WhatOtherThreadsDoIsNothingToACaptureOfTheEngine) {
   const Geometry geometry = RandomGeometry(&random_);
   cudaStream_t stream;

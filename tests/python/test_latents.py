@@ -45,11 +45,11 @@ def test_yarn_is_that_of_the_engine(own: dict, rope_type: str) -> None:
     from vllm.model_executor.layers.rotary_embedding import get_rope
 
     parameters = YARN | own
-    config = transformers.DeepseekV3Config(**SIZES, rope_parameters=parameters)
+    config = transformers.DeepseekV3Config(**SIZES, rope_parameters=dict(parameters))
     # As vLLM leaves it behind in the process that has made the model.
     config.rope_parameters["rope_type"] = rope_type
     layer = layers_of(config, "float32")[0]
-    assert layer == layers_of(transformers.DeepseekV3Config(**SIZES, rope_parameters=parameters), "float32")[0]
+    assert layer == layers_of(transformers.DeepseekV3Config(**SIZES, rope_parameters=dict(parameters)), "float32")[0]
     with set_current_vllm_config(VllmConfig()):
         rope = get_rope(
             16, 163840, is_neox_style=False, rope_parameters=parameters | {"rope_type": "deepseek_yarn"},
