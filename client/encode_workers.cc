@@ -77,7 +77,8 @@ std::optional<EncodeWorkers::Taken> EncodeWorkers::Take() {
 
 void EncodeWorkers::TakeMore(const DeviceEncoder* encoder, size_t count,
                              std::vector<Taken>* batch) {
-  // Whoever has the lock waits for a block, so that there is none.
+  // Whoever has the lock takes a block or waits for one: there is none, or one
+  // less.
   std::unique_lock lock(take_mutex_, std::try_to_lock);
   while (lock.owns_lock() && batch->size() < count) {
     std::optional<StagedBlock> block = queue_.PopIf(

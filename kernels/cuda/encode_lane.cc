@@ -183,8 +183,7 @@ class CudaEncodeLane final : public EncodeLane {
                                    "waiting for the device");
   }
 
-  // Whether the device can, and has the memory: at most half of what is free,
-  // since the engine was there first.
+  // Whether the device can, and has the memory.
   absl::Status CheckDevice(const BasisView& view) const {
     absl::Status status =
         cuda::HopperMultiprocessors("encoding blocks").status();
@@ -197,13 +196,7 @@ class CudaEncodeLane final : public EncodeLane {
       needed += uint64_t{group.channels} * group.rank * 3 +
                 uint64_t{kBlocksMax} * kBlockTokens * group.rank * 3;
     }
-    size_t free = 0, total = 0;
-    status =
-        CudaStatus(cudaMemGetInfo(&free, &total), "asking for free memory");
-    if (!status.ok() || needed <= free / 2) return status;
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "encoding needs ", needed >> 20, " MiB of device memory, of ",
-        free >> 20, " MiB that are free: leave the engine less"));
+    return cuda::CheckRoom("encoding", needed);
   }
 
   const int device_;

@@ -181,8 +181,7 @@ class CudaGroupLane final : public GroupLane {
                                    "waiting for the device");
   }
 
-  // Whether the device can, and has the memory: at most half of what is free,
-  // since the engine was there first.
+  // Whether the device can, and has the memory.
   absl::Status CheckDevice(const BasisView& view,
                            absl::Span<const HeadRange> heads,
                            const GroupLimits& limits) const {
@@ -208,13 +207,7 @@ class CudaGroupLane final : public GroupLane {
       columns += whole(std::max(group.rank, view.inherited_rank));
     }
     needed += uint64_t{limits.blocks_max} * kBlockTokens * columns;
-    size_t free = 0, total = 0;
-    status =
-        CudaStatus(cudaMemGetInfo(&free, &total), "asking for free memory");
-    if (!status.ok() || needed <= free / 2) return status;
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "restoring groups needs ", needed >> 20, " MiB of device memory, of ",
-        free >> 20, " MiB that are free: leave the engine less"));
+    return cuda::CheckRoom("restoring groups", needed);
   }
 
   const int device_;

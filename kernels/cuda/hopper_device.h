@@ -33,6 +33,18 @@ inline absl::StatusOr<uint32_t> HopperMultiprocessors(absl::string_view what) {
   return multiprocessors;
 }
 
+// ResourceExhausted unless the current device has twice `bytes` free for
+// `what`: the engine was there first.
+inline absl::Status CheckRoom(absl::string_view what, uint64_t bytes) {
+  size_t free = 0, total = 0;
+  absl::Status status =
+      CudaStatus(cudaMemGetInfo(&free, &total), "asking for free memory");
+  if (!status.ok() || bytes <= free / 2) return status;
+  return absl::ResourceExhaustedError(
+      absl::StrCat(what, " needs ", bytes >> 20, " MiB of device memory, of ",
+                   free >> 20, " MiB that are free: leave the engine less"));
+}
+
 }  // namespace latentkv::cuda
 
 #endif  // LATENTKV_KERNELS_CUDA_HOPPER_DEVICE_H_

@@ -1,4 +1,5 @@
 #include "kernels/cuda/check_launch.h"
+#include "kernels/cuda/coding_tables.cuh"
 #include "kernels/cuda/encode_product.h"
 #include "kernels/cuda/latent_encode.h"
 #include "kernels/cuda/packed_latents.cuh"
@@ -26,55 +27,6 @@ struct alignas(8) Escape {
   uint32_t place;
   int32_t latent;
 };
-
-// Of a class's symbols. One more than there are, so that a symbol's places in
-// all classes lie in different banks.
-constexpr uint32_t kClassStride = 257;
-
-// frequency | kEscapes | start << 16
-constexpr uint32_t kFrequency = 2 * kProbabilityOne - 1, kEscapes = 1u << 15;
-static_assert(kFrequency < kEscapes);
-// Leaves states as they are.
-constexpr uint2 kNoSymbol = {kProbabilityOne, 1u << (32 - kProbabilityBits)};
-
-struct Shared {
-  // A range as above, and 2^32 / frequency. Symbols that a class lacks have
-  // that of its escape.
-  uint2 ranges[kLatentClasses * kClassStride];
-  uint8_t magnitude_max[kLatentClasses];
-};
-static_assert(sizeof(Shared) <= 227 * 1024);
-
-__device__ void LoadTables(const CodingParams& params, Shared* shared) {
-  for (uint32_t i = threadIdx.x; i < kLatentClasses * 256; i += kThreads) {
-    uint32_t range = params.ranges[i];
-    const bool escapes = (range & kFrequency) == 0 || i % 256 == kEscapeSymbol;
-    if (escapes) range = params.ranges[i | kEscapeSymbol] | kEscapes;
-    const uint32_t frequency = range & kFrequency;
-    const uint32_t inverse =
-        frequency < 2 ? ~0u
-                      : static_cast<uint32_t>((uint64_t{1} << 32) / frequency);
-    shared->ranges[i / 256 * kClassStride + i % 256] = {range, inverse};
-  }
-  for (uint32_t i = threadIdx.x; i < kLatentClasses; i += kThreads)
-    shared->magnitude_max[i] = params.magnitude_max[i];
-  __syncthreads();
-}
-
-// Of an address in shared memory, which has 32 bits. The tables are written
-// before any is read, and not again.
-__device__ __forceinline__ uint32_t SharedByte(uint32_t address) {
-  uint32_t value;
-  asm("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(address));
-  return value;
-}
-__device__ __forceinline__ uint2 SharedPair(uint32_t address) {
-  uint2 value;
-  asm("ld.shared.v2.u32 {%0, %1}, [%2];"
-      : "=r"(value.x), "=r"(value.y)
-      : "r"(address));
-  return value;
-}
 
 __device__ __forceinline__ void Put16(uint8_t* to, uint32_t value) {
   to[0] = value, to[1] = value >> 8;
@@ -111,7 +63,7 @@ __device__ __forceinline__ uint32_t ShiftedClass(uint32_t row_class,
              static_cast<int>(kLatentClasses) - 1);
 }
 // The largest magnitude that is coded, of each of four rows. `limits` is the
-// address of Shared's.
+// address of CodingTables::magnitude_max.
 __device__ __noinline__ uint32_t DifferentLimits(uint32_t limits,
                                                  uint32_t classes, int shift) {
   uint32_t four = 0;
@@ -129,7 +81,7 @@ template <DType kDType>
 class SectionEncoder {
  public:
   __device__ __forceinline__ SectionEncoder(const CodingParams& params,
-                                            const Shared& shared,
+                                            const CodingTables& shared,
                                             uint32_t group, uint32_t block)
       : params_(params),
         shared_(static_cast<uint32_t>(__cvta_generic_to_shared(&shared))),
@@ -442,7 +394,7 @@ class SectionEncoder {
   }
 
   const CodingParams& params_;
-  const uint32_t shared_;  // The address of Shared.
+  const uint32_t shared_;  // The address of CodingTables.
   const CodingGroup group_;
   const uint32_t lane_, block_;
   const size_t section_;
@@ -456,8 +408,8 @@ template <DType kDType>
 __global__ void __launch_bounds__(kThreads, 1)
     CodingKernel(const __grid_constant__ CodingParams params) {
   extern __shared__ __align__(16) uint8_t memory[];
-  Shared* shared = reinterpret_cast<Shared*>(memory);
-  LoadTables(params, shared);
+  CodingTables* shared = reinterpret_cast<CodingTables*>(memory);
+  LoadTables<kThreads>(params, shared);
   const uint32_t count = params.groups * params.blocks;
   // Neighbouring sections go to different multiprocessors.
   for (uint32_t i = threadIdx.x / kWarp * gridDim.x + blockIdx.x; i < count;
@@ -485,10 +437,11 @@ absl::Status CodeSections(const CodingParams& params, DType dtype,
   if (params.blocks == 0) return absl::OkStatus();
   const auto launch = [&](auto* kernel) {
     const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        sizeof(CodingTables));
     if (error != cudaSuccess)
       return CudaStatus(error, "asking for shared memory");
-    kernel<<<multiprocessors, kThreads, sizeof(Shared), stream>>>(params);
+    kernel<<<multiprocessors, kThreads, sizeof(CodingTables), stream>>>(params);
     return LaunchStatus("coding sections on the device");
   };
   switch (dtype) {
