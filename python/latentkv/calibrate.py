@@ -25,15 +25,16 @@ import torch
 from . import native, report
 from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, load_model
 from .checkpoint import Checkpoint, State, Unkept
-from .features import Embedding, Prediction, make_embedding
+from .features import Embedding, Prediction
 from .geometry import bytes_per_token, model_digest
+from .learn import learn_embedding, learning_bytes
 from .progress import Progress
 from .solve import Corpus, Group, restore_cache, solve_group, solving_bytes
 from .statistics import PROBE_BATCH, Probe, QueryEnergy, check_rotation, sensitivities
 from .text import load_encoder, read_conversations
 
 TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
-_TEXT_TOKENS = 80000  # Read altogether: some eighty for each regressor. Half of them cost code 12 % more bytes.
+_TEXT_TOKENS = 160000  # Read altogether, at most. With a half of a mixture's, code takes 12 % more bytes.
 _PREFIX_TOKENS = 768
 _FOLLOWING_TOKENS = 128
 _HELD_OUT = 8
@@ -45,7 +46,7 @@ _GUARD = 1.5  # The guard's bound over the worst block of the held-out conversat
 _SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
 _SINKS_SHARE = 0.1
 _LIBRARY_BYTES = 700 << 20  # Of Python, torch and transformers, code included, before they do anything: measured.
-_METHOD = "2"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
+_METHOD = "3"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
 
 
 @dataclass(frozen=True)
@@ -202,16 +203,17 @@ def calibrate(
     check_rotation(model)
     held = _spread(usable, _HELD_OUT)
     training = [tokens for tokens in usable if not any(tokens is other for other in held)]
-    training = _spread(training, _TEXT_TOKENS // (_PREFIX_TOKENS // 2))
+    beginnings = sum(min(len(tokens), _PREFIX_TOKENS) for tokens in training)
+    training = _spread(training, len(training) * _TEXT_TOKENS // beginnings)
     training = [tokens[: max(_PREFIX_TOKENS, _TEXT_TOKENS // len(training))] for tokens in training]
     ranges = group_ranges([layer.window for layer in model.layers], layers_per_group)
     _say_needs(model, ranges, training, prediction, parts)
-    rows = parts.part("embedding", lambda: {"rows": make_embedding(model, training, prediction).rows})["rows"]
-    embedding = Embedding(rows.to(model.device), prediction.history)
-    corpus, energy = _collect(model, embedding, training, parts)
+    corpus, energy = _collect(model, training, parts)
     by_group = _sensitivities(model, corpus, energy, training, ranges, parts)
     start = parts.part("start", lambda: {"step": starting_step(corpus.sample(), by_group)})["step"]
-    groups = _solve(model, corpus, ranges, by_group, start, prediction.inherited, parts)
+    made = parts.part("embedding", lambda: {"rows": learn_embedding(model, corpus, by_group, start, prediction).rows})
+    embedding = Embedding(made["rows"].to(model.device), prediction.history)
+    groups = _solve(model, corpus, embedding, ranges, by_group, start, prediction.inherited, parts)
     tests = [_split(model, tokens, _FOLLOWING_TOKENS) for tokens in held]
     measured = measure_steps(model, groups, embedding, tests, [factor * start for factor in _LADDER], parts)
     sinks, (profiles, measured) = known_sinks(model, documents), normalise(groups, measured)
@@ -237,7 +239,7 @@ def _say_needs(
 ) -> None:  # fmt: skip
     tokens, features = sum(map(len, documents)), prediction.history * prediction.dims
     widths = [2 * layer.kv_heads * layer.head_dim for layer in model.layers]
-    text = tokens * (2 * sum(widths) + features)
+    text = tokens * 2 * sum(widths)
     weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
     cache = 4 * sum(widths) * max(map(len, documents))
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
@@ -245,8 +247,9 @@ def _say_needs(
     probing = PROBE_BATCH * (3 * cache + 5 * 4 * (_CUE_TOKENS + _PROBE_TOKENS) * vocabulary)
     widest = max(sum(widths[first:last]) for first, last in ranges)
     solving = solving_bytes(widest, features + prediction.inherited * (len(ranges) - 1), sum(widths))
+    learning = learning_bytes(tokens, len(ranges), model.model.get_input_embeddings().weight.shape)
     # What one stage gives back is seldom where the next can use it: their sum.
-    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + solving
+    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + learning + solving
     kept = f"{text >> 20} MiB on disk" if isinstance(parts, Checkpoint) else f"{text >> 20} more for the text"
     print(
         f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache: "
@@ -256,15 +259,15 @@ def _say_needs(
 
 
 def _collect(
-    model: LoadedModel, embedding: Embedding, documents: Sequence[Sequence[int]], parts: Unkept
+    model: LoadedModel, documents: Sequence[Sequence[int]], parts: Unkept
 ) -> tuple[Corpus, QueryEnergy]:
-    corpus, energy = Corpus(model, embedding), QueryEnergy(model)
+    corpus, energy = Corpus(model), QueryEnergy(model)
     progress = Progress("reading the calibration text", len(documents))
     for number, tokens in enumerate(documents):
         name = f"document-{number:05}"
         kept = parts.has(name)
         document = parts.part(name, lambda tokens=tokens: corpus.read(tokens) | {"energy": energy.state()})
-        corpus.add(document)
+        corpus.add(tokens, document)
         energy.restore(document["energy"])
         progress.step(kept)
     energy.detach()
@@ -299,8 +302,8 @@ def _probes(model: LoadedModel, training: Sequence[Sequence[int]]) -> list[list[
 
 
 def _solve(
-    model: LoadedModel, corpus: Corpus, ranges: Sequence[tuple[int, int]], sensitivity: Sequence[torch.Tensor],
-    start: float, leading_count: int, parts: Unkept,
+    model: LoadedModel, corpus: Corpus, embedding: Embedding, ranges: Sequence[tuple[int, int]],
+    sensitivity: Sequence[torch.Tensor], start: float, leading_count: int, parts: Unkept,
 ) -> list[Group]:  # fmt: skip
     progress = Progress("solving the groups", len(ranges))
     groups: list[Group] = []
@@ -308,7 +311,7 @@ def _solve(
 
     def solve(layers: tuple[int, int], sensitive: torch.Tensor) -> State:
         group, leading = solve_group(
-            corpus, layers, sensitive, inherited, start * _LADDER[1], start * _LADDER[0], leading_count
+            corpus, embedding, layers, sensitive, inherited, start * _LADDER[1], start * _LADDER[0], leading_count
         )
         return {"group": group.state(), "leading": leading}
 

@@ -17,7 +17,7 @@ from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, from_channels
 from .features import Embedding
 
 LIVE_RATIO = 0.229  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.cc).
-_RIDGE = 30.0  # Added to sums over the calibration text: what little text says about a token is not believed.
+RIDGE = 30.0  # Added to sums over the calibration text: what little text says about a token is not believed.
 _CHUNK = 8192  # Tokens at a time.
 _SAMPLE = 6000  # Tokens; three for each channel of a group of five layers of SmolLM2.
 
@@ -67,27 +67,26 @@ class Group:
 
 
 class Corpus:
-    """The calibration text's channels, un-rotated, in bfloat16 in main memory or mapped from files, and its tokens'
-    features: each document as it was read, each layer by itself, so that a group touches no more than its own."""
+    """The calibration text: its tokens and their channels, un-rotated, in bfloat16 in main memory or mapped from files,
+    each document as it was read, each layer by itself, so that a group touches no more than its own."""
 
-    def __init__(self, model: LoadedModel, embedding: Embedding) -> None:
-        self._model, self._embedding = model, embedding
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
         self._layers: list[list[torch.Tensor]] = []
-        self._features: list[torch.Tensor] = []
-        self._begins = [0]  # Of the documents, and the end.
+        self._tokens: list[Sequence[int]] = []
+        self._begins = [0]  # Of the documents without their sinks, and the end.
 
     def read(self, tokens: Sequence[int]) -> dict[str, Any]:
-        """One document without its sinks, as `add` takes it."""
+        """One document's channels without its sinks, as `add` takes them."""
         cache, layers = self._model.prefill(tokens), self._model.layers
         rows = [channels(cache, layers, i, i + 1)[SINK_TOKENS:].to(torch.bfloat16).cpu() for i in range(len(layers))]
-        features = self._embedding.features(tokens)[SINK_TOKENS:].to(torch.int8).cpu().contiguous()
-        return {"layers": [one.contiguous() for one in rows], "features": features}
+        return {"layers": [one.contiguous() for one in rows]}
 
-    def add(self, document: dict[str, Any]) -> None:
+    def add(self, tokens: Sequence[int], document: dict[str, Any]) -> None:
         """Takes the next document in."""
         self._layers.append(document["layers"])
-        self._features.append(document["features"])
-        self._begins.append(len(self) + len(document["features"]))
+        self._tokens.append(tokens)
+        self._begins.append(len(self) + len(tokens) - SINK_TOKENS)
 
     def __len__(self) -> int:
         return self._begins[-1]
@@ -109,10 +108,19 @@ class Corpus:
         ]
         return torch.cat(rows).to(self._model.device).float()
 
-    def features(self, start: int) -> torch.Tensor:
+    def features(self, start: int, embedding: Embedding) -> torch.Tensor:
         """float [chunk, features] on the model's device."""
-        pieces = [self._features[document][piece] for document, piece in self._pieces(start, start + _CHUNK, 1)]
-        return torch.cat(pieces).to(self._model.device).float()
+        pieces = self._pieces(start, start + _CHUNK, 1)
+        return torch.cat([embedding.features(self._tokens[i])[SINK_TOKENS:][piece] for i, piece in pieces])
+
+    @property
+    def texts(self) -> Sequence[Sequence[int]]:
+        """The documents' tokens, sinks included."""
+        return self._tokens
+
+    def document(self, number: int) -> torch.Tensor:
+        """float [tokens behind the sinks, channels] on the model's device."""
+        return torch.cat(list(self._layers[number]), dim=1).to(self._model.device).float()
 
     def starts(self) -> Iterator[int]:
         """Where chunks begin."""
@@ -166,6 +174,7 @@ def solving_bytes(channels_of_group: int, regressors: int, all_channels: int) ->
 
 def solve_group(
     corpus: Corpus,
+    embedding: Embedding,
     layers: tuple[int, int],
     sensitivity: torch.Tensor,
     inherited: torch.Tensor,
@@ -183,13 +192,14 @@ def solve_group(
     mean = sum(corpus.rows(s, layers).double().sum(0) for s in corpus.starts()).float() / len(corpus)
 
     def regressors(start: int) -> torch.Tensor:
-        return torch.cat([corpus.features(start), inherited[start : start + _CHUNK].to(device).float() * step], dim=1)
+        earlier = inherited[start : start + _CHUNK].to(device).float() * step
+        return torch.cat([corpus.features(start, embedding), earlier], dim=1)
 
     moments = _moments(corpus, layers, mean, root, regressors)
-    features = corpus.features(0).shape[1]
+    features = moments.xx.shape[0] - inherited.shape[1]
     # In units of each regressor's variance; a latent that is hardly ever there gets that of one step in a thousand.
     spread = (moments.xx.diagonal() / len(corpus)).clamp_min(step * step / 1000)
-    coefficients = torch.linalg.solve(moments.xx + torch.diag(_RIDGE * spread), moments.xy)
+    coefficients = torch.linalg.solve(moments.xx + torch.diag(RIDGE * spread), moments.xy)
     feature_rows, feature_scale = _int8(coefficients[:features].float() / root)
     coefficients[:features] = (feature_rows * feature_scale * root).double()
 
@@ -215,7 +225,7 @@ def solve_group(
     leading = []
     for start in corpus.starts():
         rows, earlier = corpus.rows(start, layers), inherited[start : start + _CHUNK].to(device).float()
-        latents = (rows - group.predict(corpus.features(start), earlier, step)) @ encoder
+        latents = (rows - group.predict(corpus.features(start, embedding), earlier, step)) @ encoder
         sums += latents.abs().sum(0, dtype=torch.float64)
         leading.append(torch.round(latents / step).to(torch.int16).cpu())
     scale = (sums / len(corpus)).float()
