@@ -101,6 +101,39 @@ Geometry SyntheticGeometry(DType dtype) {
   return geometry;
 }
 
+Geometry ValueDimGeometry() {
+  LayerGeometry latent;
+  latent.kv_heads = 1;
+  latent.head_dim = latent.rotary_dim = 4;
+  latent.value_dim = 32;
+  latent.pairing = RotaryPairing::kNeighbours;
+  latent.inverse_frequencies = {1, 0.25};
+  LayerGeometry narrow = latent;
+  narrow.kv_heads = 2;
+  narrow.head_dim = 6;
+  narrow.value_dim = 2;
+  narrow.pairing = RotaryPairing::kHalves;
+  return {{latent, narrow}};
+}
+
+Bytes DrawBlock(const Geometry& geometry, uint64_t seed) {
+  Random random(seed);
+  Bytes raw(RawBytes(geometry, kBlockTokens));
+  uint8_t* row = raw.data();
+  for (const LayerGeometry& layer : geometry.layers) {
+    for (const bool keys : {true, false}) {
+      std::vector<float> values(layer.ChannelsOf(keys));
+      for (uint32_t t = 0; t < kBlockTokens; ++t) {
+        for (float& value : values)
+          value = random.Laplace() * (t < kSinkTokens ? 16 : 1);
+        FromFloat(layer.dtype, values.data(), values.size(), row);
+        row += values.size() * DTypeBytes(layer.dtype);
+      }
+    }
+  }
+  return raw;
+}
+
 BasisParts SyntheticParts(const SyntheticOptions& options) {
   Random random(20);
   BasisParts parts;

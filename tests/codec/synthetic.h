@@ -44,6 +44,15 @@ class Random {
 // dimensions, by neighbours.
 Geometry SyntheticGeometry(DType dtype = DType::kBf16);
 
+// 2 layers whose values have other dimensions than their keys: the first as of
+// multi-head latent attention (4 rotated, a latent of 32), the second of 2
+// heads whose values are narrower (6, of which 4 rotate, and 2). bf16.
+Geometry ValueDimGeometry();
+
+// The raw form of a block of any geometry: magnitudes about 1, and 16 times as
+// large in the first tokens, as sinks are.
+Bytes DrawBlock(const Geometry& geometry, uint64_t seed = 1);
+
 struct SyntheticOptions {
   DType dtype = DType::kBf16;
   bool embedding = true;

@@ -36,13 +36,33 @@ void Seal(size_t checked, Bytes* bytes) {
   PutU32(Crc32c(ByteSpan(*bytes).first(checked - 4)), checked - 4, bytes);
 }
 
+// Blocks without a basis, at first token 0 and 64.
+struct ScalarBlocks {
+  std::unique_ptr<Codec> codec;
+  Bytes frames[2];
+
+  ScalarBlocks(const Geometry& geometry, const std::vector<uint32_t>& tokens,
+               const Bytes& first, const Bytes& next)
+      : codec(*Codec::Create(geometry, nullptr)) {
+    EncodeOptions options;
+    options.exact = false;
+    options.step = 0.5f;
+    frames[0] = *codec->Encode(PlaceOf(tokens, 0), first, options);
+    frames[1] = *codec->Encode(PlaceOf(tokens, 64), next, options);
+  }
+};
+
 // Blocks of the synthetic model, and what belongs to them; made once.
 struct Blocks {
   static constexpr float kSteps[] = {0.75f, 0.25f, 4, 64};
   SyntheticModel model;
   std::vector<uint32_t> tokens = model.Tokens(2 * kBlockTokens, 77);
   std::vector<Bytes> frames;  // [2][4]: at first token 0 and 64, at each step.
-  std::vector<Bytes> scalar_frames;  // [2]
+  ScalarBlocks scalar{model.geometry(), tokens, model.Block(tokens, 0),
+                      model.Block(tokens, 64)};
+  ScalarBlocks value_dims{ValueDimGeometry(), tokens,
+                          DrawBlock(ValueDimGeometry(), 1),
+                          DrawBlock(ValueDimGeometry(), 2)};
   const LatentTables tables = MakeLatentTables();
 
   Blocks() {
@@ -55,13 +75,6 @@ struct Blocks {
         frames.push_back(
             *model.codec().Encode(PlaceOf(tokens, first_token), raw, options));
       }
-      EncodeOptions options;
-      options.exact = false;
-      options.step = 0.5f;
-      const auto codec = *Codec::Create(model.geometry(), nullptr);
-      const Bytes raw = model.Block(tokens, first_token);
-      scalar_frames.push_back(
-          *codec->Encode(PlaceOf(tokens, first_token), raw, options));
     }
   }
 };
@@ -75,6 +88,10 @@ Blocks& SharedBlocks() {
 uint32_t GroupOf(uint8_t choice) { return choice & 1; }
 uint32_t FirstTokenOf(uint8_t choice) { return choice & 2 ? 64 : 0; }
 float StepOf(uint8_t choice) { return Blocks::kSteps[choice >> 2 & 3]; }
+
+// In the first byte of sections without a basis: values have other dimensions
+// than keys.
+constexpr uint8_t kValueDims = 0x80;
 
 // Reads `payload` as a section, behind a right checksum.
 void ReadForged(uint8_t choice, const Bytes& payload) {
@@ -198,6 +215,7 @@ void FuzzExactSection(ByteSpan input) {
   LayerGeometry layer;
   layer.kv_heads = 1 + (input[0] >> 2 & 1);
   layer.head_dim = input[0] & 8 ? 5 : 16;  // Of 5 no tile is whole.
+  if (input[0] & kValueDims) layer.value_dim = input[0] & 8 ? 11 : 4;
   layer.dtype = kDTypes[input[0] & 3];
   const Bytes payload(input.begin() + 1, input.end());
   Bytes raw(size_t{layer.Channels()} * DTypeBytes(layer.dtype) * kBlockTokens);
@@ -218,25 +236,29 @@ void FuzzExactSection(ByteSpan input) {
 void FuzzScalarSection(ByteSpan input) {
   if (input.empty()) return;
   Blocks& blocks = SharedBlocks();
-  const uint32_t layer = input[0] & 3, first_token = input[0] & 4 ? 64 : 0;
+  const ScalarBlocks& of =
+      input[0] & kValueDims ? blocks.value_dims : blocks.scalar;
+  const uint32_t layers = of.codec->geometry().layers.size();
+  const uint32_t layer = input[0] & (layers - 1),  // Of 4, or of 2.
+      first_token = input[0] & 4 ? 64 : 0;
+  const Bytes& frame = of.frames[first_token / 64];
   const Bytes payload(input.begin() + 1, input.end());
-  FrameHeader header = *VerifyFrame(blocks.scalar_frames[first_token / 64]);
+  FrameHeader header = *VerifyFrame(frame);
   header.sections[layer] = {0, payload.size(), Crc32c(payload)};
   const auto reader =
-      *blocks.model.codec().Open(header, PlaceOf(blocks.tokens, first_token));
-  BlockPages pages(blocks.model.geometry());
+      *of.codec->Open(header, PlaceOf(blocks.tokens, first_token));
+  BlockPages pages(of.codec->geometry());
   for (uint32_t l = 0; l < layer; ++l) {
-    const Bytes sound = SectionsOf(blocks.scalar_frames[first_token / 64])[l];
-    Require(ReadInto(blocks.model.codec(), header.encoding, l, sound,
-                     reader.get(), &pages)
+    const Bytes sound = SectionsOf(frame)[l];
+    Require(ReadInto(*of.codec, header.encoding, l, sound, reader.get(), &pages)
                 .ok(),
             "a sound section is read");
   }
-  const absl::Status status = ReadInto(blocks.model.codec(), header.encoding,
-                                       layer, payload, reader.get(), &pages);
+  const absl::Status status = ReadInto(*of.codec, header.encoding, layer,
+                                       payload, reader.get(), &pages);
   Require(status.ok() || status.code() == absl::StatusCode::kDataLoss,
           "a section is read or damaged");
-  Require(status.ok() || pages.Untouched(layer, 4),
+  Require(status.ok() || pages.Untouched(layer, layers),
           "a damaged section touches no page");
 }
 

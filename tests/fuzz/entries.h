@@ -18,10 +18,11 @@ void FuzzLatentSection(ByteSpan input);
 // how many tokens are stored exact, bytes say which, and then each four bytes
 // where a latent is and what. What lies behind the entropy coder is reached so.
 void FuzzLatents(ByteSpan input);
-// The first byte chooses type and heads; the rest is a section's payload.
+// The first byte chooses type, heads and dimensions; the rest is a section's
+// payload.
 void FuzzExactSection(ByteSpan input);
-// The first byte chooses layer and block; the rest is a section's payload, read
-// behind a right checksum.
+// The first byte chooses geometry, layer and block; the rest is a section's
+// payload, read behind a right checksum.
 void FuzzScalarSection(ByteSpan input);
 // A basis: as it is, and with its checksum made right; one that is accepted
 // must encode and restore a block.
@@ -30,7 +31,7 @@ void FuzzBasis(ByteSpan input);
 struct FuzzEntry {
   const char* name;
   void (*run)(ByteSpan input);
-  std::vector<Bytes> seeds;  // From tests/data/golden/.
+  std::vector<Bytes> seeds;  // Sound, most from tests/data/golden/.
   // What reached other code than the seeds do, from tests/fuzz/corpus/.
   std::vector<Bytes> corpus;
 };

@@ -2,6 +2,7 @@
 #include <iterator>
 #include <string>
 
+#include "codec/exact_section.h"
 #include "tests/codec/synthetic.h"
 #include "tests/fuzz/entries.h"
 
@@ -26,35 +27,45 @@ std::vector<Bytes> Corpus(const std::string& name) {
   return reader.ok() ? inputs : std::vector<Bytes>();
 }
 
-// The golden basis with 2 layers of 1 head of 2 dimensions: few enough bytes
-// for chance to meet each.
-Bytes SmallBasis() {
+// The golden basis with 2 layers of 1 head of 2 dimensions, and of values
+// `value_dim` if it is not 0: few enough bytes for chance to meet each.
+Bytes SmallBasis(uint32_t value_dim) {
   BasisParts parts = SyntheticParts();
   parts.geometry.layers.resize(2);
   for (LayerGeometry& layer : parts.geometry.layers) {
     layer.kv_heads = 1;
     layer.head_dim = layer.rotary_dim = 2;
+    layer.value_dim = value_dim;
     layer.inverse_frequencies.resize(1);
   }
   parts.profiles.resize(1);
   parts.embedding = {3, 2, 2, {1, 2, 3, 4, 5, 6}};
   parts.inherited_rank = 1;
-  parts.sinks[0].values.assign(2 * 2 * 4 * (4 + 2), 1);
+  const uint32_t channels = parts.geometry.layers[0].Channels();
+  parts.sinks[0].values.assign(2 * 4 * (2 * 4 + channels), 1);
   for (uint32_t g = 0; g < 2; ++g) {
     BasisGroup& group = parts.groups[g];
     group.first_layer = g;
     group.last_layer = g + 1;
-    group.channels = 4;
+    group.channels = channels;
     group.rank = 2;
     for (auto* values : {&group.mean, &group.feature_scale, &group.row_scale,
                          &group.weight, &group.sensitivity}) {
-      values->resize(4);
+      values->resize(channels);
     }
     group.latent_scale.resize(2);
-    group.decoder.resize((2 + g) * 4);
-    group.feature_rows.resize(4 * 4);
+    group.decoder.resize((2 + g) * channels);
+    group.feature_rows.resize(4 * channels);
   }
   return (*Basis::Create(parts))->serialized();
+}
+
+Bytes ExactSection(uint32_t head_dim, uint32_t value_dim) {
+  LayerGeometry layer;
+  layer.kv_heads = 1;
+  layer.head_dim = head_dim;
+  layer.value_dim = value_dim;
+  return *WriteExactSection(layer, DrawBlock({{layer}}));
 }
 
 Bytes Chosen(uint8_t choice, const Bytes& payload) {
@@ -71,10 +82,11 @@ const std::vector<FuzzEntry>& FuzzEntries() {
                 first = Golden("synthetic-first.frame");
     const Bytes next = Golden("synthetic-next.frame");
     const std::vector<Bytes> frames = {Golden("envelope.frame"), exact, first,
-                                       next};
+                                       next, Golden("value-dims.frame")};
     const std::vector<Bytes> latents = {{2, 9, 40, 7, 0, 3, 0},
                                         {1, 17, 9, 60, 200, 1, 44, 1}};
-    const std::vector<Bytes> bases = {Golden("synthetic.basis"), SmallBasis()};
+    const std::vector<Bytes> bases = {Golden("synthetic.basis"), SmallBasis(0),
+                                      SmallBasis(4)};
     std::vector<FuzzEntry> made = {
         {"frame", FuzzFrame, frames, {}},
         {"latent_section", FuzzLatentSection, {}, {}},
@@ -95,6 +107,12 @@ const std::vector<FuzzEntry>& FuzzEntries() {
         SectionsOf(Golden("synthetic-scalar.frame"));
     for (uint8_t layer = 0; layer < scalar.size(); ++layer)
       made[4].seeds.push_back(Chosen(layer, scalar[layer]));
+    // Where values have other dimensions than keys, in bf16.
+    made[3].seeds.push_back(Chosen(0x88, ExactSection(5, 11)));
+    made[3].seeds.push_back(Chosen(0x80, ExactSection(16, 4)));
+    const std::vector<Bytes> wide = SectionsOf(Golden("value-dims.frame"));
+    for (uint8_t layer = 0; layer < wide.size(); ++layer)
+      made[4].seeds.push_back(Chosen(0x80 | layer, wide[layer]));
     return made;
   }();
   return entries;

@@ -44,7 +44,7 @@ class Layer:
     """geometry.md."""
 
     heads: int
-    dims: int
+    dims: tuple[int, int]  # Of keys and of values.
     rotary: int
     pairing: int
     dtype: int
@@ -52,8 +52,12 @@ class Layer:
     frequencies: tuple[float, ...]
 
     @property
-    def width(self) -> int:
-        return self.heads * self.dims
+    def widths(self) -> tuple[int, int]:
+        return self.heads * self.dims[0], self.heads * self.dims[1]
+
+    @property
+    def sink_bytes(self) -> int:
+        return 4 * (8 * self.heads + sum(self.widths))
 
 
 @dataclass
@@ -76,8 +80,9 @@ def read_geometry(content: bytes) -> list[Layer]:
     assert magic == 0x474B764C
     layers = []
     for _ in range(count):
-        heads, dims, rotary, pairing, dtype, _, scale, _ = cursor.numbers("IIIBBHfI")
-        layers.append(Layer(heads, dims, rotary, pairing, dtype, scale, cursor.numbers(f"{rotary // 2}d")))
+        heads, dims, rotary, pairing, dtype, values, scale, _ = cursor.numbers("IIIBBHfI")
+        both = (dims, values or dims)
+        layers.append(Layer(heads, both, rotary, pairing, dtype, scale, cursor.numbers(f"{rotary // 2}d")))
     assert cursor.at == len(content)
     return layers
 
@@ -96,7 +101,7 @@ def read_basis(content: bytes) -> Basis:
     basis.inherited_rank, sinks = cursor.numbers("II")
     for _ in range(sinks):
         tokens = cursor.numbers("4I")
-        basis.sinks[tokens] = cursor.take(sum(8 * layer.heads * (4 + layer.dims) for layer in basis.layers))
+        basis.sinks[tokens] = cursor.take(sum(layer.sink_bytes for layer in basis.layers))
     features = dims * basis.history
     for index in range(cursor.numbers("I")[0]):
         first, last, channels, rank = cursor.numbers("IIII")
@@ -192,14 +197,14 @@ class BlockReader:
         cursor = _Cursor(payload)
         rows, flags, exact, escapes = cursor.numbers("HBBI")
         exact_tokens = list(cursor.take(exact))
-        row_bytes = [layer.width * {1: 2, 3: 4}[layer.dtype] for layer in layers for _ in "kv"]
+        row_bytes = [width * {1: 2, 3: 4}[layer.dtype] for layer in layers for width in layer.widths]
         exact_values = [[cursor.take(size) for size in row_bytes] for _ in exact_tokens]
         assert (flags & 3 in (1, 2)) == (self._first == 0)
         sinks = None
         if flags & 1:
-            sinks = cursor.take(sum(8 * layer.heads * (4 + layer.dims) for layer in layers))
+            sinks = cursor.take(sum(layer.sink_bytes for layer in layers))
         elif flags & 2:
-            before = sum(8 * layer.heads * (4 + layer.dims) for layer in basis.layers[: group["first"]])
+            before = sum(layer.sink_bytes for layer in basis.layers[: group["first"]])
             sinks = basis.sinks[tuple(self._tokens[:4])][before:]
         own = self._latents(group, rows, [cursor.numbers("Ih") for _ in range(escapes)], payload[cursor.at :])
         values = self._values(group, own, bool(flags & 4))
@@ -246,9 +251,10 @@ class BlockReader:
         """For keys and values of each layer, 64 rows in the engine's type."""
         parts, channel = [], 0
         for layer in layers:
-            for keys in (True, False):
-                part = values[:, channel : channel + layer.width].reshape(64, layer.heads, layer.dims)
-                channel += layer.width
+            for keys, dims in zip((True, False), layer.dims, strict=True):
+                width = layer.heads * dims
+                part = values[:, channel : channel + width].reshape(64, layer.heads, dims)
+                channel += width
                 part = _rotated(layer, part, self._first) if keys and layer.pairing else part
                 parts.append([_in_type(layer, row) for row in part])
         return parts
@@ -257,12 +263,13 @@ class BlockReader:
 def _sink_rows(layers: Sequence[Layer], sinks: bytes):
     """basis.md: (part, (token, row)) of each."""
     cursor = _Cursor(sinks)
-    for part, layer in enumerate(layer for layer in layers for _ in "kv"):
+    parts = [(layer, dims) for layer in layers for dims in layer.dims]
+    for part, (layer, dims) in enumerate(parts):
         for token in range(4 if sinks else 0):
             heads = []
             for _ in range(layer.heads):
                 scale = F32(cursor.numbers("f")[0])
-                heads.append(scale * cursor.array("i1", layer.dims).astype(F32))
+                heads.append(scale * cursor.array("i1", dims).astype(F32))
             yield part, (token, _in_type(layer, numpy.concatenate(heads)))
 
 
@@ -304,21 +311,21 @@ def scalar_layer(payload: bytes, layer: Layer, first_token: int) -> bytes:
     (escape_count,) = cursor.numbers("I")
     lowest = cursor.numbers("BB")
     key_step, value_step = cursor.array("<f4", layer.heads), cursor.array("<f4", layer.heads)
-    mean = cursor.array("i1", layer.width).astype(int)
+    width, channels = layer.widths[0], sum(layer.widths)
+    mean = cursor.array("i1", width).astype(int)
 
     def nibbles(size: int) -> list[int]:
         return [half for byte in cursor.take(size) for half in (byte & 15, byte >> 4)]
 
-    classes = [lowest[r // layer.width] + nibble for r, nibble in enumerate(nibbles(layer.width))]
+    classes = [lowest[r >= width] + nibble for r, nibble in enumerate(nibbles(channels // 2))]
     exponents = numpy.array(nibbles(32 * layer.heads)).reshape(64, layer.heads)
-    sinks = cursor.take(8 * layer.heads * (4 + layer.dims)) if first_token == 0 else b""
+    sinks = cursor.take(layer.sink_bytes) if first_token == 0 else b""
     escapes = [cursor.numbers("Ih") for _ in range(escape_count)]
     latents = latents_of(decode_latents(payload[cursor.at :], classes), escapes).T
-    shape = (64, layer.heads, layer.dims)
-    keys = (latents[:, : layer.width] + mean).astype(F32).reshape(shape) * key_step[:, None]
+    keys = (latents[:, :width] + mean).astype(F32).reshape(64, layer.heads, layer.dims[0]) * key_step[:, None]
     quarter = numpy.array([float.fromhex(x) for x in ("1", "0x1.306fep0", "0x1.6a09e6p0", "0x1.ae89fap0")], dtype=F32)
     scale = value_step * numpy.ldexp(quarter[exponents % 4], exponents // 4 - 2)
-    values = latents[:, layer.width :].astype(F32).reshape(shape) * scale[:, :, None]
+    values = latents[:, width:].astype(F32).reshape(64, layer.heads, layer.dims[1]) * scale[:, :, None]
     keys = _rotated(layer, keys, first_token) if layer.pairing else keys
     parts = [[_in_type(layer, row) for row in part] for part in (keys, values)]
     for part, (token, row) in _sink_rows([layer], sinks):

@@ -79,8 +79,8 @@ def decode_symbols(
     return result
 
 
-def exact_layer(payload: bytes, channels: int, element: int) -> bytes:
-    """payload.md, an exact section: the raw form of one layer."""
+def exact_layer(payload: bytes, widths: tuple[int, int], element: int) -> bytes:
+    """payload.md, an exact section: the raw form of one layer of so many channels of keys and of values."""
     if payload[0] == 0:
         return payload[1:]
     assert payload[0] == 1
@@ -89,19 +89,19 @@ def exact_layer(payload: bytes, channels: int, element: int) -> bytes:
         count = payload[at] + 1
         tables.append(list(struct.unpack_from(f"<{count}H", payload, at + 1)))
         at += 1 + 2 * count
-    rows, plane = 2 * channels, 64 * channels
+    rows = sum(widths)
     largest, at = payload[at : at + rows], at + rows
     packed, at = payload[at : at + (rows + 3) // 4], at + (rows + 3) // 4
-    rest, at = payload[at : at + 2 * plane * (element - 1)], at + 2 * plane * (element - 1)
+    rest, at = payload[at : at + 64 * rows * (element - 1)], at + 64 * rows * (element - 1)
     symbols = decode_symbols(payload[at:], rows, lambda row, _: tables[packed[row // 4] >> 2 * (row % 4) & 3])
     raw = bytearray()
-    for part in range(2):
+    for first, channels in ((0, widths[0]), (widths[0], widths[1])):
         for token in range(64):
             for channel in range(channels):
-                row = part * channels + channel
+                row = first + channel
                 value = (largest[row] - symbols[row][token]) % 256
                 for other in range(element - 1):
-                    value = value << 8 | rest[(part * (element - 1) + other) * plane + channel * 64 + token]
+                    value = value << 8 | rest[64 * (first * (element - 1) + other * channels + channel) + token]
                 bits = 8 * element
                 value = value >> 1 | (value & 1) << (bits - 1)
                 raw += value.to_bytes(element, "little")
