@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import native
@@ -58,16 +58,21 @@ def start_blocks(
     return [pool.submit(run, index, raw) for index, raw in enumerate(raws)]
 
 
+def expected_kl(blocks: Sequence[Block]) -> float:
+    """The mean over tokens of the divergence that the blocks' frames are expected to cost."""
+    return sum(block.expected for block in blocks) / len(blocks)
+
+
 def _score(
     model: LoadedModel, codec: native.Codec, pool: ThreadPoolExecutor, setting: Setting, trial: Trial
-) -> tuple[Outcome, float, bool]:
-    """The outcome, the mean expected loss, and whether every bit is equal."""
+) -> tuple[Outcome, bool]:
+    """The outcome, and whether every bit is equal."""
     raws = raw_blocks(trial.cache, model.layers)
     blocks = [future.result() for future in start_blocks(pool, codec, trial.tokens, raws, setting)]
     restored = cache_from_raw([block.raw for block in blocks], model.layers, model.device)
     outcome = judge(model, trial, [restored], [sum(block.frame_bytes for block in blocks)])[0]
     equal = all(block.equal for block in blocks) and not setting.zeroed
-    return outcome, sum(block.expected for block in blocks) / len(blocks), equal
+    return replace(outcome, expected_kl=expected_kl(blocks)), equal
 
 
 def _setting(options: argparse.Namespace, codec: native.Codec) -> Setting:
@@ -101,10 +106,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, object]:
         raise ValueError(
             f"no conversation of {options.sessions} has a prefix of {BLOCK_TOKENS} tokens and a continuation"
         )
-    outcomes = [outcome for outcome, _, _ in scores]
-    result = summarise(outcomes, bytes_per_token(model.layers))
-    result["expected_kl"] = sum(loss * outcome.tokens for outcome, loss, _ in scores) / result["tokens"]
-    result["every_bit_equal"] = all(equal for _, _, equal in scores)
+    result = summarise([outcome for outcome, _ in scores], bytes_per_token(model.layers))
+    result["every_bit_equal"] = all(equal for _, equal in scores)
     result["basis_bytes"] = options.basis.stat().st_size if options.basis else 0
     result["profile"] = options.profile if options.step is None else None
     result["step"] = setting.step

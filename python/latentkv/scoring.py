@@ -48,6 +48,7 @@ class Outcome:
     loss_delta: float
     known: int
     recalled: int
+    expected_kl: float | None = None  # Mean over the tokens of what frames state; None if nothing states it.
 
 
 def prepare(
@@ -164,10 +165,12 @@ def summarise(outcomes: Sequence[Outcome], raw_bytes: int) -> dict[str, object]:
     """The figures of outcomes; `raw_bytes` is of one token uncompressed."""
     sums = Sums(outcomes)
     tokens, size = sums.tokens[0], sums.stored_bytes[0]
+    expected = [one.expected_kl * one.tokens for one in outcomes if one.expected_kl is not None]
     return {
         "ratio": float(tokens * raw_bytes / size) if size else None,
         "kl": float(sums.kl[0]),
         "kl_interval": interval(sums.kl[1:]),
+        "expected_kl": float(sum(expected) / tokens) if len(expected) == len(outcomes) else None,
         "top1": sum(one.same_argmax for one in outcomes) / sum(one.scored for one in outcomes),
         "recall": float(sums.recall[0]) if sums.known[0] else None,
         "recall_interval": interval(sums.recall[1:]) if sums.known[0] else None,

@@ -7,7 +7,7 @@ import pytest
 from latentkv import drawing
 from latentkv.compare import __main__ as compare
 from latentkv.compare import plot, table
-from latentkv.compare.run import OURS, UNCOMPRESSED, ZEROED, Label
+from latentkv.compare.run import OURS, OURS_GUARDED, STEPS, UNCOMPRESSED, ZEROED, Label
 from latentkv.scoring import Outcome
 
 RAW = 1000
@@ -97,6 +97,15 @@ def test_one_run_compares_on_every_kind_of_text(fixture_folder: Path, basis_path
     assert [row["ratio"] for row in ours] == sorted(row["ratio"] for row in ours)
     page = (tmp_path / "out" / "compare.html").read_text()
     assert page.count("<svg") == 4
+    expected = [row["expected_kl"] for row in ours]
+    assert len(expected) == len(STEPS)
+    assert expected[0] > 0
+    assert all(finer < coarser for finer, coarser in zip(expected, expected[1:], strict=False))
+    assert all(f"<td>{one:.4f}</td>" in page for one in expected)
+    in_csv = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
+    for row, flat in zip(rows, in_csv, strict=True):
+        stated = row["method"] in (OURS, OURS_GUARDED)
+        assert (row["expected_kl"] is not None) == (flat["expected_kl"] != "") == stated
 
 
 def test_an_unknown_method_names_those_there_are(

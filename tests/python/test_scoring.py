@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from latentkv.scoring import Outcome, Sums, judge, prepare, summarise
@@ -39,6 +41,12 @@ def test_figures_are_sums_over_conversations_with_an_interval_around() -> None:
     assert figures["recall"] == pytest.approx(2 / 3)
     assert figures["top1"] == pytest.approx(0.9)
     assert Sums(outcomes).kl[5] == Sums(list(outcomes)).kl[5]
+
+
+def test_the_expected_divergence_is_the_mean_over_tokens_where_every_conversation_has_one() -> None:
+    short, long = Outcome(64, 64, 0.1, 10, 9, 0.0, 0, 0, 0.01), Outcome(192, 64, 0.1, 10, 9, 0.0, 0, 0, 0.03)
+    assert summarise([short, long], 10)["expected_kl"] == pytest.approx(0.025)
+    assert summarise([short, replace(long, expected_kl=None)], 10)["expected_kl"] is None
 
 
 def test_without_questions_there_is_no_recall() -> None:

@@ -11,8 +11,9 @@ from .table import AGAINST, AtQuality
 
 _LEAD = (
     "Every method on the same conversations; everything that it stores is counted. Ratio is raw bytes over stored "
-    "bytes; KL the mean divergence of the next-token distribution from the uncompressed cache's, in nats; recall the "
-    "share of the questions answered that the uncompressed cache answers. In brackets 95 % of resampled conversations."
+    "bytes; KL the mean divergence of the next-token distribution from the uncompressed cache's, in nats; KL expected "
+    "what latentkv's frames state that their coding costs; recall the share of the questions answered that the "
+    "uncompressed cache answers. In brackets 95 % of resampled conversations."
 )
 
 
@@ -50,13 +51,17 @@ def _row_table(rows: Sequence[dict]) -> str:
     for row in rows:
         ratio = "–" if row["ratio"] is None else f"{row['ratio']:.1f}x"
         recall = "–" if row["recall"] is None else f"{row['recall']:.3f} {_interval(row['recall_interval'], 3)}"
+        expected = "–" if row["expected_kl"] is None else f"{row['expected_kl']:.4f}"
         cells = [
             row["method"], row["setting"], str(row["layers_per_group"]), ratio,
-            f"{row['kl']:.4f} {_interval(row['kl_interval'], 4)}", f"{row['top1']:.3f}", recall, str(row["questions"]),
-            f"{row['bytes_per_token']:.0f}", f"{row['basis_bytes'] / 1e6:.1f}",
+            f"{row['kl']:.4f} {_interval(row['kl_interval'], 4)}", expected, f"{row['top1']:.3f}", recall,
+            str(row["questions"]), f"{row['bytes_per_token']:.0f}", f"{row['basis_bytes'] / 1e6:.1f}",
         ]  # fmt: skip
         body.append((row["method"].startswith("latentkv"), cells))
-    head = ["method", "setting", "layers", "ratio", "KL", "top 1", "recall", "questions", "bytes a token", "basis, MB"]
+    head = [
+        "method", "setting", "layers", "ratio", "KL", "KL expected", "top 1", "recall", "questions", "bytes a token",
+        "basis, MB",
+    ]  # fmt: skip
     return table(head, body)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import native
 from ..cache import BLOCK_TOKENS, LayerCache, LoadedModel, cache_from_raw, raw_blocks
-from ..evaluate import Block, Setting, start_blocks
+from ..evaluate import Block, Setting, expected_kl, start_blocks
 from ..opponents.base import Opponent, Prefix, raw_bytes, read_prefix
 from ..progress import Progress
 from ..scoring import Outcome, Trial, caches_at_once, judge, prepare
@@ -18,7 +18,7 @@ from ..text import Conversation, TextEncoder
 
 OURS, OURS_GUARDED, OURS_SCALAR = "latentkv", "latentkv with guard", "latentkv without a basis"
 UNCOMPRESSED, ZEROED = "uncompressed", "zeroed"
-STEPS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+STEPS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 SCALAR_STEPS = (0.21, 0.3, 0.42, 0.6)  # The third is that of its profile.
 PROFILES = ("high", "balanced", "small")
 _SECTION_COUNT = slice(12, 16)  # In a frame (docs/formats/frame.md).
@@ -70,6 +70,16 @@ class _Started:
     frames: list[tuple[Label, list[Future[Block]]]]
 
 
+@dataclass(frozen=True)
+class _Restored:
+    """A cache that a method gave back, the bytes that it stored, and what its frames expected that to cost."""
+
+    label: Label
+    cache: LayerCache
+    size: Future[float]
+    expected_kl: float | None = None
+
+
 class Bench:
     """Methods, ready to be run on conversations. One thread at a time; it uses those of `pool`."""
 
@@ -118,7 +128,7 @@ class Bench:
     def _finish(self, started: _Started) -> Iterator[tuple[Label, Outcome, Future[float]]]:
         trial = started.trial
         at_once = caches_at_once(self._model, trial)
-        batch: list[tuple[Label, LayerCache, Future[float]]] = []
+        batch: list[_Restored] = []
         for one in self._restored(started):
             batch.append(one)
             if len(batch) == at_once:
@@ -127,27 +137,30 @@ class Bench:
         if batch:
             yield from self._judged(trial, batch)
 
-    def _judged(
-        self, trial: Trial, batch: Sequence[tuple[Label, LayerCache, Future[float]]]
-    ) -> list[tuple[Label, Outcome, Future[float]]]:
-        outcomes = judge(self._model, trial, [cache for _, cache, _ in batch], [0] * len(batch))
-        return [(label, outcome, size) for (label, _, size), outcome in zip(batch, outcomes, strict=True)]
+    def _judged(self, trial: Trial, batch: Sequence[_Restored]) -> list[tuple[Label, Outcome, Future[float]]]:
+        outcomes = judge(self._model, trial, [one.cache for one in batch], [0] * len(batch))
+        return [
+            (one.label, replace(outcome, expected_kl=one.expected_kl), one.size)
+            for one, outcome in zip(batch, outcomes, strict=True)
+        ]
 
-    def _restored(self, started: _Started) -> Iterator[tuple[Label, LayerCache, Future[float]]]:
+    def _restored(self, started: _Started) -> Iterator[_Restored]:
         trial, layers = started.trial, self._model.layers
         raw = float(raw_bytes(layers, trial.stored))
-        yield Label(UNCOMPRESSED, 1, "", 0), trial.cache, self._pool.submit(lambda: raw)
+        yield _Restored(Label(UNCOMPRESSED, 1, "", 0), trial.cache, self._pool.submit(lambda: raw))
         zeroed = [(keys * 0, values * 0) for keys, values in trial.cache]
-        yield Label(ZEROED, 1, "", 0), zeroed, self._pool.submit(lambda: 0.0)
+        yield _Restored(Label(ZEROED, 1, "", 0), zeroed, self._pool.submit(lambda: 0.0))
         hidden = read_prefix(self._model, trial.tokens[: trial.stored], True).hidden if self._needs_hidden else []
         prefix = Prefix(trial.cache, hidden)
         for opponent in self._opponents:
             for setting in opponent.settings():
                 stored = opponent.restore(prefix, setting)
                 label = Label(opponent.name, opponent.layers_of(setting), setting, opponent.basis_bytes(setting))
-                yield label, stored.cache, self._pool.submit(stored.size)
+                yield _Restored(label, stored.cache, self._pool.submit(stored.size))
         for label, futures in started.frames:
             blocks = [future.result() for future in futures]
             size = float(sum(block.frame_bytes for block in blocks))
             cache = cache_from_raw([block.raw for block in blocks], layers, self._model.device)
-            yield label, cache, self._pool.submit(lambda size=size: size)
+            # Without a basis what a frame states is no knowledge of this model.
+            expected = None if label.method == OURS_SCALAR else expected_kl(blocks)
+            yield _Restored(label, cache, self._pool.submit(lambda size=size: size), expected)

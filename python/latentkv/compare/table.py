@@ -17,8 +17,8 @@ KLS = (0.005, 0.0085, 0.011, 0.018, 0.02)
 RECALLS = (0.95, 0.91, 0.88)
 AGAINST = "KVTC"
 _COLUMNS = (
-    "text", "method", "layers_per_group", "setting", "ratio", "kl", "kl_interval", "top1", "recall", "recall_interval",
-    "questions", "bytes_per_token", "basis_bytes", "conversations", "tokens", "nll_delta",
+    "text", "method", "layers_per_group", "setting", "ratio", "kl", "kl_interval", "expected_kl", "top1", "recall",
+    "recall_interval", "questions", "bytes_per_token", "basis_bytes", "conversations", "tokens", "nll_delta",
 )  # fmt: skip
 _DRAWN = 500  # Resamples in which curves are read.
 
