@@ -20,7 +20,7 @@ from .solve import RIDGE, Corpus
 _HIDDEN = 1024
 _EPOCHS = 24
 _BATCH_TOKENS = 512  # Of one document at a time.
-_RATE = 1.5e-3  # At most.
+_RATE = 3e-3  # At most.
 _DECAY = 0.05
 _DROPPED = 0.1
 _DIRECTIONS = 128  # Of each group: what its leading latents see.
