@@ -247,7 +247,7 @@ def _say_needs(
     probing = PROBE_BATCH * (3 * cache + 5 * 4 * (_CUE_TOKENS + _PROBE_TOKENS) * vocabulary)
     widest = max(sum(widths[first:last]) for first, last in ranges)
     solving = solving_bytes(widest, features + prediction.inherited * (len(ranges) - 1), sum(widths))
-    learning = learning_bytes(tokens, len(ranges), model.model.get_input_embeddings().weight.shape)
+    learning = learning_bytes(tokens, sum(widths), model.model.get_input_embeddings().weight.shape)
     # What one stage gives back is seldom where the next can use it: their sum.
     memory = _LIBRARY_BYTES + weights + 4 * cache + probing + learning + solving
     kept = f"{text >> 20} MiB on disk" if isinstance(parts, Checkpoint) else f"{text >> 20} more for the text"

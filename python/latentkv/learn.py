@@ -23,15 +23,15 @@ _BATCH_TOKENS = 512  # Of one document at a time.
 _RATE = 3e-3  # At most.
 _DECAY = 0.05
 _DROPPED = 0.1
-_DIRECTIONS = 128  # Of each group: what its leading latents see.
+_CHANNELS = 15  # Of a group for each direction that counts: what its leading latents see.
 _STEP = 1.4  # Of the starting step. Between those of balanced and small.
 _WATCHED = 10  # Every so manieth document is not trained on: it decides whether the table is better.
 _SEED = 5
 
 
-def learning_bytes(tokens: int, groups: int, vocabulary: Sequence[int]) -> int:
+def learning_bytes(tokens: int, channels: int, vocabulary: Sequence[int]) -> int:
     """The most memory that learning takes besides weights and text: targets, and three copies of the embedding."""
-    return 2 * tokens * groups * _DIRECTIONS + 3 * 4 * vocabulary[0] * vocabulary[1]
+    return 2 * tokens * channels // _CHANNELS + 3 * 4 * vocabulary[0] * vocabulary[1]
 
 
 def learn_embedding(
@@ -52,7 +52,7 @@ def learn_embedding(
         targets = _targets(corpus, sensitivity, _STEP * step)
         learned = _train(vocabulary, corpus.texts, targets, trained, prediction)
         before, after = (_bits_left(one, corpus.texts, targets, trained, watched) for one in (principal, learned))
-    print(f"a learned table changes what is left to code by {after / before - 1:+.1%}", file=sys.stderr)
+    print(f"leading latents with a learned table: {after:.0f} bits a token, {before:.0f} without", file=sys.stderr)
     return learned if after < before else principal
 
 
@@ -83,7 +83,7 @@ def _targets(corpus: Corpus, sensitivity: Sequence[torch.Tensor], step: float) -
     ways = []
     for rows, sensitive in zip((sample - mean).split(widths, 1), sensitivity, strict=True):
         root = sensitive.float().clamp_min(1e-12).sqrt()
-        count = min(_DIRECTIONS, *rows.shape)
+        count = min(-(-len(sensitive) // _CHANNELS), *rows.shape)
         ways.append(root[:, None] * torch.svd_lowrank(rows * root, count, niter=4)[2] / step)
     result = []
     for number in range(len(corpus.texts)):
@@ -111,7 +111,9 @@ def _train(
             number = trained[at]
             occurring, places = torch.tensor(texts[number], device=device).unique(return_inverse=True)
             rows = torch.nn.functional.dropout(network.rows(vocabulary.rows[occurring]), _DROPPED)
-            known = with_history(rows[places], prediction.history)[SINK_TOKENS:]
+            # Not rows[places], whose gradient is summed in any order.
+            placed = torch.nn.functional.embedding(places, rows)
+            known = with_history(placed, prediction.history)[SINK_TOKENS:]
             batch = torch.randperm(len(known), device=device)[:_BATCH_TOKENS]
             loss = _bits(targets[number][batch].float() - network.predict(known[batch])).mean()
             optimizer.zero_grad()

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from latentkv import learn
 from latentkv.cache import SINK_TOKENS
 from latentkv.features import Embedding, Prediction, Vocabulary
 from latentkv.learn import learn_embedding
 from latentkv.solve import Corpus
 from latentkv.text import read_conversations
 
-_TEXTS, _TOKENS, _STEP = 24, 512, 0.05
+_TEXTS, _TOKENS, _STEP = 40, 512, 0.05
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_learned_table_predicts_texts_that_it_has_not_seen_better(model, texts
     principal = Vocabulary.of(model, corpus.texts).principal(Prediction())
     others = corpus_of(model, texts[-4:])
     assert learned.rows.shape == principal.rows.shape
-    assert unexplained(learned, corpus, others) < 0.99 * unexplained(principal, corpus, others) < 0.99
+    assert unexplained(learned, corpus, others) < unexplained(principal, corpus, others) < 0.9
 
 
 def test_the_table_is_of_whole_numbers_that_fit_a_byte(learned) -> None:
@@ -76,15 +77,11 @@ def test_the_same_text_gives_the_same_table_whatever_was_drawn_before(model, cor
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_table_that_text_teaches_nothing_stays_as_it_was(model, sensitivity, corpus) -> None:
-    # What the cache holds is not that of these tokens.
-    strange, draw = Corpus(model), torch.Generator().manual_seed(1)
-    for number, tokens in enumerate(corpus.texts):
-        drawn = torch.randint(3, 500, (len(tokens),), generator=draw).tolist()
-        widths = [2 * layer.kv_heads * layer.head_dim for layer in model.layers]
-        strange.add(drawn, {"layers": list(corpus.document(number).split(widths, 1))})
-    got = learn_embedding(model, strange, sensitivity, _STEP, Prediction())
-    assert torch.equal(got.rows, Vocabulary.of(model, strange.texts).principal(Prediction()).rows)
+def test_a_table_that_is_no_better_is_not_taken(model, sensitivity, corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    principal = Vocabulary.of(model, corpus.texts).principal(Prediction())
+    worse = Embedding(principal.rows.roll(1, 0), principal.history)
+    monkeypatch.setattr(learn, "_train", lambda *arguments: worse)
+    assert torch.equal(learn_embedding(model, corpus, sensitivity, _STEP, Prediction()).rows, principal.rows)
 
 
 def test_without_tokens_nothing_is_learned(model, corpus, sensitivity) -> None:
