@@ -2,10 +2,11 @@
 
 `python -m latentkv.calibrate --model DIR --text FILE.jsonl --layers-per-group N --out FILE.basis`
 
-Reads the text once, probes how sensitive the model is to errors in each layer, and solves the groups in order
-(latentkv/solve.py). Steps are measured on conversations that the basis has not seen, and everything is scaled so that
-step 1 is the profile `balanced`. What is done is kept in FILE.basis.partial until all is: the same command goes on
-where an interrupted one stopped, with the same result. FILE.basis.html and .json report on it (latentkv/report.py).
+Reads the text once, probes how sensitive the model is to errors in each layer, learns what a token says of the cache
+(latentkv/learn.py), and solves the groups in order (latentkv/solve.py). Steps are measured on conversations that the
+basis has not seen, and everything is scaled so that step 1 is the profile `balanced`. What is done is kept in
+FILE.basis.partial until all is: the same command goes on where an interrupted one stopped, with the same result.
+FILE.basis.html and .json report on it (latentkv/report.py).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _GUARD = 1.5  # The guard's bound over the worst block of the held-out conversat
 _SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
 _SINKS_SHARE = 0.1
 _LIBRARY_BYTES = 700 << 20  # Of Python, torch and transformers, code included, before they do anything: measured.
-_METHOD = "3"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
+_METHOD = "4"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
 
 
 @dataclass(frozen=True)
@@ -247,9 +248,11 @@ def _say_needs(
     probing = PROBE_BATCH * (3 * cache + 5 * 4 * (_CUE_TOKENS + _PROBE_TOKENS) * vocabulary)
     widest = max(sum(widths[first:last]) for first, last in ranges)
     solving = solving_bytes(widest, features + prediction.inherited * (len(ranges) - 1), sum(widths))
+    # A group's own until the leading ones are known, and those of all groups as they are put together.
+    latents = 2 * tokens * (widest + 2 * prediction.inherited * len(ranges))
     learning = learning_bytes(tokens, sum(widths), model.model.get_input_embeddings().weight.shape)
     # What one stage gives back is seldom where the next can use it: their sum.
-    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + learning + solving
+    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + learning + solving + latents
     kept = f"{text >> 20} MiB on disk" if isinstance(parts, Checkpoint) else f"{text >> 20} more for the text"
     print(
         f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache: "

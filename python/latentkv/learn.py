@@ -26,6 +26,7 @@ _DROPPED = 0.1
 _CHANNELS = 15  # Of a group for each direction that counts: what its leading latents see.
 _STEP = 1.4  # Of the starting step. Between those of balanced and small.
 _WATCHED = 10  # Every so manieth document is not trained on: it decides whether the table is better.
+_ROWS = 8192  # Of the vocabulary at a time.
 _SEED = 5
 
 
@@ -47,11 +48,11 @@ def learn_embedding(
         return principal
     numbers = range(len(corpus.texts))
     trained, watched = [i for i in numbers if i % _WATCHED], numbers[::_WATCHED]
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(_SEED)
         targets = _targets(corpus, sensitivity, _STEP * step)
         learned = _train(vocabulary, corpus.texts, targets, trained, prediction)
-        before, after = (_bits_left(one, corpus.texts, targets, trained, watched) for one in (principal, learned))
+    before, after = (_bits_left(one, corpus.texts, targets, trained, watched) for one in (principal, learned))
     print(f"leading latents with a learned table: {after:.0f} bits a token, {before:.0f} without", file=sys.stderr)
     return learned if after < before else principal
 
@@ -122,7 +123,8 @@ def _train(
             schedule.step()
             progress.step()
     with torch.no_grad():
-        return Embedding(as_int8(network.rows(vocabulary.rows)), prediction.history)
+        rows = torch.cat([network.rows(part) for part in vocabulary.rows.split(_ROWS)])
+    return Embedding(as_int8(rows), prediction.history)
 
 
 def _bits_left(

@@ -234,7 +234,8 @@ def solve_group(
     group.latent_scale, group.encoder = scale[order], encoder[:, order]
     group.decoder = torch.cat([decoder[order], decoder[rank:]])
     chosen = torch.zeros(len(corpus), leading_count, dtype=torch.int16)
-    chosen[:, : min(leading_count, len(order))] = torch.cat(leading)[:, order[:leading_count].cpu()]
+    first = order[:leading_count].cpu()
+    chosen[:, : len(first)] = torch.cat([latents[:, first] for latents in leading])
     return group, chosen
 
 

@@ -238,24 +238,25 @@ void FuzzScalarSection(ByteSpan input) {
   Blocks& blocks = SharedBlocks();
   const ScalarBlocks& of =
       input[0] & kValueDims ? blocks.value_dims : blocks.scalar;
-  const uint32_t layers = of.codec->geometry().layers.size();
+  // As a client reads them: with a basis if it has one.
+  const Codec& codec = input[0] & kValueDims ? *of.codec : blocks.model.codec();
+  const uint32_t layers = codec.geometry().layers.size();
   const uint32_t layer = input[0] & (layers - 1),  // Of 4, or of 2.
       first_token = input[0] & 4 ? 64 : 0;
   const Bytes& frame = of.frames[first_token / 64];
   const Bytes payload(input.begin() + 1, input.end());
   FrameHeader header = *VerifyFrame(frame);
   header.sections[layer] = {0, payload.size(), Crc32c(payload)};
-  const auto reader =
-      *of.codec->Open(header, PlaceOf(blocks.tokens, first_token));
-  BlockPages pages(of.codec->geometry());
+  const auto reader = *codec.Open(header, PlaceOf(blocks.tokens, first_token));
+  BlockPages pages(codec.geometry());
   for (uint32_t l = 0; l < layer; ++l) {
     const Bytes sound = SectionsOf(frame)[l];
-    Require(ReadInto(*of.codec, header.encoding, l, sound, reader.get(), &pages)
-                .ok(),
-            "a sound section is read");
+    Require(
+        ReadInto(codec, header.encoding, l, sound, reader.get(), &pages).ok(),
+        "a sound section is read");
   }
-  const absl::Status status = ReadInto(*of.codec, header.encoding, layer,
-                                       payload, reader.get(), &pages);
+  const absl::Status status =
+      ReadInto(codec, header.encoding, layer, payload, reader.get(), &pages);
   Require(status.ok() || status.code() == absl::StatusCode::kDataLoss,
           "a section is read or damaged");
   Require(status.ok() || pages.Untouched(layer, layers),

@@ -2,6 +2,8 @@ import pytest
 import torch
 from latentkv.cache import channels, divergence
 from latentkv.calibrate import calibrate, group_ranges, restore_cache
+from latentkv.features import Prediction, Vocabulary
+from latentkv.text import read_conversations
 
 
 def test_the_rounded_decoder_is_inverted_by_its_encoder(calibration) -> None:
@@ -31,6 +33,16 @@ def test_a_restored_cache_stays_close_and_a_zeroed_one_does_not(calibration, mod
     assert close < 0.06
     assert far > 10 * close
     assert 0 < sum(loss) / len(loss) < 0.1
+
+
+def test_a_learned_table_is_what_tokens_predict_from(calibration, model, fixture_folder, encoder) -> None:
+    texts = read_conversations(fixture_folder / "calibration.jsonl")[::3]
+    principal = Vocabulary.of(model, [encoder.prefix(text.prefix)[:896] for text in texts]).principal(Prediction())
+    learned = calibration.embedding.rows
+    assert learned.shape == principal.rows.shape
+    # Principal dimensions of nearly the same texts are nearly the same but for their signs.
+    likeness = torch.nn.functional.cosine_similarity(learned, principal.rows, dim=0).abs()
+    assert likeness[:16].max() < 0.95
 
 
 def test_latents_come_in_descending_scale(calibration) -> None:
