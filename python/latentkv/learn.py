@@ -15,7 +15,7 @@ import torch
 from .cache import SINK_TOKENS, LoadedModel
 from .features import Embedding, Prediction, Vocabulary, as_int8, with_history
 from .progress import Progress
-from .solve import RIDGE, Corpus
+from .solve import Corpus, ridge
 
 _HIDDEN = 1024
 _EPOCHS = 24
@@ -142,5 +142,5 @@ def _bits_left(
         squares = squares + known.T @ known
         products = products + known.T @ targets[number].float()
     spread = squares.diagonal() / sum(len(targets[number]) for number in trained)
-    solved = torch.linalg.solve(squares + torch.diag(RIDGE * spread.clamp_min(1e-9)), products).float()
+    solved = ridge(squares, products, spread.clamp_min(1e-9)).float()
     return torch.cat([_bits(targets[i].float() - features(i) @ solved) for i in watched]).mean().item()

@@ -17,7 +17,7 @@ from .cache import SINK_TOKENS, LayerCache, LoadedModel, channels, from_channels
 from .features import Embedding
 
 LIVE_RATIO = 0.229  # Mean magnitude over step below which the codec codes no latent (codec/latent_model.cc).
-RIDGE = 30.0  # Added to sums over the calibration text: what little text says about a token is not believed.
+_RIDGE = 30.0  # Added to sums over the calibration text: what little text says about a token is not believed.
 _CHUNK = 8192  # Tokens at a time.
 _SAMPLE = 6000  # Tokens; three for each channel of a group of five layers of SmolLM2.
 
@@ -156,6 +156,11 @@ def _moments(
     return _Moments(*sums)
 
 
+def ridge(xx: torch.Tensor, xy: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """[regressors, targets] of a regression, from sums of products over the text and each regressor's variance."""
+    return torch.linalg.solve(xx + torch.diag(_RIDGE * spread), xy)
+
+
 def _int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole numbers of at most 127 and the scale of each column."""
     if matrix.shape[0] == 0:
@@ -199,7 +204,7 @@ def solve_group(
     features = moments.xx.shape[0] - inherited.shape[1]
     # In units of each regressor's variance; a latent that is hardly ever there gets that of one step in a thousand.
     spread = (moments.xx.diagonal() / len(corpus)).clamp_min(step * step / 1000)
-    coefficients = torch.linalg.solve(moments.xx + torch.diag(RIDGE * spread), moments.xy)
+    coefficients = ridge(moments.xx, moments.xy, spread)
     feature_rows, feature_scale = _int8(coefficients[:features].float() / root)
     coefficients[:features] = (feature_rows * feature_scale * root).double()
 
