@@ -125,7 +125,8 @@ class ClientImpl final : public Client {
             counters.dropped_blocks,
             counters.store_failures,
             counters.device_encoded_blocks,
-            breaker_.open()};
+            breaker_.open(),
+            counters.guarded_blocks};
   }
 
   absl::Status PutSession(absl::string_view name, ByteSpan record,

@@ -12,7 +12,7 @@ struct ClientCounters {
       loaded_bytes{0}, load_failures{0};
   std::atomic<uint64_t> stored_blocks{0}, stored_bytes{0}, stored_raw_bytes{0},
       dropped_blocks{0}, store_failures{0};
-  std::atomic<uint64_t> device_encoded_blocks{0};
+  std::atomic<uint64_t> device_encoded_blocks{0}, guarded_blocks{0};
 };
 
 }  // namespace latentkv

@@ -146,11 +146,15 @@ absl::Status EncodeWorkers::Encode(StagedBlock* block) const try {
 }
 
 absl::Status EncodeWorkers::Keep(absl::StatusOr<Bytes> frame,
-                                 StagedBlock* block) {
+                                 StagedBlock* block) const {
   if (!frame.ok()) return frame.status();
   absl::StatusOr<FrameHeader> header = ParseFrameHeader(*frame, frame->size());
   if (!header.ok()) return header.status();
   block->exact = header->encoding.IsExact();
+  const bool in_basis = codec_->basis_view() != nullptr;
+  block->guarded =
+      !options_.exact && (header->encoding.step != options_.step ||
+                          codec_->IsInBasis(header->encoding) != in_basis);
   block->loss_chain = header->loss_chain;
   block->frame = std::make_shared<const Bytes>(*std::move(frame));
   block->raw.reset();

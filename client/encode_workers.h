@@ -54,7 +54,7 @@ class EncodeWorkers {
   void EncodeOnDevice(DeviceEncoder::Turn* turn,
                       absl::Span<Taken* const> batch) const;
   absl::Status Encode(StagedBlock* block) const;
-  static absl::Status Keep(absl::StatusOr<Bytes> frame, StagedBlock* block);
+  absl::Status Keep(absl::StatusOr<Bytes> frame, StagedBlock* block) const;
   // Hands on what is finished and has nothing unfinished before it.
   void Finish(uint64_t place, Outcome outcome);
 

@@ -39,6 +39,7 @@ void StoreLedger::Stored(const StagedBlock& block) {
   counters_->stored_bytes += block.frame->size();
   counters_->stored_raw_bytes += block.raw_bytes;
   counters_->device_encoded_blocks += block.on_device;
+  counters_->guarded_blocks += block.guarded;
   block.progress->Stored(block.index, block.frame->size(), block.exact,
                          block.loss_chain);
   std::lock_guard<std::mutex> lock(mutex_);

@@ -3,8 +3,11 @@
 #include <bit>
 #include <cmath>
 #include <memory>
+#include <numeric>
+#include <optional>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "codec/basis.h"
 #include "codec/basis_view.h"
@@ -276,6 +279,24 @@ class BlockCodec final : public Codec {
     return absl::OkStatus();
   }
 
+  // The quantizer's sections of a block; OutOfRange where a layer has values
+  // that it does not hold.
+  absl::StatusOr<std::vector<Bytes>> ScalarSections(uint32_t first_token,
+                                                    ByteSpan raw_block,
+                                                    float step) const {
+    std::vector<Bytes> sections;
+    size_t offset = 0;
+    for (uint32_t l = 0; l < geometry_.layers.size(); ++l) {
+      const size_t bytes = LayerBytes(geometry_.layers[l]);
+      absl::StatusOr<Bytes> section = scalar_.Encode(
+          l, first_token, raw_block.subspan(offset, bytes), step);
+      if (!section.ok()) return section.status();
+      sections.push_back(*std::move(section));
+      offset += bytes;
+    }
+    return sections;
+  }
+
   // Sets the header's encoding and own loss: exact where a layer cannot be
   // quantized, or the step is too coarse.
   absl::Status EncodeScalar(uint32_t first_token, ByteSpan raw_block,
@@ -290,63 +311,128 @@ class BlockCodec final : public Codec {
       if (halvings == kGuardHalvings) return EncodeExact(raw_block, sections);
       step /= 2;
     }
-    size_t offset = 0;
-    for (uint32_t l = 0; l < geometry_.layers.size(); ++l) {
-      const size_t bytes = LayerBytes(geometry_.layers[l]);
-      absl::StatusOr<Bytes> section = scalar_.Encode(
-          l, first_token, raw_block.subspan(offset, bytes), step);
-      if (absl::IsOutOfRange(section.status())) {
-        sections->clear();
-        return EncodeExact(raw_block, sections);
-      }
-      if (!section.ok()) return section.status();
-      sections->push_back(*std::move(section));
-      offset += bytes;
-    }
+    absl::StatusOr<std::vector<Bytes>> coded =
+        ScalarSections(first_token, raw_block, step);
+    if (absl::IsOutOfRange(coded.status()))
+      return EncodeExact(raw_block, sections);
+    if (!coded.ok()) return coded.status();
+    *sections = *std::move(coded);
     header->encoding = {ScalarQuantizer(), step};
     header->loss_own = ScalarLoss(step);
     return absl::OkStatus();
   }
 
-  // Sets the header's encoding and own loss: exact where the basis cannot hold
-  // the block within its bound.
-  absl::Status EncodeInBasis(const BlockPlace& place, ByteSpan raw_block,
-                             const EncodeOptions& options, FrameHeader* header,
-                             std::vector<Bytes>* sections) const {
-    std::vector<std::vector<float>> channels;
+  // A block in one encoding, and what that is expected to cost.
+  struct Coded {
+    Encoding encoding;
+    double loss = 0;
+    std::vector<Bytes> sections;
+
+    bool Within(double loss_max) const {
+      return std::isfinite(loss) && (loss_max == 0 || loss <= loss_max);
+    }
+    size_t ByteCount() const {
+      return std::accumulate(
+          sections.begin(), sections.end(), size_t{0},
+          [](size_t sum, const auto& one) { return sum + one.size(); });
+    }
+  };
+  // Channels of each group of the basis.
+  using GroupChannels = std::vector<std::vector<float>>;
+
+  GroupChannels ChannelsOf(uint32_t first_token, ByteSpan raw_block) const {
+    GroupChannels channels;
     size_t offset = 0;
     for (const auto& group : in_basis_->groups) {
       channels.push_back(group->Channels(
-          place.first_token, raw_block.subspan(offset, group->raw_bytes())));
+          first_token, raw_block.subspan(offset, group->raw_bytes())));
       offset += group->raw_bytes();
-      if (!AllFinite(channels.back())) return EncodeExact(raw_block, sections);
     }
+    return channels;
+  }
+
+  absl::StatusOr<Coded> CodeInBasis(ByteSpan raw_block,
+                                    const GroupChannels& channels, float step,
+                                    BlockState* state) const {
+    Coded coded = {{in_basis_->basis->digest(), step}};
+    state->Restart();
+    size_t offset = 0;
+    for (size_t g = 0; g < channels.size(); ++g) {
+      const GroupCodec& group = *in_basis_->groups[g];
+      absl::StatusOr<EncodedSection> section =
+          group.Encode(raw_block.subspan(offset, group.raw_bytes()),
+                       channels[g], step, state);
+      if (!section.ok()) return section.status();
+      coded.sections.push_back(std::move(section->payload));
+      coded.loss += section->loss;
+      offset += group.raw_bytes();
+    }
+    return coded;
+  }
+
+  // The same without the basis, which says what it costs. OutOfRange as
+  // ScalarSections.
+  absl::StatusOr<Coded> CodeScalar(uint32_t first_token, ByteSpan raw_block,
+                                   const GroupChannels& channels,
+                                   float step) const {
+    absl::StatusOr<std::vector<Bytes>> sections =
+        ScalarSections(first_token, raw_block, step);
+    if (!sections.ok()) return sections.status();
+    Bytes restored(raw_block.size());
+    size_t offset = 0;
+    for (uint32_t l = 0; l < geometry_.layers.size(); ++l) {
+      const size_t bytes = LayerBytes(geometry_.layers[l]);
+      const absl::Status status =
+          scalar_.Decode(l, first_token, (*sections)[l],
+                         absl::MakeSpan(restored).subspan(offset, bytes));
+      if (!status.ok()) return status;
+      offset += bytes;
+    }
+    Coded coded = {{ScalarQuantizer(), step}, 0, *std::move(sections)};
+    const GroupChannels after = ChannelsOf(first_token, restored);
+    for (size_t g = 0; g < channels.size(); ++g)
+      coded.loss +=
+          in_basis_->groups[g]->Loss(first_token, channels[g], after[g]);
+    return coded;
+  }
+
+  // Sets the header's encoding and own loss. Over its bound a block is of text
+  // that the basis does not know: the smallest of what keeps to the bound is
+  // taken, and exact if nothing does.
+  absl::Status EncodeInBasis(const BlockPlace& place, ByteSpan raw_block,
+                             const EncodeOptions& options, FrameHeader* header,
+                             std::vector<Bytes>* sections) const {
+    const GroupChannels channels = ChannelsOf(place.first_token, raw_block);
+    if (!absl::c_all_of(channels, AllFinite))
+      return EncodeExact(raw_block, sections);
+    std::optional<Coded> within;
     BlockState state(*in_basis_->basis, place.first_token, place.tokens);
-    for (int halvings = 0; halvings <= kGuardHalvings; ++halvings) {
-      const float step = std::ldexp(options.step, -halvings);
-      double loss = 0;
-      sections->clear();
-      state.Restart();
-      offset = 0;
-      for (size_t g = 0; g < channels.size(); ++g) {
-        const GroupCodec& group = *in_basis_->groups[g];
-        absl::StatusOr<EncodedSection> section =
-            group.Encode(raw_block.subspan(offset, group.raw_bytes()),
-                         channels[g], step, &state);
-        if (!section.ok()) return section.status();
-        sections->push_back(std::move(section->payload));
-        loss += section->loss;
-        offset += group.raw_bytes();
-      }
-      if (!std::isfinite(loss) ||
-          (options.loss_own_max > 0 && loss > options.loss_own_max))
-        continue;
-      header->encoding = {in_basis_->basis->digest(), step};
-      header->loss_own = static_cast<float>(loss);
-      return absl::OkStatus();
+    bool climbed = false;
+    for (int halvings = 0; halvings <= kGuardHalvings && !within; ++halvings) {
+      absl::StatusOr<Coded> coded = CodeInBasis(
+          raw_block, channels, std::ldexp(options.step, -halvings), &state);
+      if (!coded.ok()) return coded.status();
+      if (coded->Within(options.loss_own_max)) within = *std::move(coded);
+      climbed = halvings > 0;
     }
-    sections->clear();
-    return EncodeExact(raw_block, sections);
+    for (int halvings = 0;
+         options.loss_own_max > 0 && climbed && halvings <= kGuardHalvings;
+         ++halvings) {
+      absl::StatusOr<Coded> coded =
+          CodeScalar(place.first_token, raw_block, channels,
+                     std::ldexp(kScalarStep, -halvings));
+      if (absl::IsOutOfRange(coded.status())) break;
+      if (!coded.ok()) return coded.status();
+      if (!coded->Within(options.loss_own_max)) continue;
+      if (!within || coded->ByteCount() < within->ByteCount())
+        within = *std::move(coded);
+      break;
+    }
+    if (!within) return EncodeExact(raw_block, sections);
+    header->encoding = within->encoding;
+    header->loss_own = static_cast<float>(within->loss);
+    *sections = std::move(within->sections);
+    return absl::OkStatus();
   }
 
   const Geometry geometry_;

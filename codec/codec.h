@@ -26,8 +26,10 @@ inline constexpr int kGuardHalvings = 2;
 struct EncodeOptions {
   bool exact = true;
   float step = 0;  // Above 0 unless exact.
-  // Guard: a block over it is encoded at half the step, then a quarter, then
-  // exact. 0: none.
+  // Guard: a block over it is encoded at half the step, then a quarter, and
+  // without the basis at ScalarCodec's step, half and a quarter of it; the
+  // smaller of the first of each that keeps to it is taken, and exact if
+  // nothing does. 0: none.
   float loss_own_max = 0;
   // loss_chain of the restored block it was computed on, 0 if none.
   float loss_inherited = 0;

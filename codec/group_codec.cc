@@ -199,6 +199,18 @@ double GroupCodec::Loss(uint32_t first_token, absl::Span<const float> channels,
   return loss / kBlockTokens;
 }
 
+double GroupCodec::Loss(uint32_t first_token, absl::Span<const float> channels,
+                        absl::Span<const float> restored) const {
+  double loss = 0;
+  for (uint32_t t = SinkTokens(first_token); t < kBlockTokens; ++t) {
+    const size_t at = size_t{t} * group_.channels;
+    loss += WeightedDistance(channels.subspan(at, group_.channels),
+                             restored.subspan(at, group_.channels),
+                             group_.sensitivity);
+  }
+  return loss / kBlockTokens;
+}
+
 absl::StatusOr<EncodedSection> GroupCodec::Encode(
     ByteSpan raw, absl::Span<const float> channels, float step,
     BlockState* state) const {

@@ -55,6 +55,11 @@ class GroupCodec {
   absl::Status Decode(ByteSpan payload, float step, BlockState* state,
                       absl::Span<uint8_t> raw) const;
 
+  // Nats a token that `restored` in the place of `channels`, both of this
+  // group, is expected to cost; sinks are not counted.
+  double Loss(uint32_t first_token, absl::Span<const float> channels,
+              absl::Span<const float> restored) const;
+
   const BasisGroup& group() const { return group_; }
   size_t raw_bytes() const { return raw_bytes_; }
 

@@ -272,7 +272,8 @@ void latentkv_get_stats(latentkv_client* client, latentkv_stats* stats) {
             from.dropped_blocks,
             from.store_failures,
             from.device_encoded_blocks,
-            from.breaker_open};
+            from.breaker_open,
+            from.guarded_blocks};
 }
 
 latentkv_code latentkv_session_put(latentkv_client* client, const char* name,

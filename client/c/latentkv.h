@@ -193,12 +193,15 @@ LATENTKV_API latentkv_code latentkv_flush(latentkv_client* client,
  * not restore. dropped_blocks: not sent, as the queue was full, the daemon away
  * or a block before not stored. store_failures: not encoded or acknowledged.
  * device_encoded_blocks: of the stored ones, by the device that their pages lay
- * on. */
+ * on. guarded_blocks: of the stored ones, not as the profile asks, since they
+ * were over its bound of loss: many are a sign of text that the basis was not
+ * calibrated on. */
 typedef struct {
   uint64_t lookups, hit_tokens, loaded_tokens, loaded_bytes, load_failures;
   uint64_t stored_blocks, stored_bytes, stored_raw_bytes, dropped_blocks,
       store_failures, device_encoded_blocks;
   uint64_t breaker_open; /* 1 while the daemon counts as away */
+  uint64_t guarded_blocks;
 } latentkv_stats;
 LATENTKV_API void latentkv_get_stats(latentkv_client* client,
                                      latentkv_stats* stats);

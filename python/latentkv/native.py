@@ -97,6 +97,7 @@ class Stats(c.Structure):
         for name in (
             "lookups", "hit_tokens", "loaded_tokens", "loaded_bytes", "load_failures", "stored_blocks", "stored_bytes",
             "stored_raw_bytes", "dropped_blocks", "store_failures", "device_encoded_blocks", "breaker_open",
+            "guarded_blocks",
         )
     ]  # fmt: skip
 

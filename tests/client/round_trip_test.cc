@@ -1,5 +1,8 @@
 // Pages out and in again, through the real daemon.
+#include <unistd.h>
+
 #include <cmath>
+#include <fstream>
 
 #include "core/limits.h"
 #include "tests/client/client_fixture.h"
@@ -183,6 +186,7 @@ TEST_F(RoundTripTest, BasisRestoresWithinItsStep) {
   EXPECT_EQ(loaded.token_count, 256u);
   EXPECT_EQ(loaded.exact_blocks, 0u);
   EXPECT_EQ(loaded.frame_bytes, stored.frame_bytes);
+  EXPECT_EQ(client->Stats().guarded_blocks, 0u);
   EXPECT_GT(loaded.loss_chain, 0);
   EXPECT_EQ(loaded.loss_chain, stored.loss_chain);
   // Half a step, twice for a rotated pair, and the rounding of bf16 at
@@ -190,6 +194,45 @@ TEST_F(RoundTripTest, BasisRestoresWithinItsStep) {
   const float error = LargestError(pages, computed, ids, geometry_, 0, 256);
   EXPECT_LT(error, 0.0625f * 0.71f + 0.016f);
   EXPECT_GT(error, 0);
+}
+
+// Wired as an engine's client is. At a step that coarse the basis holds nothing
+// within its bound.
+TEST_F(RoundTripTest, WhatTheGuardWroteWithoutTheBasisIsReadWithIt) {
+  const std::string path = ::testing::TempDir() + "latentkv-guard-" +
+                           std::to_string(getpid()) + ".basis";
+  const Bytes basis = PlainBasis(geometry_, 0, 400)->serialized();
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(basis.data()), basis.size());
+  ClientOptions options;
+  options.address = daemon_.address();
+  options.scope.model = Sha256({AsBytes("model")});
+  options.geometry = geometry_;
+  options.basis_path = path;
+  options.profile = "balanced";
+  absl::StatusOr<ClientConfig> config = MakeClientConfig(options);
+  ASSERT_TRUE(config.ok()) << config.status();
+  config->write.loss_own_max = 0.005f;
+  TestPages pages(geometry_, Layout::kEngineCpu, 32, 8);
+  std::unique_ptr<Client> client = Open(*std::move(config), &pages);
+  const std::vector<uint64_t> ids = pages.PageIds(256, 9);
+  pages.Compute(9, ids, 0, 256);
+  const TestPages computed = pages;
+  EXPECT_EQ((*client->Store({TestTokens(9, 256)}, 0, 256, ids))
+                ->Wait(-1, kLong)
+                ->token_count,
+            256u);
+  pages.Poison();
+  const TransferResult loaded = Load(client.get(), pages, 9, 0, 256);
+  EXPECT_EQ(loaded.token_count, 256u);
+  EXPECT_EQ(loaded.exact_blocks, 0u);
+  EXPECT_GT(loaded.loss_chain, 0);
+  EXPECT_LE(loaded.loss_chain, 4 * 0.005f);
+  EXPECT_EQ(client->Stats().guarded_blocks, 4u);
+  const float error = LargestError(pages, computed, ids, geometry_, 0, 256);
+  EXPECT_GT(error, 0);
+  EXPECT_LT(error, 0.5f);
+  unlink(path.c_str());
 }
 
 // Multi-head latent attention as vLLM keeps it: values and keys of different

@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "codec/scalar_codec.h"
 #include "core/limits.h"
 #include "tests/codec/synthetic.h"
 
@@ -254,6 +256,81 @@ TEST(Guard, ABlockOverItsBoundClimbsToHalfTheStepThenAQuarterThenExact) {
   EXPECT_EQ(
       SectionsOf(Encoded(Model(), place, raw, AtStep(4, 0.999f * loss[0]))),
       SectionsOf(Encoded(Model(), place, raw, AtStep(2))));
+}
+
+// Text that the basis knows nothing of: values that no latents of it reach.
+TEST(Guard, ABlockThatNoStepHoldsNeedsNoBasisAndSaysWhatItCosts) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  const BlockPlace place = PlaceOf(tokens, 64);
+  const Bytes raw = DrawBlock(Model().geometry(), 5);
+  const float finest =
+      VerifyFrame(Encoded(Model(), place, raw, AtStep(0.25f)))->loss_own;
+  const Bytes frame = Encoded(Model(), place, raw, AtStep(1, finest / 2));
+  const FrameHeader header = *VerifyFrame(frame);
+  EXPECT_EQ(header.encoding, (Encoding{ScalarQuantizer(), kScalarStep}));
+  EXPECT_LE(header.loss_own, finest / 2);
+  const Bytes restored = Restored(Model().codec(), frame, place);
+  EXPECT_NEAR(header.loss_own, LossOf(Model(), 64, raw, restored),
+              1e-3 * header.loss_own);
+  EXPECT_LT(frame.size(),
+            Encoded(Model(), place, raw, EncodeOptions()).size() / 2);
+  // Finer steps, then exact, as in a basis.
+  const auto at_bound = [&](float loss_own_max) {
+    return VerifyFrame(Encoded(Model(), place, raw, AtStep(1, loss_own_max)))
+        ->encoding;
+  };
+  EXPECT_EQ(at_bound(0.999f * header.loss_own),
+            (Encoding{ScalarQuantizer(), kScalarStep / 2}));
+  EXPECT_TRUE(at_bound(0.01f * header.loss_own).IsExact());
+}
+
+TEST(Guard, OfWhatKeepsToTheBoundTheSmallestIsTaken) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  const BlockPlace place = PlaceOf(tokens, 64);
+  const auto plain = *Codec::Create(Model().geometry(), nullptr);
+  const Bytes strange = DrawBlock(Model().geometry(), 5);
+  constexpr float kStep = 0.2f;
+  int in_basis = 0, smaller = 0, scalar_alone = 0;
+  // Every so many values the basis knows nothing of.
+  for (int every : {1, 8, 64, 512}) {
+    Bytes raw = Model().Block(tokens, 64);
+    for (size_t i = 0; i < raw.size(); i += 2 * every)
+      std::copy_n(strange.begin() + i, 2, raw.begin() + i);
+    const float first =
+        VerifyFrame(Encoded(Model(), place, raw, AtStep(kStep)))->loss_own;
+    for (float share : {0.9f, 0.5f, 0.1f, 0.02f}) {
+      const float bound = share * first;
+      // The first step of each that keeps to it.
+      Bytes basis_frame, scalar_frame;
+      for (int i = 2; i >= 1; --i) {
+        const Bytes frame =
+            Encoded(Model(), place, raw, AtStep(std::ldexp(kStep, -i)));
+        if (VerifyFrame(frame)->loss_own <= bound) basis_frame = frame;
+      }
+      for (int i = 2; i >= 0; --i) {
+        const Bytes frame =
+            *plain->Encode(place, raw, AtStep(std::ldexp(kScalarStep, -i)));
+        if (LossOf(Model(), 64, raw, Restored(*plain, frame, place)) <= bound)
+          scalar_frame = frame;
+      }
+      const Bytes frame = Encoded(Model(), place, raw, AtStep(kStep, bound));
+      const bool exact = basis_frame.empty() && scalar_frame.empty();
+      const bool takes_basis =
+          !basis_frame.empty() &&
+          (scalar_frame.empty() || basis_frame.size() <= scalar_frame.size());
+      ASSERT_EQ(VerifyFrame(frame)->encoding.IsExact(), exact);
+      if (exact) continue;
+      EXPECT_EQ(SectionsOf(frame),
+                SectionsOf(takes_basis ? basis_frame : scalar_frame))
+          << every << " " << share;
+      in_basis += takes_basis;
+      scalar_alone += basis_frame.empty();
+      smaller += !takes_basis && !basis_frame.empty();
+    }
+  }
+  EXPECT_GT(in_basis, 0);
+  EXPECT_GT(scalar_alone, 0);
+  EXPECT_GT(smaller, 0);
 }
 
 TEST(Encode, RefusesWhatItCannotWrite) {
