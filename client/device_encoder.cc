@@ -101,11 +101,14 @@ bool DeviceEncoder::Turn::EncodeAt(float step, LossChannels measured,
     const size_t i = (*left)[at];
     const EncodedBlock& one = (*encoded)[at];
     if (!one.status.ok()) continue;  // At a finer step even more so.
-    if (IsOver(one.loss)) {
+    const float loss =
+        encoder_.codec_.LossOf(blocks[i].place.first_token, step, one.loss,
+                               one.section_bytes, one.frame);
+    if (IsOver(loss)) {
       over.push_back(i);
       continue;
     }
-    (*frames)[i] = encoder_.codec_.Seal(blocks[i].place, step, one.loss,
+    (*frames)[i] = encoder_.codec_.Seal(blocks[i].place, step, loss,
                                         blocks[i].loss_inherited,
                                         one.section_bytes, one.frame);
   }

@@ -13,6 +13,7 @@
 #include "codec/basis_view.h"
 #include "codec/block_state.h"
 #include "codec/exact_section.h"
+#include "codec/expected_loss.h"
 #include "codec/group_codec.h"
 #include "codec/latent_model.h"
 #include "codec/rotary_tables.h"
@@ -35,7 +36,9 @@ const LatentTables& SharedLatentTables() {
 struct BasisCodec {
   BasisCodec(std::shared_ptr<const Basis> from,
              const LatentTables& latent_tables, RotaryTables* rotary_tables)
-      : basis(std::move(from)), view(ViewOf(*basis, latent_tables)) {
+      : basis(std::move(from)),
+        view(ViewOf(*basis, latent_tables)),
+        expected_loss(*basis, latent_tables) {
     for (uint32_t g = 0; g < basis->groups().size(); ++g) {
       groups.push_back(std::make_unique<GroupCodec>(*basis, g, latent_tables,
                                                     rotary_tables));
@@ -43,6 +46,7 @@ struct BasisCodec {
   }
   const std::shared_ptr<const Basis> basis;
   const BasisView view;
+  const ExpectedLoss expected_loss;
   std::vector<std::unique_ptr<const GroupCodec>> groups;
 };
 
@@ -157,6 +161,19 @@ class BlockCodec final : public Codec {
     if (!status.ok()) return status;
     header.loss_chain = header.loss_own + options.loss_inherited;
     return WriteFrame(std::move(header), sections);
+  }
+
+  float LossOf(uint32_t first_token, float step, float error,
+               absl::Span<const uint64_t> section_bytes,
+               const uint8_t* frame) const override {
+    std::vector<ByteSpan> sections;
+    frame += FrameHeaderBytes(section_bytes.size());
+    for (const uint64_t bytes : section_bytes) {
+      sections.emplace_back(frame, bytes);
+      frame += bytes;
+    }
+    return static_cast<float>(
+        error * in_basis_->expected_loss.Surprise(step, first_token, sections));
   }
 
   absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,
@@ -328,6 +345,9 @@ class BlockCodec final : public Codec {
     double loss = 0;
     std::vector<Bytes> sections;
 
+    // What its text makes of its error (ExpectedLoss).
+    double surprise = 1;
+
     bool Within(double loss_max) const {
       return std::isfinite(loss) && (loss_max == 0 || loss <= loss_max);
     }
@@ -351,7 +371,7 @@ class BlockCodec final : public Codec {
     return channels;
   }
 
-  absl::StatusOr<Coded> CodeInBasis(ByteSpan raw_block,
+  absl::StatusOr<Coded> CodeInBasis(uint32_t first_token, ByteSpan raw_block,
                                     const GroupChannels& channels, float step,
                                     BlockState* state) const {
     Coded coded = {{in_basis_->basis->digest(), step}};
@@ -367,14 +387,18 @@ class BlockCodec final : public Codec {
       coded.loss += section->loss;
       offset += group.raw_bytes();
     }
+    coded.surprise = in_basis_->expected_loss.Surprise(
+        step, first_token,
+        std::vector<ByteSpan>(coded.sections.begin(), coded.sections.end()));
+    coded.loss *= coded.surprise;
     return coded;
   }
 
-  // The same without the basis, which says what it costs. OutOfRange as
-  // ScalarSections.
+  // The same without the basis, which says what it costs text of `surprise`.
+  // OutOfRange as ScalarSections.
   absl::StatusOr<Coded> CodeScalar(uint32_t first_token, ByteSpan raw_block,
-                                   const GroupChannels& channels,
-                                   float step) const {
+                                   const GroupChannels& channels, float step,
+                                   double surprise) const {
     absl::StatusOr<std::vector<Bytes>> sections =
         ScalarSections(first_token, raw_block, step);
     if (!sections.ok()) return sections.status();
@@ -393,6 +417,7 @@ class BlockCodec final : public Codec {
     for (size_t g = 0; g < channels.size(); ++g)
       coded.loss +=
           in_basis_->groups[g]->Loss(first_token, channels[g], after[g]);
+    coded.loss *= surprise;
     return coded;
   }
 
@@ -407,11 +432,14 @@ class BlockCodec final : public Codec {
       return EncodeExact(raw_block, sections);
     std::optional<Coded> within;
     BlockState state(*in_basis_->basis, place.first_token, place.tokens);
+    double surprise = 1;
     bool climbed = false;
     for (int halvings = 0; halvings <= kGuardHalvings && !within; ++halvings) {
-      absl::StatusOr<Coded> coded = CodeInBasis(
-          raw_block, channels, std::ldexp(options.step, -halvings), &state);
+      absl::StatusOr<Coded> coded =
+          CodeInBasis(place.first_token, raw_block, channels,
+                      std::ldexp(options.step, -halvings), &state);
       if (!coded.ok()) return coded.status();
+      if (halvings == 0) surprise = coded->surprise;
       if (coded->Within(options.loss_own_max)) within = *std::move(coded);
       climbed = halvings > 0;
     }
@@ -420,7 +448,7 @@ class BlockCodec final : public Codec {
          ++halvings) {
       absl::StatusOr<Coded> coded =
           CodeScalar(place.first_token, raw_block, channels,
-                     std::ldexp(kScalarStep, -halvings));
+                     std::ldexp(kScalarStep, -halvings), surprise);
       if (absl::IsOutOfRange(coded.status())) break;
       if (!coded.ok()) return coded.status();
       if (!coded->Within(options.loss_own_max)) continue;

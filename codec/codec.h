@@ -73,9 +73,15 @@ class Codec {
                                        ByteSpan raw_block,
                                        const EncodeOptions& options) const = 0;
 
-  // The same of a block that a device encoded in the basis at `step`
-  // (EncodeLane of kernels/device.h): `frame` has room for the header, then the
-  // sections of these lengths. `loss_own` is what it says of them.
+  // What a block that a device encoded in the basis at `step` (EncodeLane of
+  // kernels/device.h) is expected to cost, nats a token: `error` is what it
+  // says of the block's sections, of these lengths, in `frame` behind room for
+  // the header.
+  virtual float LossOf(uint32_t first_token, float step, float error,
+                       absl::Span<const uint64_t> section_bytes,
+                       const uint8_t* frame) const = 0;
+
+  // The frame of such a block, whose loss is `loss_own`.
   virtual absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,
                                      float loss_own, float loss_inherited,
                                      absl::Span<const uint64_t> section_bytes,

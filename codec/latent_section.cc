@@ -6,6 +6,7 @@
 #include "codec/escapes.h"
 #include "codec/latent_model.h"
 #include "core/limits.h"
+#include "kernels/entropy.h"
 #include "kernels/latents.h"
 
 namespace latentkv {
@@ -73,6 +74,19 @@ absl::StatusOr<Bytes> WriteLatentSection(const BasisGroup& group,
   PutEscapes(coded->escapes, &writer);
   writer.PutBytes(coded->bytes);
   return payload;
+}
+
+CodedSize CodedSizeOf(const SectionShape& shape, ByteSpan payload) {
+  ByteReader reader(payload);
+  reader.Get<uint16_t>();
+  const bool stored_sinks = (reader.Get<uint8_t>() & kStoredSinksFlag) != 0;
+  const uint32_t exact_count = reader.Get<uint8_t>();
+  const uint64_t others =
+      sizeof(uint64_t) + exact_count * (1 + shape.exact_token_bytes) +
+      (stored_sinks ? shape.sink_bytes : 0) + kEntropyLanes * sizeof(uint32_t);
+  const uint32_t apart = exact_count + (shape.sink_bytes > 0 ? kSinkTokens : 0);
+  return {kBlockTokens - std::min(kBlockTokens, apart),
+          payload.size() - std::min<uint64_t>(payload.size(), others)};
 }
 
 absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group,

@@ -54,6 +54,16 @@ absl::StatusOr<LatentSection> ReadLatentSection(const BasisGroup& group,
                                                 const SectionShape& shape,
                                                 ByteSpan payload);
 
+// What of a section is latents.
+struct CodedSize {
+  uint32_t tokens = 0;  // That have some: neither sinks nor exact.
+  // Coded, beyond those that every stream begins with; without escapes, which
+  // no model foresees.
+  uint64_t bytes = 0;
+};
+// Of a section that was just written: it is not checked.
+CodedSize CodedSizeOf(const SectionShape& shape, ByteSpan payload);
+
 // Whether one token's latents, own and inherited, keep the two bounds above.
 bool LatentsInBounds(absl::Span<const int16_t> latents);
 

@@ -55,6 +55,9 @@ Encoder Pack(absl::Span<const float> encoder, absl::Span<const float> weight,
           std::max(packed.column_scale[r], std::fabs(weighted(c, r)) / 127);
     }
   }
+  // Quotients by a subnormal scale can pass 127; what it scales is nothing.
+  for (float& scale : packed.column_scale)
+    if (!std::isnormal(scale)) scale = 0;
   std::vector<int8_t> columns(size_t{channels} * rank);
   for (uint32_t c = 0; c < channels; ++c) {
     for (uint32_t r = 0; r < rank; ++r) {

@@ -86,6 +86,9 @@ HostGroup MakeHostGroup(const BasisView& view, const DeviceBasis& basis,
           std::max(group.column_scale[r], std::fabs(value(r, c)) / 127);
     }
   }
+  // Quotients by a subnormal scale can pass 127; what it scales is nothing.
+  for (float& scale : group.column_scale)
+    if (!std::isnormal(scale)) scale = 0;
   group.encoder.resize(size_t{group.rows} * group.columns);
   for (uint32_t n = 0; n < group.rows; ++n) {
     // What ProjectMaps says of the order of rows.

@@ -15,111 +15,38 @@ import argparse
 import hashlib
 import math
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from . import native, report
-from .cache import SINK_TOKENS, LayerCache, LoadedModel, divergence, load_model
+from .cache import SINK_TOKENS, LoadedModel, load_model
 from .checkpoint import Checkpoint, State, Unkept
 from .features import Embedding, Prediction
 from .geometry import bytes_per_token, model_digest
 from .learn import learn_embedding, learning_bytes
 from .progress import Progress
-from .solve import Corpus, Group, restore_cache, solve_group, solving_bytes
+from .solve import Corpus, Group, solve_group, solving_bytes
 from .statistics import PROBE_BATCH, Probe, QueryEnergy, check_rotation, sensitivities
+from .steps import TARGETS, Measured, hold_out, measure_steps, normalise
 from .text import load_encoder, read_conversations
 
-TARGETS = {"high": 0.0035, "balanced": 0.0085, "small": 0.018}  # Mean divergence, nats a token.
 _TEXT_TOKENS = 160000  # Read altogether, at most. With a half of a mixture's, code takes 12 % more bytes.
 _PREFIX_TOKENS = 768
-_FOLLOWING_TOKENS = 128
 _HELD_OUT = 8
 _PROBES = 6  # Of each kind.
 _PROBE_TOKENS = 64
 _CUE_TOKENS = 8  # Of text that comes again: from so many on a model that remembers knows what follows.
 _LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `high` to above that of `small`.
-_GUARD = 1.5  # The guard's bound over the worst block of the held-out conversations.
 _SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
 _SINKS_SHARE = 0.1
 _LIBRARY_BYTES = 700 << 20  # Of Python, torch and transformers, code included, before they do anything: measured.
-_METHOD = "4"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a step gives on the held-out conversations: mean divergence, mean expected loss, the worst block's."""
-
-    step: float
-    divergence: float
-    expected: float
-    worst: float
-
-
-@dataclass
-class HeldOut:
-    """A conversation that no statistics have seen: its cache, what follows, and the model's logits there."""
-
-    tokens: Sequence[int]
-    cache: LayerCache
-    following: Sequence[int]
-    reference: torch.Tensor
-
-
-def measure_steps(
-    model: LoadedModel, groups: Sequence[Group], embedding: Embedding, tests: Sequence[HeldOut],
-    steps: Sequence[float], parts: Unkept,
-) -> list[Measured]:  # fmt: skip
-    """Measures every step."""
-    measured = []
-    progress = Progress("measuring the steps", len(steps) * len(tests))
-
-    def measure(step: float) -> State:
-        divergences, expected, worst = [], [], 0.0
-        for test in tests:
-            restored, loss = restore_cache(model, groups, embedding, test.tokens, test.cache, step)
-            got = model.logits_after(restored, test.following)
-            divergences.append(divergence(test.reference, got).mean().item())
-            expected.append(sum(loss) / len(loss))
-            worst = max([worst, *(sum(loss[i : i + 64]) / 64 for i in range(0, len(loss) - 63, 64))])
-            progress.step()
-        return asdict(Measured(step, sum(divergences) / len(tests), sum(expected) / len(tests), worst))
-
-    for number, step in enumerate(steps):
-        kept = parts.has(f"step-{number}")
-        measured.append(Measured(**parts.part(f"step-{number}", lambda step=step: measure(step))))
-        for _ in tests if kept else ():
-            progress.step(kept=True)
-    return measured
-
-
-def profiles_of(measured: Sequence[Measured]) -> dict[str, tuple[float, float]]:
-    """For each profile: the step that meets its divergence, and the guard's bound there."""
-    profiles = {}
-    for name, target in TARGETS.items():
-        position = _position([m.divergence for m in measured], target)
-        worst = _at([m.worst for m in measured], position)
-        profiles[name] = (_at([m.step for m in measured], position), _GUARD * worst)
-    return profiles
-
-
-def _position(values: Sequence[float], target: float) -> float:
-    """Where `target` stands among rising values, as an index with a fraction, on straight lines in logarithms."""
-    logs = [math.log(max(value, 1e-12)) for value in values]
-    index = max(0, min(len(values) - 2, sum(log < math.log(target) for log in logs) - 1))
-    # Noise can make neighbours alike, or turn them round: then a position far outside would mean nothing.
-    fraction = (math.log(target) - logs[index]) / max(logs[index + 1] - logs[index], 0.2)
-    return index + max(-2.0, min(3.0, fraction))
-
-
-def _at(values: Sequence[float], position: float) -> float:
-    index = max(0, min(len(values) - 2, int(position)))
-    low, high = math.log(max(values[index], 1e-12)), math.log(max(values[index + 1], 1e-12))
-    return math.exp(low + (position - index) * (high - low))
+_METHOD = "5"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
 
 
 def starting_step(sample: torch.Tensor, sensitivity: Sequence[torch.Tensor]) -> float:
@@ -151,29 +78,6 @@ class Calibration:
     measured: list[Measured]
     tokens: int  # Of text.
     held_out: Sequence[int]  # A text that was not calibrated on.
-
-
-def normalise(
-    groups: Sequence[Group], measured: Sequence[Measured]
-) -> tuple[dict[str, tuple[float, float]], list[Measured]]:
-    """Brings the groups to units of the balanced profile's step, and their expected loss to the measured divergence.
-
-    Returns the profiles, and what was measured in these units.
-    """
-    # The probes' noise is larger than a code's error and more even over channels, so their sum of losses is off by a
-    # factor; the held-out conversations know it.
-    factor = sum(m.divergence for m in measured) / sum(m.expected for m in measured)
-    measured = [Measured(m.step, m.divergence, m.expected * factor, m.worst * factor) for m in measured]
-    profiles = profiles_of(measured)
-    unit = profiles["balanced"][0]
-    for group in groups:
-        group.sensitivity = group.sensitivity * factor
-        group.weight = group.weight / unit**2
-        group.row_scale = group.row_scale * unit
-        group.latent_scale = group.latent_scale / unit
-        group.encoder = group.encoder / unit
-    profiles = {name: (step / unit, loss) for name, (step, loss) in profiles.items()}
-    return profiles, [Measured(m.step / unit, m.divergence, m.expected, m.worst) for m in measured]
 
 
 def known_sinks(model: LoadedModel, documents: Sequence[Sequence[int]]) -> dict[tuple[int, ...], torch.Tensor]:
@@ -215,10 +119,16 @@ def calibrate(
     made = parts.part("embedding", lambda: {"rows": learn_embedding(model, corpus, by_group, start, prediction).rows})
     embedding = Embedding(made["rows"].to(model.device), prediction.history)
     groups = _solve(model, corpus, embedding, ranges, by_group, start, prediction.inherited, parts)
-    tests = [_split(model, tokens, _FOLLOWING_TOKENS) for tokens in held]
-    measured = measure_steps(model, groups, embedding, tests, [factor * start for factor in _LADDER], parts)
-    sinks, (profiles, measured) = known_sinks(model, documents), normalise(groups, measured)
-    return Calibration(groups, embedding, prediction.inherited, sinks, profiles, measured, len(corpus), held[0])
+    made = Calibration(
+        groups, embedding, prediction.inherited, known_sinks(model, documents), {}, [], len(corpus), held[0]
+    )
+    tests = [hold_out(model, tokens, _PREFIX_TOKENS) for tokens in held]
+    with tempfile.TemporaryDirectory() as folder:
+        write(made, model, Path(folder) / "not normalised.basis", "")
+        with native.Codec(model.layers, Path(folder) / "not normalised.basis") as codec:
+            measured = measure_steps(model, codec, tests, [factor * start for factor in _LADDER], parts)
+    made.profiles, made.measured = normalise(groups, measured)
+    return made
 
 
 def group_ranges(windows: Sequence[int], layers_per_group: int) -> list[tuple[int, int]]:
@@ -296,11 +206,12 @@ def _probes(model: LoadedModel, training: Sequence[Sequence[int]]) -> list[list[
     answers a question about it: errors count where it looks things up."""
     going_on, coming_again = [], []
     for number, tokens in enumerate(_spread(training, _PROBES)):
-        split = _split(model, tokens, _PROBE_TOKENS)
-        going_on.append(Probe(split.cache, split.following))
+        end = min(_PREFIX_TOKENS, len(tokens) - _PROBE_TOKENS)
+        cache = model.prefill(tokens[:end])
+        going_on.append(Probe(cache, tokens[end : end + _PROBE_TOKENS]))
         count = _CUE_TOKENS + _PROBE_TOKENS
-        at = (number + 1) * (len(split.tokens) - count) // (_PROBES + 1)
-        coming_again.append(Probe(split.cache, split.tokens[at : at + count], _CUE_TOKENS))
+        at = (number + 1) * (end - count) // (_PROBES + 1)
+        coming_again.append(Probe(cache, tokens[at : at + count], _CUE_TOKENS))
     return [going_on, coming_again]
 
 
@@ -331,12 +242,6 @@ def _spread(items: Sequence, count: int) -> list:
     """`count` items at even distances: neighbours in a file are often alike."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def _split(model: LoadedModel, tokens: Sequence[int], following: int) -> HeldOut:
-    at = min(_PREFIX_TOKENS, len(tokens) - following)
-    cache, rest = model.prefill(tokens[:at]), tokens[at : at + following]
-    return HeldOut(tokens[:at], cache, rest, model.logits_after(cache, rest))
 
 
 def _deviations(model: LoadedModel, sample: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .calibrate import Calibration
 
 _BLOCKS_MAX = 12  # Of the text that is measured on: 768 tokens, as many as a calibration reads of each.
+_STEPS = ["step", "", "divergence", "behind tokens read again", "expected loss", "worst block's"]
 _LEAD = (
     "A step is the unit in which latents are rounded: step 1 is the profile balanced. Latents whose mean magnitude is "
     f"below {LIVE_RATIO} steps are not live: neither stored nor multiplied. Losses are in nats a token. Frames are "
@@ -127,7 +128,7 @@ def page_of(data: dict[str, Any]) -> str:
         for one in data["profiles"]
     ]  # fmt: skip
     steps = [
-        (False, [f"{one['step']:.3f}", "", f"{one['divergence']:.4f}", f"{one['expected']:.4f}", f"{one['worst']:.4f}"])
+        (False, [f"{one['step']:.3f}", "", *(f"{one[k]:.4f}" for k in ("divergence", "served", "expected", "worst"))])
         for one in data["steps"]
     ]
     sizes = [(name == "total", [name, "", f"{size / 1e6:.2f}"]) for name, size in data["bytes"].items()]
@@ -139,7 +140,7 @@ def page_of(data: dict[str, Any]) -> str:
         "<h2>Profiles</h2>", table(head, profiles),
         "<h2>Spectrum</h2>", f"<figure>{svg_of(_spectra(data))}</figure>",
         "<h2>Groups and their live latents</h2>", table(["layers", "channels", "rank", *names], groups),
-        "<h2>Steps, as measured</h2>", table(["step", "", "divergence", "expected loss", "worst block's"], steps),
+        "<h2>Steps, as measured</h2>", table(_STEPS, steps),
         "<h2>Size of the basis</h2>", table(["part", "", "MB"], sizes),
     ]  # fmt: skip
     title = f"Basis: {data['description']}, {data['tokens']} tokens, {data['raw_bytes_per_token']} raw bytes a token"

@@ -16,10 +16,16 @@ namespace {
 
 constexpr float kSaid = FakeDevices::kSaidLoss;
 
+// Whether a loss is what the device said of an error, `share` of kSaid, and
+// what the client makes of it by the bytes. The CPU's are below a tenth.
+MATCHER_P(IsSaid, share, "") {
+  return arg > 0.8 * share * kSaid && arg < 1.25 * share * kSaid;
+}
+
 class DeviceEncoderTest : public ClientTest {
  protected:
   DeviceEncoderTest()
-      : basis_(PlainBasis(geometry_, 0, 0.0625, 1)),
+      : basis_(PlainBasis(geometry_, 0, 0.125, 1)),
         pages_(geometry_, Layout::kHeadsFirst, 32, 40) {
     for (const Bytes& layer : pages_.memory())
       devices_.Hold(layer.data(), layer.size(), 0);
@@ -74,7 +80,7 @@ TEST_F(DeviceEncoderTest,
   const uint64_t before = client_->Stats().device_encoded_blocks;
   const TransferResult stored = Store(7, 12);
   EXPECT_EQ(stored.token_count, 12 * kBlockTokens);
-  EXPECT_EQ(stored.loss_chain, kSaid);
+  EXPECT_THAT(stored.loss_chain, IsSaid(1));
   EXPECT_EQ(devices_.encoded_blocks, 12);
   EXPECT_EQ(client_->Stats().device_encoded_blocks, before + 12);
   EXPECT_LT(devices_.encoded_batches, 12) << "some were encoded together";
@@ -89,7 +95,7 @@ TEST_F(DeviceEncoderTest,
       TestConfig(other_daemon.Connect(), geometry_, basis_), &on_host);
   auto job = cpu->Store({TestTokens(7, 12 * kBlockTokens)}, 0,
                         12 * kBlockTokens, ids_);
-  EXPECT_NE((*job)->Wait(-1, kLong)->loss_chain, kSaid);
+  EXPECT_LT((*job)->Wait(-1, kLong)->loss_chain, kSaid / 10);
   on_host.Poison();
   EXPECT_EQ(Load(cpu.get(), on_host, 7, 0, 12 * kBlockTokens).token_count,
             12 * kBlockTokens);
@@ -108,15 +114,15 @@ TEST_F(DeviceEncoderTest, WhatTheDeviceLeavesTheCpuEncodes) {
   EXPECT_EQ(Store(8, 3).token_count, 3 * kBlockTokens);
   EXPECT_EQ(devices_.encoded_blocks, 2);
   EXPECT_EQ(client_->Stats().device_encoded_blocks, before + 2);
-  EXPECT_NE(Store(9, 3).loss_chain, kSaid);  // That of the last block.
-  EXPECT_EQ(Store(10, 2).loss_chain, kSaid);
+  EXPECT_LT(Store(9, 3).loss_chain, kSaid / 10);  // That of the last block.
+  EXPECT_THAT(Store(10, 2).loss_chain, IsSaid(1));
 }
 
 TEST_F(DeviceEncoderTest, BlocksOverTheirBoundAreEncodedAtFinerSteps) {
   Start(kSaid / 3);
   const TransferResult stored = Store(11, 2);
   EXPECT_EQ(stored.token_count, 2 * kBlockTokens);
-  EXPECT_EQ(stored.loss_chain, kSaid / 4);
+  EXPECT_THAT(stored.loss_chain, IsSaid(0.25));
   EXPECT_EQ(devices_.encoded_blocks, 8) << "twice at the first of three steps";
   pages_.Poison();
   EXPECT_EQ(Load(client_.get(), pages_, 11, 0, 2 * kBlockTokens).token_count,
@@ -127,7 +133,7 @@ TEST_F(DeviceEncoderTest, WhatSeemsOverItsBoundIsMeasuredWellBeforeItIsFiner) {
   devices_.whole_loss = 0.25;
   Start(kSaid / 3);
   const TransferResult stored = Store(11, 2);
-  EXPECT_EQ(stored.loss_chain, kSaid / 4);
+  EXPECT_THAT(stored.loss_chain, IsSaid(0.25));
   EXPECT_EQ(devices_.encoded_blocks, 4);
 }
 
@@ -136,10 +142,10 @@ TEST_F(DeviceEncoderTest, ABatchThatTheDeviceHasNoMemoryForIsTheCpusAlone) {
   devices_.on_encode = [](size_t) {
     return absl::ResourceExhaustedError("no device memory");
   };
-  EXPECT_NE(Store(15, 2).loss_chain, kSaid);
+  EXPECT_LT(Store(15, 2).loss_chain, kSaid / 10);
   EXPECT_THAT(log(), ::testing::HasSubstr("no device memory"));
   devices_.on_encode = nullptr;
-  EXPECT_EQ(Store(16, 2).loss_chain, kSaid);
+  EXPECT_THAT(Store(16, 2).loss_chain, IsSaid(1));
 }
 
 TEST_F(DeviceEncoderTest, ABlockOverItsBoundAtAllStepsIsTheCpus) {
@@ -182,7 +188,7 @@ TEST_F(DeviceEncoderTest,
   };
   const TransferResult stored = Store(12, 6);
   EXPECT_EQ(stored.token_count, 6 * kBlockTokens);
-  EXPECT_NE(stored.loss_chain, kSaid);
+  EXPECT_LT(stored.loss_chain, kSaid / 10);
   EXPECT_THAT(log(), ::testing::HasSubstr("the device fell off the bus"));
   const int batches = devices_.encoded_batches;
   EXPECT_EQ(Store(13, 2).token_count, 2 * kBlockTokens);

@@ -146,6 +146,16 @@ TEST(MakeEncoder, LeavesAResidualWithNothingMoreToGain) {
   }
 }
 
+TEST(MakeEncoder, TakesRowsTooSmallForAScaleForNothing) {
+  // Behind the ridge the second row's encoder is 190 of the smallest float: a
+  // 127th of it is rounded to one, by which it is no int8.
+  const absl::StatusOr<Encoder> encoder =
+      MakeEncoder({1000, 0, 0, 1.33e-44f}, {1, 1}, 2, 2);
+  ASSERT_TRUE(encoder.ok()) << encoder.status();
+  EXPECT_GT(encoder->column_scale[0], 0);
+  EXPECT_EQ(encoder->column_scale[1], 0);
+}
+
 TEST(MakeEncoder, RefusesWhatHasNoEncoder) {
   std::vector<float> decoder = Noise(kRank * kChannels, 1), weight = Weights();
   EXPECT_EQ(MakeEncoder(decoder, weight, kRank + 1, kChannels).status().code(),

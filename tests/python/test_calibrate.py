@@ -1,9 +1,10 @@
 import pytest
 import torch
 from latentkv.cache import channels, divergence
-from latentkv.calibrate import calibrate, group_ranges, restore_cache
+from latentkv.calibrate import calibrate, group_ranges
 from latentkv.features import Prediction, Vocabulary
 from latentkv.text import read_conversations
+from python_codec import restore_cache
 
 
 def test_the_rounded_decoder_is_inverted_by_its_encoder(calibration) -> None:

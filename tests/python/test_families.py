@@ -10,9 +10,10 @@ import torch
 import transformers
 from latentkv import native
 from latentkv.cache import LoadedModel, cache_from_raw, pairs, raw_blocks, rotate
-from latentkv.calibrate import calibrate, restore_cache, write
+from latentkv.calibrate import calibrate, write
 from latentkv.geometry import PAIRING_HALVES, PAIRING_NEIGHBOURS, PAIRING_NONE, layers_of
 from latentkv.statistics import QueryEnergy, check_rotation
+from python_codec import restore_cache
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
