@@ -119,7 +119,7 @@ bool DeviceEncoder::Turn::EncodeAt(float step, LossChannels measured,
 // A loss that is no number is over every bound.
 bool DeviceEncoder::Turn::IsOver(float loss) const {
   const float bound = encoder_.options_.loss_own_max;
-  return !(loss >= 0) || (bound > 0 && loss > bound);
+  return !std::isfinite(loss) || (bound > 0 && loss > bound);
 }
 
 }  // namespace latentkv

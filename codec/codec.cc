@@ -349,7 +349,9 @@ class BlockCodec final : public Codec {
     double surprise = 1;
 
     bool Within(double loss_max) const {
-      return std::isfinite(loss) && (loss_max == 0 || loss <= loss_max);
+      // As the header holds it.
+      return std::isfinite(static_cast<float>(loss)) &&
+             (loss_max == 0 || loss <= loss_max);
     }
     size_t ByteCount() const {
       return std::accumulate(

@@ -316,6 +316,25 @@ TEST(Guard, ABlockThatNoStepHoldsNeedsNoBasisAndSaysWhatItCosts) {
   EXPECT_TRUE(at_bound(0.01f * header.loss_own).IsExact());
 }
 
+TEST(Guard, ALossThatNoHeaderHoldsIsOverEveryBound) {
+  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
+  const Bytes raw = Model().Block(tokens, 64);
+  const auto encoded = [&](double sensitivity) {
+    BasisParts parts = SyntheticParts();
+    for (BasisGroup& group : parts.groups)
+      std::fill(group.sensitivity.begin(), group.sensitivity.end(),
+                static_cast<float>(sensitivity));
+    const auto basis = *Basis::Create(std::move(parts));
+    const auto codec = *Codec::Create(basis->geometry(), basis);
+    return *VerifyFrame(*codec->Encode(PlaceOf(tokens, 64), raw, AtStep(1)));
+  };
+  const FrameHeader small = encoded(1);
+  ASSERT_GT(small.loss_own, 0);
+  const double largest = std::numeric_limits<float>::max() / small.loss_own;
+  EXPECT_EQ(encoded(0.5 * largest).encoding.step, 1);
+  EXPECT_EQ(encoded(1.5 * largest).encoding.step, 0.5f);
+}
+
 TEST(Guard, OfWhatKeepsToTheBoundTheSmallestIsTaken) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
   const BlockPlace place = PlaceOf(tokens, 64);

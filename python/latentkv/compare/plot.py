@@ -33,22 +33,27 @@ def _plot(rows: Sequence[dict], measure: str, title: str) -> list[Shape]:
     else:
         up = Axis(0, 1, HEIGHT - BOTTOM, TOP, False)
     shapes = frame(across, up, title, "raw over stored bytes", "x")
-    curves = list(dict.fromkeys((row["method"], row["layers_per_group"]) for row in rows))
+    curves = list(dict.fromkeys(map(_curve_of, rows)))
     # latentkv last, and so on top.
     curves.sort(key=lambda curve: curve[0].startswith(OURS))
     for index, curve in enumerate(curves):
-        own = [row for row in rows if (row["method"], row["layers_per_group"]) == curve and row[measure] is not None]
+        own = [row for row in rows if _curve_of(row) == curve and row[measure] is not None]
         shapes += _curve(own, measure, across, up, COLOURS[(len(curves) - 1 - index) % len(COLOURS)])
-        shapes += legend(_name(curve), index, COLOURS[(len(curves) - 1 - index) % len(COLOURS)])
+        shapes += legend(_name(curve, curves), index, COLOURS[(len(curves) - 1 - index) % len(COLOURS)])
     return shapes
+
+
+def _curve_of(row: dict) -> tuple[str, int]:
+    """Profiles are dots beside the line of their basis's steps."""
+    return OURS if row["method"] == OURS_GUARDED else row["method"], row["layers_per_group"]
 
 
 def _curve(rows: Sequence[dict], measure: str, across: Axis, up: Axis, colour: str) -> list[Shape]:
     rows = sorted(rows, key=lambda row: row["ratio"])
     places = [(across.at(row["ratio"]), up.at(row[measure])) for row in rows]
-    ours = bool(rows) and rows[0]["method"] == OURS
-    # Settings of some methods are no one family: dots alone.
-    line = [Shape(tuple(places), colour, width=2.5 if ours else 1.2)] if len(places) > 1 else []
+    along = [place for row, place in zip(rows, places, strict=True) if row["method"] != OURS_GUARDED]
+    ours = bool(rows) and rows[0]["method"] in (OURS, OURS_GUARDED)
+    line = [Shape(tuple(along), colour, width=2.5 if ours else 1.2)] if len(along) > 1 else []
     dots = []
     for row, place in zip(rows, places, strict=True):
         bounds = row[f"{measure}_interval"]
@@ -64,5 +69,6 @@ def _note(row: dict) -> str:
     return f"{name}: {row['ratio']:.1f}x, KL {row['kl']:.4f}{recall}"
 
 
-def _name(curve: tuple[str, int]) -> str:
-    return f"{curve[0]}, {curve[1]}" if curve[0] in (OURS, OURS_GUARDED) else curve[0]
+def _name(curve: tuple[str, int], curves: Sequence[tuple[str, int]]) -> str:
+    alone = [method for method, _ in curves].count(curve[0]) == 1
+    return curve[0] if alone else f"{curve[0]}, {curve[1]} layers"
