@@ -104,8 +104,9 @@ struct ClientStats {
   uint64_t device_encoded_blocks = 0;
   bool breaker_open = false;  // The daemon counts as away.
   // Of the stored ones: at a finer step than asked for, without the basis or
-  // exact, since they were over the profile's bound of loss. Many are a sign of
-  // text that the basis was not calibrated on.
+  // exact, since they were over the profile's bound of loss or had values that
+  // it does not hold. Many are a sign of text that the basis was not calibrated
+  // on.
   uint64_t guarded_blocks = 0;
 };
 

@@ -62,8 +62,9 @@ absl::Status ChooseQuality(const ClientOptions& options, const Basis& basis,
   config->write.exact = false;
   config->write.step = profile.step;
   config->write.loss_own_max = profile.loss_own_max;
-  // What the guard writes where the basis does not hold a block.
-  config->read.bases = {basis.digest(), ScalarQuantizer()};
+  config->read.bases = {basis.digest()};
+  // What a guard writes where the basis does not hold a block.
+  if (profile.loss_own_max > 0) config->read.bases.push_back(ScalarQuantizer());
   // Without a bound for one block there is none for a chain either: whoever
   // gives a step by hand wants what it gives.
   config->read.loss_chain_max = profile.loss_own_max > 0

@@ -63,8 +63,9 @@ class DeviceEncoder::Turn {
     return encoder_.lane_ == nullptr ? 0 : encoder_.lane_->blocks_max();
   }
   // The frame of each of at most blocks_max blocks, those over their bound of
-  // loss at finer steps; ResourceExhausted for one that has to be encoded on
-  // the CPU. After an error of the device all are, from then on.
+  // loss at finer steps (the codec would look for something smaller, too);
+  // ResourceExhausted for one that has to be encoded on the CPU. After an error
+  // of the device all are, from then on.
   std::vector<absl::StatusOr<Bytes>> Encode(absl::Span<const Block> blocks);
 
  private:

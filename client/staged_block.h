@@ -33,7 +33,7 @@ struct StagedBlock {
   std::shared_ptr<DeviceEncoder> encoder;
   std::shared_ptr<const Bytes> frame;  // From then on.
   bool on_device = false;              // It was encoded there.
-  bool guarded = false;  // Not as the options ask: over its bound.
+  bool guarded = false;                // Not as the options ask.
   bool exact = false;
   float loss_chain = 0;
 

@@ -76,7 +76,7 @@ class Codec {
   // What a block that a device encoded in the basis at `step` (EncodeLane of
   // kernels/device.h) is expected to cost, nats a token: `error` is what it
   // says of the block's sections, of these lengths, in `frame` behind room for
-  // the header.
+  // the header. There is a basis, and a length for each of its groups.
   virtual float LossOf(uint32_t first_token, float step, float error,
                        absl::Span<const uint64_t> section_bytes,
                        const uint8_t* frame) const = 0;

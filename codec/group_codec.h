@@ -22,7 +22,7 @@
 namespace latentkv {
 
 // A group's section, and the divergence that its committed error is expected to
-// cost, nats a token.
+// cost text like the calibration text, nats a token (ExpectedLoss knows more).
 struct EncodedSection {
   Bytes payload;
   double loss = 0;
@@ -55,8 +55,8 @@ class GroupCodec {
   absl::Status Decode(ByteSpan payload, float step, BlockState* state,
                       absl::Span<uint8_t> raw) const;
 
-  // Nats a token that `restored` in the place of `channels`, both of this
-  // group, is expected to cost; sinks are not counted.
+  // The same of `restored` in the place of `channels`, both of this group;
+  // sinks are not counted.
   double Loss(uint32_t first_token, absl::Span<const float> channels,
               absl::Span<const float> restored) const;
 

@@ -81,9 +81,11 @@ CodedSize CodedSizeOf(const SectionShape& shape, ByteSpan payload) {
   reader.Get<uint16_t>();
   const bool stored_sinks = (reader.Get<uint8_t>() & kStoredSinksFlag) != 0;
   const uint32_t exact_count = reader.Get<uint8_t>();
-  const uint64_t others =
-      sizeof(uint64_t) + exact_count * (1 + shape.exact_token_bytes) +
-      (stored_sinks ? shape.sink_bytes : 0) + kEntropyLanes * sizeof(uint32_t);
+  const uint64_t escape_bytes = uint64_t{reader.Get<uint32_t>()} * kEscapeBytes;
+  const uint64_t others = reader.offset() +
+                          exact_count * (1 + shape.exact_token_bytes) +
+                          (stored_sinks ? shape.sink_bytes : 0) + escape_bytes +
+                          kEntropyLanes * sizeof(uint32_t);
   const uint32_t apart = exact_count + (shape.sink_bytes > 0 ? kSinkTokens : 0);
   return {kBlockTokens - std::min(kBlockTokens, apart),
           payload.size() - std::min<uint64_t>(payload.size(), others)};

@@ -1,4 +1,5 @@
-// Blocks of a model that nobody calibrated: each layer quantized by itself,
+// Blocks of a model that nobody calibrated, or of text that its basis does not
+// hold: each layer quantized by itself,
 // with steps in proportion to what it holds, and entropy-coded
 // (docs/formats/payload.md). Where a basis takes 50 times off, this takes 4
 // to 5.

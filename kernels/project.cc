@@ -55,7 +55,8 @@ Encoder Pack(absl::Span<const float> encoder, absl::Span<const float> weight,
           std::max(packed.column_scale[r], std::fabs(weighted(c, r)) / 127);
     }
   }
-  // Quotients by a subnormal scale can pass 127; what it scales is nothing.
+  // Quotients by a subnormal or infinite scale can pass 127; no basis that was
+  // calibrated has one.
   for (float& scale : packed.column_scale)
     if (!std::isnormal(scale)) scale = 0;
   std::vector<int8_t> columns(size_t{channels} * rank);

@@ -194,8 +194,8 @@ LATENTKV_API latentkv_code latentkv_flush(latentkv_client* client,
  * or a block before not stored. store_failures: not encoded or acknowledged.
  * device_encoded_blocks: of the stored ones, by the device that their pages lay
  * on. guarded_blocks: of the stored ones, not as the profile asks, since they
- * were over its bound of loss: many are a sign of text that the basis was not
- * calibrated on. */
+ * were over its bound of loss or had values that it does not hold: many are a
+ * sign of text that the basis was not calibrated on. */
 typedef struct {
   uint64_t lookups, hit_tokens, loaded_tokens, loaded_bytes, load_failures;
   uint64_t stored_blocks, stored_bytes, stored_raw_bytes, dropped_blocks,

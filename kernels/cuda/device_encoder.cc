@@ -86,7 +86,8 @@ HostGroup MakeHostGroup(const BasisView& view, const DeviceBasis& basis,
           std::max(group.column_scale[r], std::fabs(value(r, c)) / 127);
     }
   }
-  // Quotients by a subnormal scale can pass 127; what it scales is nothing.
+  // Quotients by a subnormal or infinite scale can pass 127; no basis that was
+  // calibrated has one.
   for (float& scale : group.column_scale)
     if (!std::isnormal(scale)) scale = 0;
   group.encoder.resize(size_t{group.rows} * group.columns);

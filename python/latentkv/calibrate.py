@@ -33,7 +33,7 @@ from .learn import learn_embedding, learning_bytes
 from .progress import Progress
 from .solve import Corpus, Group, solve_group, solving_bytes
 from .statistics import PROBE_BATCH, Probe, QueryEnergy, check_rotation, sensitivities
-from .steps import TARGETS, Measured, hold_out, measure_steps, normalise
+from .steps import TARGETS, Measured, hold_out, measure_steps, measuring_bytes, normalise
 from .text import load_encoder, read_conversations
 
 _TEXT_TOKENS = 160000  # Read altogether, at most. With a half of a mixture's, code takes 12 % more bytes.
@@ -161,8 +161,9 @@ def _say_needs(
     # A group's own until the leading ones are known, and those of all groups as they are put together.
     latents = 2 * tokens * (widest + 2 * prediction.inherited * len(ranges))
     learning = learning_bytes(tokens, sum(widths), model.model.get_input_embeddings().weight.shape)
+    measuring = measuring_bytes(_HELD_OUT, vocabulary, [sum(widths[first:last]) for first, last in ranges])
     # What one stage gives back is seldom where the next can use it: their sum.
-    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + learning + solving + latents
+    memory = _LIBRARY_BYTES + weights + 4 * cache + probing + learning + solving + latents + measuring
     kept = f"{text >> 20} MiB on disk" if isinstance(parts, Checkpoint) else f"{text >> 20} more for the text"
     print(
         f"calibrating on {tokens} tokens, {tokens * bytes_per_token(model.layers) >> 20} MiB of cache: "

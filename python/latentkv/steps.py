@@ -58,6 +58,13 @@ def hold_out(model: LoadedModel, tokens: Sequence[int], prefix_tokens_max: int) 
     return HeldOut(tokens[:at], cache, following, model.logits_after(cache, following))
 
 
+def measuring_bytes(tests: int, vocabulary: int, channels: Sequence[int]) -> int:
+    """What measuring takes besides caches: logits of all tests, and five times one's for a divergence; of groups of so
+    many channels decoders and encoders as floats, with half as many directions."""
+    logits = 4 * (READ_AGAIN_TOKENS + FOLLOWING_TOKENS) * vocabulary
+    return (tests + 5) * logits + sum(6 * count**2 for count in channels)
+
+
 def measure_steps(
     model: LoadedModel, codec: native.Codec, tests: Sequence[HeldOut], steps: Sequence[float], parts: Unkept
 ) -> list[Measured]:

@@ -120,10 +120,12 @@ TEST_F(DeviceEncoderTest, WhatTheDeviceLeavesTheCpuEncodes) {
 
 TEST_F(DeviceEncoderTest, BlocksOverTheirBoundAreEncodedAtFinerSteps) {
   Start(kSaid / 3);
+  const uint64_t before = client_->Stats().guarded_blocks;
   const TransferResult stored = Store(11, 2);
   EXPECT_EQ(stored.token_count, 2 * kBlockTokens);
   EXPECT_THAT(stored.loss_chain, IsSaid(0.25));
   EXPECT_EQ(devices_.encoded_blocks, 8) << "twice at the first of three steps";
+  EXPECT_EQ(client_->Stats().guarded_blocks, before + 2);
   pages_.Poison();
   EXPECT_EQ(Load(client_.get(), pages_, 11, 0, 2 * kBlockTokens).token_count,
             2 * kBlockTokens);

@@ -36,6 +36,14 @@ Bytes Encoded(const SyntheticModel& model, const BlockPlace& place,
   return frame.ok() ? *frame : Bytes();
 }
 
+// Of section `index`, whose first eight bytes end in their count.
+double EscapeBytes(const Bytes& frame, size_t index) {
+  uint32_t count = 0;
+  const uint64_t at = VerifyFrame(frame)->sections[index].offset + 4;
+  std::memcpy(&count, frame.data() + at, sizeof(count));
+  return 6.0 * count;
+}
+
 // What the loss of a frame is of its error (docs/formats/basis.md): the power
 // 5/4 of the bits of its latents over those that their scales make expect.
 double SurpriseOf(const SyntheticModel& model, const Bytes& frame) {
@@ -44,9 +52,9 @@ double SurpriseOf(const SyntheticModel& model, const Bytes& frame) {
   double actual = 0, expected = 0;
   for (size_t g = 0; g < header.sections.size(); ++g) {
     const LatentSection section = ReadSection(model, frame, g);
-    actual +=
-        8.0 * (header.sections[g].bytes - 8.0 - section.exact_tokens.size() -
-               section.exact_values.size() - section.sinks.size() - 128);
+    actual += 8.0 * (header.sections[g].bytes - 8.0 -
+                     section.exact_tokens.size() - section.exact_values.size() -
+                     section.sinks.size() - 128 - EscapeBytes(frame, g));
     double token_bits = 0;
     for (const float scale : model.basis()->groups()[g].latent_scale) {
       const uint32_t c = LatentClass(scale, header.encoding.step);
@@ -59,7 +67,7 @@ double SurpriseOf(const SyntheticModel& model, const Bytes& frame) {
     expected += token_bits * (kBlockTokens - section.exact_tokens.size() -
                               (header.first_token == 0 ? kSinkTokens : 0));
   }
-  return std::pow(actual / expected, 1.25);
+  return std::pow(std::clamp(actual / expected, 0.25, 4.0), 1.25);
 }
 
 // The divergence that the sensitivities expect of what `restored` differs from
@@ -316,23 +324,73 @@ TEST(Guard, ABlockThatNoStepHoldsNeedsNoBasisAndSaysWhatItCosts) {
   EXPECT_TRUE(at_bound(0.01f * header.loss_own).IsExact());
 }
 
-TEST(Guard, ALossThatNoHeaderHoldsIsOverEveryBound) {
+// As of a device, whose frames have room for the header.
+TEST(BasisFrame, ItsLengthsSayWhatAnErrorCosts) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
-  const Bytes raw = Model().Block(tokens, 64);
+  bool some_escape = false;
+  for (uint32_t first_token : {0, 64}) {
+    for (const Bytes& raw : {Model().Block(tokens, first_token),
+                             DrawBlock(Model().geometry(), 5)}) {
+      for (float step : {0.04f, 1.0f}) {
+        const Bytes frame =
+            Encoded(Model(), PlaceOf(tokens, first_token), raw, AtStep(step));
+        const FrameHeader header = *VerifyFrame(frame);
+        std::vector<uint64_t> lengths;
+        for (size_t g = 0; g < header.sections.size(); ++g) {
+          lengths.push_back(header.sections[g].bytes);
+          some_escape |= EscapeBytes(frame, g) > 0;
+        }
+        const double surprise = SurpriseOf(Model(), frame);
+        EXPECT_NEAR(
+            Model().codec().LossOf(first_token, step, 3, lengths, frame.data()),
+            3 * surprise, 1e-4 * surprise);
+      }
+    }
+  }
+  EXPECT_TRUE(some_escape);
+  // What the basis does not foresee costs more.
+  const auto surprise_of = [&](const Bytes& raw) {
+    return SurpriseOf(Model(),
+                      Encoded(Model(), PlaceOf(tokens, 64), raw, AtStep(1)));
+  };
+  EXPECT_GT(surprise_of(DrawBlock(Model().geometry(), 5)),
+            1.1 * surprise_of(Model().Block(tokens, 64)));
+}
+
+TEST(Guard, ALossThatNoHeaderHoldsIsOverEveryBound) {
+  SyntheticOptions options;
+  options.embedding = false;
+  options.inherited_rank = 0;
+  const BasisParts parts = SyntheticParts(options);
+  // Alike in all tokens, so that none is over it before their mean is: keys of
+  // zero, which do not rotate, and the values of one token.
+  const Bytes drawn = DrawBlock(parts.geometry, 5);
+  Bytes raw(drawn.size());
+  size_t at = 0;
+  for (const LayerGeometry& layer : parts.geometry.layers) {
+    const size_t row = size_t{layer.ChannelsOf(false)} * sizeof(uint16_t);
+    at += size_t{layer.ChannelsOf(true)} * sizeof(uint16_t) * kBlockTokens;
+    for (uint32_t t = 0; t < kBlockTokens; ++t, at += row)
+      std::copy_n(drawn.begin() + at - t * row + 9 * row, row,
+                  raw.begin() + at);
+  }
+  const std::vector<uint32_t> tokens(2 * kBlockTokens, 1);
   const auto encoded = [&](double sensitivity) {
-    BasisParts parts = SyntheticParts();
-    for (BasisGroup& group : parts.groups)
+    BasisParts sensitive = parts;
+    for (BasisGroup& group : sensitive.groups)
       std::fill(group.sensitivity.begin(), group.sensitivity.end(),
                 static_cast<float>(sensitivity));
-    const auto basis = *Basis::Create(std::move(parts));
+    const auto basis = *Basis::Create(std::move(sensitive));
     const auto codec = *Codec::Create(basis->geometry(), basis);
-    return *VerifyFrame(*codec->Encode(PlaceOf(tokens, 64), raw, AtStep(1)));
+    const auto frame = codec->Encode(PlaceOf(tokens, 64), raw, AtStep(1));
+    EXPECT_TRUE(frame.ok()) << frame.status();
+    return frame.ok() ? *VerifyFrame(*frame) : FrameHeader();
   };
   const FrameHeader small = encoded(1);
   ASSERT_GT(small.loss_own, 0);
   const double largest = std::numeric_limits<float>::max() / small.loss_own;
-  EXPECT_EQ(encoded(0.5 * largest).encoding.step, 1);
-  EXPECT_EQ(encoded(1.5 * largest).encoding.step, 0.5f);
+  EXPECT_EQ(encoded(0.9 * largest).encoding.step, 1);
+  EXPECT_NE(encoded(1.1 * largest).encoding.step, 1);
 }
 
 TEST(Guard, OfWhatKeepsToTheBoundTheSmallestIsTaken) {

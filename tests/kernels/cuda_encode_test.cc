@@ -218,12 +218,14 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
     std::vector<Bytes> sections;
     uint64_t at = report.frames[b] + limits.header_bytes;
     double loss = 0;
+    std::vector<uint64_t> lengths;
     bool alike = true;
     // Tokens whose latents are the same in all groups so far.
     std::vector<bool> same(kBlockTokens, true);
     for (uint32_t g = 0; g < groups; ++g) {
       const uint64_t bytes =
           report.section_bytes[size_t{g} * shape_.blocks + b];
+      lengths.push_back(bytes);
       loss += report.losses[size_t{g} * shape_.blocks + b];
       ASSERT_LE(at + bytes, room_bytes);
       sections.emplace_back(room.data() + at, room.data() + at + bytes);
@@ -261,9 +263,12 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
       device_bytes += bytes;
     }
     if (alike) {
+      // What the bytes make of an error, the same for both measures of it.
+      const float surprise = codec_->LossOf(FirstToken(b), kStep, 1, lengths,
+                                            room.data() + report.frames[b]);
       cpu_loss += header.loss_own;
-      device_loss += loss;
-      whole_loss += whole_losses[b];
+      device_loss += loss * surprise;
+      whole_loss += whole_losses[b] * surprise;
     }
     Decoded(header, sections, b);
   }
