@@ -58,13 +58,6 @@ class Group:
         base = self.mean + self.feature_scale * (features @ self.feature_rows)
         return base + self.row_scale * step * (inherited @ self.decoder[self.rank :])
 
-    def latents(self, rows: torch.Tensor, predicted: torch.Tensor, step: float) -> torch.Tensor:
-        """[tokens, rank] whole numbers; those that the codec does not code are 0."""
-        live = int((self.latent_scale >= LIVE_RATIO * step).sum())
-        result = torch.zeros(rows.shape[0], self.rank, device=rows.device)
-        result[:, :live] = torch.round((rows - predicted) @ self.encoder[:, :live] / step)
-        return result
-
 
 class Corpus:
     """The calibration text: its tokens and their channels, un-rotated, in bfloat16 in main memory or mapped from files,

@@ -1,6 +1,7 @@
 #include "tests/client/client_fixture.h"
 
 #include <algorithm>
+#include <fstream>
 #include <utility>
 
 namespace latentkv {
@@ -46,6 +47,20 @@ std::shared_ptr<const Basis> PlainBasis(const Geometry& geometry, float mean,
   parts.profiles = {{"balanced", step, 1}};
   parts.description = "a basis of the tests";
   return *Basis::Create(std::move(parts));
+}
+
+ClientOptions ClientTest::OptionsWith(const Basis& basis) const {
+  ClientOptions options;
+  options.address = daemon_.address();
+  options.scope.model = Sha256({AsBytes("model")});
+  options.geometry = geometry_;
+  options.basis_path = daemon_.data() + ".basis";
+  options.profile = "balanced";
+  const Bytes& bytes = basis.serialized();
+  std::ofstream file(options.basis_path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  EXPECT_TRUE(file.flush().good());
+  return options;
 }
 
 std::unique_ptr<Client> ClientTest::Open(ClientConfig config,

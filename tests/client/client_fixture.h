@@ -38,6 +38,9 @@ class ClientTest : public ::testing::Test {
   std::unique_ptr<Client> Open(TestPages* pages) const {
     return Open(TestConfig(daemon_.Connect(), geometry_), pages);
   }
+  // Of a client that an engine would open, at profile "balanced" of `basis`,
+  // which lies in a file beside the daemon's data.
+  ClientOptions OptionsWith(const Basis& basis) const;
   // Computes tokens [0, count) of sequence `seed` in new pages and stores them;
   // whether all were acknowledged.
   bool StoreSequence(uint64_t seed, uint64_t count,

@@ -1,8 +1,5 @@
 // Pages out and in again, through the real daemon.
-#include <unistd.h>
-
 #include <cmath>
-#include <fstream>
 
 #include "core/limits.h"
 #include "tests/client/client_fixture.h"
@@ -199,18 +196,8 @@ TEST_F(RoundTripTest, BasisRestoresWithinItsStep) {
 // Wired as an engine's client is. At a step that coarse the basis holds nothing
 // within its bound.
 TEST_F(RoundTripTest, WhatTheGuardWroteWithoutTheBasisIsReadWithIt) {
-  const std::string path = ::testing::TempDir() + "latentkv-guard-" +
-                           std::to_string(getpid()) + ".basis";
-  const Bytes basis = PlainBasis(geometry_, 0, 400)->serialized();
-  std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char*>(basis.data()), basis.size());
-  ClientOptions options;
-  options.address = daemon_.address();
-  options.scope.model = Sha256({AsBytes("model")});
-  options.geometry = geometry_;
-  options.basis_path = path;
-  options.profile = "balanced";
-  absl::StatusOr<ClientConfig> config = MakeClientConfig(options);
+  absl::StatusOr<ClientConfig> config =
+      MakeClientConfig(OptionsWith(*PlainBasis(geometry_, 0, 400)));
   ASSERT_TRUE(config.ok()) << config.status();
   config->write.loss_own_max = 0.005f;
   TestPages pages(geometry_, Layout::kEngineCpu, 32, 8);
@@ -232,7 +219,6 @@ TEST_F(RoundTripTest, WhatTheGuardWroteWithoutTheBasisIsReadWithIt) {
   const float error = LargestError(pages, computed, ids, geometry_, 0, 256);
   EXPECT_GT(error, 0);
   EXPECT_LT(error, 0.5f);
-  unlink(path.c_str());
 }
 
 // Multi-head latent attention as vLLM keeps it: values and keys of different

@@ -99,17 +99,7 @@ TEST_F(TroubleTest, FrameOfAnotherBasisIsNotAskedForAndNotTaken) {
 }
 
 TEST_F(TroubleTest, BasisOfAnotherModelIsRefusedAtOpening) {
-  const std::string path = daemon_.data() + ".basis";
-  const Bytes bytes = PlainBasis(SmallGeometry(2))->serialized();
-  FILE* file = fopen(path.c_str(), "w");
-  ASSERT_EQ(fwrite(bytes.data(), 1, bytes.size(), file), bytes.size());
-  fclose(file);
-  ClientOptions options;
-  options.address = daemon_.address();
-  options.scope.model = Sha256({AsBytes("model")});
-  options.geometry = geometry_;
-  options.basis_path = path;
-  options.profile = "balanced";
+  ClientOptions options = OptionsWith(*PlainBasis(SmallGeometry(2)));
   EXPECT_TRUE(absl::IsInvalidArgument(Client::Open(options).status()));
   options.geometry = SmallGeometry(2);
   EXPECT_TRUE(Client::Open(options).ok());

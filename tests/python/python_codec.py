@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from latentkv.cache import SINK_TOKENS, LayerCache, LoadedModel, channels, from_channels
 from latentkv.features import Embedding
-from latentkv.solve import Group
+from latentkv.solve import LIVE_RATIO, Group
+
+
+def _latents(group: Group, rest: torch.Tensor, step: float) -> torch.Tensor:
+    """[tokens, rank] whole numbers of what prediction leaves; those that the codec does not code are 0."""
+    live = int((group.latent_scale >= LIVE_RATIO * step).sum())
+    result = torch.zeros(rest.shape[0], group.rank, device=rest.device)
+    result[:, :live] = torch.round(rest @ group.encoder[:, :live] / step)
+    return result
 
 
 def restore_cache(
@@ -26,7 +34,7 @@ def restore_cache(
     for group in groups:
         rows = channels(cache, model.layers, group.first_layer, group.last_layer)
         predicted = group.predict(features, inherited, step)
-        latents = group.latents(rows, predicted, step)
+        latents = _latents(group, rows - predicted, step)
         latents[:SINK_TOKENS] = 0
         restored = predicted + group.row_scale * step * (latents @ group.decoder[: group.rank])
         restored[:SINK_TOKENS] = rows[:SINK_TOKENS]
