@@ -56,19 +56,22 @@ std::vector<absl::StatusOr<Bytes>> DeviceEncoder::Turn::Encode(
       blocks.size(), absl::ResourceExhaustedError("left to the CPU"));
   std::vector<size_t> left(blocks.size());
   std::iota(left.begin(), left.end(), 0);
+  std::vector<std::optional<float>> surprises(blocks.size());
   const float step = encoder_.options_.step;
   // A few of the channels let most pass; what they would not is measured well
   // before it costs more bytes.
-  bool goes_on = EncodeAt(step, LossChannels::kSome, blocks, &left, &frames);
+  bool goes_on =
+      EncodeAt(step, LossChannels::kSome, blocks, &surprises, &left, &frames);
   for (int halvings = 0; halvings <= kGuardHalvings && goes_on; ++halvings) {
     goes_on = EncodeAt(std::ldexp(step, -halvings), LossChannels::kAll, blocks,
-                       &left, &frames);
+                       &surprises, &left, &frames);
   }
   return frames;
 }
 
 bool DeviceEncoder::Turn::EncodeAt(float step, LossChannels measured,
                                    absl::Span<const Block> blocks,
+                                   std::vector<std::optional<float>>* surprises,
                                    std::vector<size_t>* left,
                                    std::vector<absl::StatusOr<Bytes>>* frames) {
   if (encoder_.lane_ == nullptr || left->empty()) return false;
@@ -101,9 +104,12 @@ bool DeviceEncoder::Turn::EncodeAt(float step, LossChannels measured,
     const size_t i = (*left)[at];
     const EncodedBlock& one = (*encoded)[at];
     if (!one.status.ok()) continue;  // At a finer step even more so.
-    const float loss =
-        encoder_.codec_.LossOf(blocks[i].place.first_token, step, one.loss,
-                               one.section_bytes, one.frame);
+    std::optional<float>& surprise = (*surprises)[i];
+    if (!surprise.has_value()) {
+      surprise = encoder_.codec_.SurpriseOf(blocks[i].place.first_token, step,
+                                            one.section_bytes, one.frame);
+    }
+    const float loss = one.loss * *surprise;
     if (IsOver(loss)) {
       over.push_back(i);
       continue;

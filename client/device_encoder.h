@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -70,9 +71,12 @@ class DeviceEncoder::Turn {
 
  private:
   // False after an error. Frames of `left` that are within their bound, at
-  // `step`; what is over it stays in `left`.
+  // `step`; what is over it stays in `left`. `surprises` of blocks become what
+  // they are at the first step.
   bool EncodeAt(float step, LossChannels measured,
-                absl::Span<const Block> blocks, std::vector<size_t>* left,
+                absl::Span<const Block> blocks,
+                std::vector<std::optional<float>>* surprises,
+                std::vector<size_t>* left,
                 std::vector<absl::StatusOr<Bytes>>* frames);
   bool IsOver(float loss) const;
 

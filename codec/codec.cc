@@ -163,9 +163,9 @@ class BlockCodec final : public Codec {
     return WriteFrame(std::move(header), sections);
   }
 
-  float LossOf(uint32_t first_token, float step, float error,
-               absl::Span<const uint64_t> section_bytes,
-               const uint8_t* frame) const override {
+  float SurpriseOf(uint32_t first_token, float step,
+                   absl::Span<const uint64_t> section_bytes,
+                   const uint8_t* frame) const override {
     std::vector<ByteSpan> sections;
     frame += FrameHeaderBytes(section_bytes.size());
     for (const uint64_t bytes : section_bytes) {
@@ -173,7 +173,7 @@ class BlockCodec final : public Codec {
       frame += bytes;
     }
     return static_cast<float>(
-        error * in_basis_->expected_loss.Surprise(step, first_token, sections));
+        in_basis_->expected_loss.Surprise(step, first_token, sections));
   }
 
   absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,
@@ -345,9 +345,6 @@ class BlockCodec final : public Codec {
     double loss = 0;
     std::vector<Bytes> sections;
 
-    // What its text makes of its error (ExpectedLoss).
-    double surprise = 1;
-
     bool Within(double loss_max) const {
       // As the header holds it.
       return std::isfinite(static_cast<float>(loss)) &&
@@ -373,8 +370,11 @@ class BlockCodec final : public Codec {
     return channels;
   }
 
+  // `surprise` is what the block's text makes of its error, if that is known,
+  // and becomes what it makes of it at this step.
   absl::StatusOr<Coded> CodeInBasis(uint32_t first_token, ByteSpan raw_block,
                                     const GroupChannels& channels, float step,
+                                    std::optional<double>* surprise,
                                     BlockState* state) const {
     Coded coded = {{in_basis_->basis->digest(), step}};
     state->Restart();
@@ -389,10 +389,12 @@ class BlockCodec final : public Codec {
       coded.loss += section->loss;
       offset += group.raw_bytes();
     }
-    coded.surprise = in_basis_->expected_loss.Surprise(
-        step, first_token,
-        std::vector<ByteSpan>(coded.sections.begin(), coded.sections.end()));
-    coded.loss *= coded.surprise;
+    if (!surprise->has_value()) {
+      *surprise = in_basis_->expected_loss.Surprise(
+          step, first_token,
+          std::vector<ByteSpan>(coded.sections.begin(), coded.sections.end()));
+    }
+    coded.loss *= **surprise;
     return coded;
   }
 
@@ -434,14 +436,13 @@ class BlockCodec final : public Codec {
       return EncodeExact(raw_block, sections);
     std::optional<Coded> within;
     BlockState state(*in_basis_->basis, place.first_token, place.tokens);
-    double surprise = 1;
+    std::optional<double> surprise;
     bool climbed = false;
     for (int halvings = 0; halvings <= kGuardHalvings && !within; ++halvings) {
       absl::StatusOr<Coded> coded =
           CodeInBasis(place.first_token, raw_block, channels,
-                      std::ldexp(options.step, -halvings), &state);
+                      std::ldexp(options.step, -halvings), &surprise, &state);
       if (!coded.ok()) return coded.status();
-      if (halvings == 0) surprise = coded->surprise;
       if (coded->Within(options.loss_own_max)) within = *std::move(coded);
       climbed = halvings > 0;
     }
@@ -450,7 +451,7 @@ class BlockCodec final : public Codec {
          ++halvings) {
       absl::StatusOr<Coded> coded =
           CodeScalar(place.first_token, raw_block, channels,
-                     std::ldexp(kScalarStep, -halvings), surprise);
+                     std::ldexp(kScalarStep, -halvings), *surprise);
       if (absl::IsOutOfRange(coded.status())) break;
       if (!coded.ok()) return coded.status();
       if (!coded->Within(options.loss_own_max)) continue;

@@ -73,13 +73,13 @@ class Codec {
                                        ByteSpan raw_block,
                                        const EncodeOptions& options) const = 0;
 
-  // What a block that a device encoded in the basis at `step` (EncodeLane of
-  // kernels/device.h) is expected to cost, nats a token: `error` is what it
-  // says of the block's sections, of these lengths, in `frame` behind room for
-  // the header. There is a basis, and a length for each of its groups.
-  virtual float LossOf(uint32_t first_token, float step, float error,
-                       absl::Span<const uint64_t> section_bytes,
-                       const uint8_t* frame) const = 0;
+  // What makes losses of the errors that a device (EncodeLane of
+  // kernels/device.h) says of a block, if this is what it wrote first: sections
+  // in the basis at `step`, of these lengths, in `frame` behind room for the
+  // header. There is a basis, and a length for each of its groups.
+  virtual float SurpriseOf(uint32_t first_token, float step,
+                           absl::Span<const uint64_t> section_bytes,
+                           const uint8_t* frame) const = 0;
 
   // The frame of such a block, whose loss is `loss_own`.
   virtual absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,

@@ -13,7 +13,7 @@ namespace {
 
 // Of kinds of text that a basis knows and does not (docs/performance.md,
 // "Expected loss").
-constexpr double kPower = 1.25;
+constexpr double kPower = 1.5;
 // Beyond, nothing was measured.
 constexpr double kSurpriseMax = 4;
 

@@ -67,7 +67,7 @@ double SurpriseOf(const SyntheticModel& model, const Bytes& frame) {
     expected += token_bits * (kBlockTokens - section.exact_tokens.size() -
                               (header.first_token == 0 ? kSinkTokens : 0));
   }
-  return std::pow(std::clamp(actual / expected, 0.25, 4.0), 1.25);
+  return std::pow(std::clamp(actual / expected, 0.25, 4.0), 1.5);
 }
 
 // The divergence that the sensitivities expect of what `restored` differs from
@@ -267,12 +267,22 @@ TEST(Guard, ABlockOverItsBoundClimbsToHalfTheStepThenAQuarterThenExact) {
   const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
   const BlockPlace place = PlaceOf(tokens);
   const Bytes raw = Model().Block(tokens, 0);
+  // At every step its text is as surprising as it is at the first.
   float loss[3];
+  double surprise = 0;
   for (int i = 0; i < 3; ++i) {
-    loss[i] =
-        VerifyFrame(Encoded(Model(), place, raw, AtStep(std::ldexp(4.0f, -i))))
-            ->loss_own;
+    const Bytes frame =
+        Encoded(Model(), place, raw, AtStep(std::ldexp(4.0f, -i)));
+    if (i == 0) surprise = SurpriseOf(Model(), frame);
+    loss[i] = static_cast<float>(VerifyFrame(frame)->loss_own *
+                                 (surprise / SurpriseOf(Model(), frame)));
   }
+  EXPECT_GT(
+      std::abs(
+          loss[1] /
+              VerifyFrame(Encoded(Model(), place, raw, AtStep(2)))->loss_own -
+          1),
+      0.01);
   const auto at_bound = [&](float loss_own_max) {
     EncodeOptions options = AtStep(4, loss_own_max);
     options.loss_inherited = 0.5f;
@@ -280,10 +290,10 @@ TEST(Guard, ABlockOverItsBoundClimbsToHalfTheStepThenAQuarterThenExact) {
   };
   EXPECT_EQ(at_bound(1.001f * loss[0]).encoding.step, 4);
   EXPECT_EQ(at_bound(0.999f * loss[0]).encoding.step, 2);
-  EXPECT_EQ(at_bound(0.999f * loss[0]).loss_own, loss[1]);
-  EXPECT_EQ(at_bound(0.999f * loss[0]).loss_chain, loss[1] + 0.5f);
+  EXPECT_FLOAT_EQ(at_bound(0.999f * loss[0]).loss_own, loss[1]);
+  EXPECT_FLOAT_EQ(at_bound(0.999f * loss[0]).loss_chain, loss[1] + 0.5f);
   EXPECT_EQ(at_bound(0.999f * loss[1]).encoding.step, 1);
-  EXPECT_EQ(at_bound(0.999f * loss[1]).loss_own, loss[2]);
+  EXPECT_FLOAT_EQ(at_bound(0.999f * loss[1]).loss_own, loss[2]);
   const FrameHeader exact = at_bound(0.999f * loss[2]);
   EXPECT_TRUE(exact.encoding.IsExact());
   EXPECT_EQ(exact.sections.size(), 4u);
@@ -341,9 +351,9 @@ TEST(BasisFrame, ItsLengthsSayWhatAnErrorCosts) {
           some_escape |= EscapeBytes(frame, g) > 0;
         }
         const double surprise = SurpriseOf(Model(), frame);
-        EXPECT_NEAR(
-            Model().codec().LossOf(first_token, step, 3, lengths, frame.data()),
-            3 * surprise, 1e-4 * surprise);
+        EXPECT_NEAR(Model().codec().SurpriseOf(first_token, step, lengths,
+                                               frame.data()),
+                    surprise, 1e-4 * surprise);
       }
     }
   }
@@ -415,7 +425,10 @@ TEST(Guard, OfWhatKeepsToTheBoundTheSmallestIsTaken) {
       for (int i = 2; i >= 1; --i) {
         const Bytes frame =
             Encoded(Model(), place, raw, AtStep(std::ldexp(kStep, -i)));
-        if (VerifyFrame(frame)->loss_own <= bound) basis_frame = frame;
+        if (VerifyFrame(frame)->loss_own * surprise /
+                SurpriseOf(Model(), frame) <=
+            bound)
+          basis_frame = frame;
       }
       for (int i = 2; i >= 0; --i) {
         const Bytes frame =

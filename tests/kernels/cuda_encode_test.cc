@@ -264,8 +264,8 @@ TEST_P(DeviceEncode, WritesTheSectionsOfTheCpu) {
     }
     if (alike) {
       // What the bytes make of an error, the same for both measures of it.
-      const float surprise = codec_->LossOf(FirstToken(b), kStep, 1, lengths,
-                                            room.data() + report.frames[b]);
+      const float surprise = codec_->SurpriseOf(FirstToken(b), kStep, lengths,
+                                                room.data() + report.frames[b]);
       cpu_loss += header.loss_own;
       device_loss += loss * surprise;
       whole_loss += whole_losses[b] * surprise;
