@@ -71,8 +71,8 @@ class DeviceEncoder::Turn {
 
  private:
   // False after an error. Frames of `left` that are within their bound, at
-  // `step`; what is over it stays in `left`. `surprises` of blocks become what
-  // they are at the first step.
+  // `step`; what is over it stays in `left`. Of `surprises`, one for each of
+  // `blocks`, those that are empty are set.
   bool EncodeAt(float step, LossChannels measured,
                 absl::Span<const Block> blocks,
                 std::vector<std::optional<float>>* surprises,

@@ -370,11 +370,9 @@ class BlockCodec final : public Codec {
     return channels;
   }
 
-  // `surprise` is what the block's text makes of its error, if that is known,
-  // and becomes what it makes of it at this step.
+  // Its loss is the error alone.
   absl::StatusOr<Coded> CodeInBasis(uint32_t first_token, ByteSpan raw_block,
                                     const GroupChannels& channels, float step,
-                                    std::optional<double>* surprise,
                                     BlockState* state) const {
     Coded coded = {{in_basis_->basis->digest(), step}};
     state->Restart();
@@ -389,20 +387,14 @@ class BlockCodec final : public Codec {
       coded.loss += section->loss;
       offset += group.raw_bytes();
     }
-    if (!surprise->has_value()) {
-      *surprise = in_basis_->expected_loss.Surprise(
-          step, first_token,
-          std::vector<ByteSpan>(coded.sections.begin(), coded.sections.end()));
-    }
-    coded.loss *= **surprise;
     return coded;
   }
 
-  // The same without the basis, which says what it costs text of `surprise`.
-  // OutOfRange as ScalarSections.
+  // The same without the basis, which says what the error is. OutOfRange as
+  // ScalarSections.
   absl::StatusOr<Coded> CodeScalar(uint32_t first_token, ByteSpan raw_block,
-                                   const GroupChannels& channels, float step,
-                                   double surprise) const {
+                                   const GroupChannels& channels,
+                                   float step) const {
     absl::StatusOr<std::vector<Bytes>> sections =
         ScalarSections(first_token, raw_block, step);
     if (!sections.ok()) return sections.status();
@@ -421,8 +413,13 @@ class BlockCodec final : public Codec {
     for (size_t g = 0; g < channels.size(); ++g)
       coded.loss +=
           in_basis_->groups[g]->Loss(first_token, channels[g], after[g]);
-    coded.loss *= surprise;
     return coded;
+  }
+
+  double SurpriseOf(const BlockPlace& place, const Coded& coded) const {
+    return in_basis_->expected_loss.Surprise(
+        coded.encoding.step, place.first_token,
+        std::vector<ByteSpan>(coded.sections.begin(), coded.sections.end()));
   }
 
   // Sets the header's encoding and own loss. Over its bound a block is of text
@@ -436,13 +433,17 @@ class BlockCodec final : public Codec {
       return EncodeExact(raw_block, sections);
     std::optional<Coded> within;
     BlockState state(*in_basis_->basis, place.first_token, place.tokens);
-    std::optional<double> surprise;
+    // Of the first step: finer ones take fewer bits over the expected ones of
+    // the same text.
+    double surprise = 1;
     bool climbed = false;
     for (int halvings = 0; halvings <= kGuardHalvings && !within; ++halvings) {
       absl::StatusOr<Coded> coded =
           CodeInBasis(place.first_token, raw_block, channels,
-                      std::ldexp(options.step, -halvings), &surprise, &state);
+                      std::ldexp(options.step, -halvings), &state);
       if (!coded.ok()) return coded.status();
+      if (halvings == 0) surprise = SurpriseOf(place, *coded);
+      coded->loss *= surprise;
       if (coded->Within(options.loss_own_max)) within = *std::move(coded);
       climbed = halvings > 0;
     }
@@ -451,9 +452,10 @@ class BlockCodec final : public Codec {
          ++halvings) {
       absl::StatusOr<Coded> coded =
           CodeScalar(place.first_token, raw_block, channels,
-                     std::ldexp(kScalarStep, -halvings), *surprise);
+                     std::ldexp(kScalarStep, -halvings));
       if (absl::IsOutOfRange(coded.status())) break;
       if (!coded.ok()) return coded.status();
+      coded->loss *= surprise;
       if (!coded->Within(options.loss_own_max)) continue;
       if (!within || coded->ByteCount() < within->ByteCount())
         within = *std::move(coded);

@@ -73,15 +73,17 @@ class Codec {
                                        ByteSpan raw_block,
                                        const EncodeOptions& options) const = 0;
 
-  // What makes losses of the errors that a device (EncodeLane of
-  // kernels/device.h) says of a block, if this is what it wrote first: sections
-  // in the basis at `step`, of these lengths, in `frame` behind room for the
-  // header. There is a basis, and a length for each of its groups.
+  // The factor that makes losses of a device's errors (EncodedBlock of
+  // kernels/device.h), ExpectedLoss::Surprise: of a block's sections at `step`,
+  // the first at which it is encoded, kept at finer ones. `frame` holds them
+  // behind room for the header. There is a basis, and a length for each of its
+  // groups.
   virtual float SurpriseOf(uint32_t first_token, float step,
                            absl::Span<const uint64_t> section_bytes,
                            const uint8_t* frame) const = 0;
 
-  // The frame of such a block, whose loss is `loss_own`.
+  // The frame of a block that a device encoded at `step`, whose loss is
+  // `loss_own`.
   virtual absl::StatusOr<Bytes> Seal(const BlockPlace& place, float step,
                                      float loss_own, float loss_inherited,
                                      absl::Span<const uint64_t> section_bytes,

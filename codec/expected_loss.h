@@ -24,6 +24,7 @@ class ExpectedLoss {
   // basis's sensitivities say: they are of the calibration text, and a model is
   // the more easily led astray the less it foresees. `sections` are those that
   // were just written of it at `step`, one a group. 1 where they say nothing.
+  // Callers keep what it is at the first step that they try.
   double Surprise(float step, uint32_t first_token,
                   absl::Span<const ByteSpan> sections) const;
 

@@ -139,7 +139,8 @@ enum class LossChannels { kSome, kAll };
 struct EncodedBlock {
   // OK, or ResourceExhausted: the block has to be encoded on the CPU.
   absl::Status status;
-  float loss = 0;  // As GroupCodec's, of all groups: Codec::LossOf takes it.
+  // As GroupCodec's, of all groups: a frame's is that times Codec::SurpriseOf.
+  float loss = 0;
   std::vector<uint64_t> section_bytes;  // [groups]
   // In host memory: room for the frame's header, then its sections, tightly.
   uint8_t* frame = nullptr;

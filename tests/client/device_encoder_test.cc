@@ -34,8 +34,9 @@ class DeviceEncoderTest : public ClientTest {
     devices_.encoder = codec_.get();
   }
   // A client whose device is ready to encode.
-  void Start(float loss_own_max = 1) {
-    ClientConfig config = TestConfig(daemon_.Connect(), geometry_, basis_);
+  void Start(float loss_own_max = 1) { Start(&daemon_, loss_own_max); }
+  void Start(LocalDaemon* daemon, float loss_own_max) {
+    ClientConfig config = TestConfig(daemon->Connect(), geometry_, basis_);
     config.devices = &devices_;
     config.write.loss_own_max = loss_own_max;
     devices_.said_step = config.write.step;
@@ -129,6 +130,11 @@ TEST_F(DeviceEncoderTest, BlocksOverTheirBoundAreEncodedAtFinerSteps) {
   pages_.Poison();
   EXPECT_EQ(Load(client_.get(), pages_, 11, 0, 2 * kBlockTokens).token_count,
             2 * kBlockTokens);
+  // A quarter of the error is a quarter of the loss: the text is the same.
+  LocalDaemon other_daemon;
+  Start(&other_daemon, 1);
+  EXPECT_FLOAT_EQ(Store(11, 2).loss_chain, 4 * stored.loss_chain);
+  client_.reset();  // Before its daemon.
 }
 
 TEST_F(DeviceEncoderTest, WhatSeemsOverItsBoundIsMeasuredWellBeforeItIsFiner) {

@@ -45,7 +45,7 @@ double EscapeBytes(const Bytes& frame, size_t index) {
 }
 
 // What the loss of a frame is of its error (docs/formats/basis.md): the power
-// 5/4 of the bits of its latents over those that their scales make expect.
+// 3/2 of the bits of its latents over those that their scales make expect.
 double SurpriseOf(const SyntheticModel& model, const Bytes& frame) {
   const FrameHeader header = *VerifyFrame(frame);
   const LatentTables tables = MakeLatentTables();
@@ -427,16 +427,18 @@ TEST(Guard, OfWhatKeepsToTheBoundTheSmallestIsTaken) {
             Encoded(Model(), place, raw, AtStep(std::ldexp(kStep, -i)));
         if (VerifyFrame(frame)->loss_own * surprise /
                 SurpriseOf(Model(), frame) <=
-            bound)
+            bound) {
           basis_frame = frame;
+        }
       }
       for (int i = 2; i >= 0; --i) {
         const Bytes frame =
             *plain->Encode(place, raw, AtStep(std::ldexp(kScalarStep, -i)));
         if (surprise *
                 LossOf(Model(), 64, raw, Restored(*plain, frame, place)) <=
-            bound)
+            bound) {
           scalar_frame = frame;
+        }
       }
       const Bytes frame = Encoded(Model(), place, raw, AtStep(kStep, bound));
       const bool exact = basis_frame.empty() && scalar_frame.empty();
