@@ -371,10 +371,10 @@ class BlockCodec final : public Codec {
   }
 
   // Its loss is the error alone.
-  absl::StatusOr<Coded> CodeInBasis(uint32_t first_token, ByteSpan raw_block,
+  absl::StatusOr<Coded> CodeInBasis(ByteSpan raw_block,
                                     const GroupChannels& channels, float step,
                                     BlockState* state) const {
-    Coded coded = {{in_basis_->basis->digest(), step}};
+    Coded coded = {{in_basis_->basis->digest(), step}, 0, {}};
     state->Restart();
     size_t offset = 0;
     for (size_t g = 0; g < channels.size(); ++g) {
@@ -438,9 +438,8 @@ class BlockCodec final : public Codec {
     double surprise = 1;
     bool climbed = false;
     for (int halvings = 0; halvings <= kGuardHalvings && !within; ++halvings) {
-      absl::StatusOr<Coded> coded =
-          CodeInBasis(place.first_token, raw_block, channels,
-                      std::ldexp(options.step, -halvings), &state);
+      absl::StatusOr<Coded> coded = CodeInBasis(
+          raw_block, channels, std::ldexp(options.step, -halvings), &state);
       if (!coded.ok()) return coded.status();
       if (halvings == 0) surprise = SurpriseOf(place, *coded);
       coded->loss *= surprise;

@@ -46,7 +46,7 @@ _LADDER = (0.7, 1.1, 1.7, 2.6)  # Of the starting step; from below the step of `
 _SINKS_MAX = 8  # Beginnings whose sinks a basis knows, and the share of texts that must begin so.
 _SINKS_SHARE = 0.1
 _LIBRARY_BYTES = 700 << 20  # Of Python, torch and transformers, code included, before they do anything: measured.
-_METHOD = "5"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
+_METHOD = "6"  # Counts up when parts of an interrupted calibration are no longer what would be made now.
 
 
 def starting_step(sample: torch.Tensor, sensitivity: Sequence[torch.Tensor]) -> float:

@@ -1,16 +1,13 @@
-// What a frame in a basis holds and restores: loss, steps, the guard, tokens
-// that latents cannot hold.
+// What a frame in a basis holds and restores: loss, steps, tokens that latents
+// cannot hold.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "codec/latent_model.h"
-#include "codec/scalar_codec.h"
 #include "core/limits.h"
+#include "tests/codec/basis_frames.h"
 #include "tests/codec/synthetic.h"
 
 namespace latentkv {
@@ -19,75 +16,6 @@ namespace {
 const SyntheticModel& Model() {
   static const SyntheticModel model;
   return model;
-}
-
-EncodeOptions AtStep(float step, float loss_own_max = 0) {
-  EncodeOptions options;
-  options.exact = false;
-  options.step = step;
-  options.loss_own_max = loss_own_max;
-  return options;
-}
-
-Bytes Encoded(const SyntheticModel& model, const BlockPlace& place,
-              const Bytes& raw, const EncodeOptions& options) {
-  const auto frame = model.codec().Encode(place, raw, options);
-  EXPECT_TRUE(frame.ok()) << frame.status();
-  return frame.ok() ? *frame : Bytes();
-}
-
-// Of section `index`, whose first eight bytes end in their count.
-double EscapeBytes(const Bytes& frame, size_t index) {
-  uint32_t count = 0;
-  const uint64_t at = VerifyFrame(frame)->sections[index].offset + 4;
-  std::memcpy(&count, frame.data() + at, sizeof(count));
-  return 6.0 * count;
-}
-
-// What the loss of a frame is of its error (docs/formats/basis.md): the power
-// 3/2 of the bits of its latents over those that their scales make expect.
-double SurpriseOf(const SyntheticModel& model, const Bytes& frame) {
-  const FrameHeader header = *VerifyFrame(frame);
-  const LatentTables tables = MakeLatentTables();
-  double actual = 0, expected = 0;
-  for (size_t g = 0; g < header.sections.size(); ++g) {
-    const LatentSection section = ReadSection(model, frame, g);
-    actual += 8.0 * (header.sections[g].bytes - 8.0 -
-                     section.exact_tokens.size() - section.exact_values.size() -
-                     section.sinks.size() - 128 - EscapeBytes(frame, g));
-    double token_bits = 0;
-    for (const float scale : model.basis()->groups()[g].latent_scale) {
-      const uint32_t c = LatentClass(scale, header.encoding.step);
-      if (c < 16) continue;  // Not live.
-      for (const uint16_t frequency : tables.tables[c].frequency) {
-        if (frequency > 0)
-          token_bits += frequency / 4096.0 * std::log2(4096.0 / frequency);
-      }
-    }
-    expected += token_bits * (kBlockTokens - section.exact_tokens.size() -
-                              (header.first_token == 0 ? kSinkTokens : 0));
-  }
-  return std::pow(std::clamp(actual / expected, 0.25, 4.0), 1.5);
-}
-
-// The divergence that the sensitivities expect of what `restored` differs from
-// `raw` by, nats a token.
-double LossOf(const SyntheticModel& model, uint32_t first_token,
-              const Bytes& raw, const Bytes& restored) {
-  double loss = 0;
-  for (const BasisGroup& group : model.basis()->groups()) {
-    const std::vector<float> before =
-        ChannelsOf(model.geometry(), group, first_token, raw);
-    const std::vector<float> after =
-        ChannelsOf(model.geometry(), group, first_token, restored);
-    for (size_t i = first_token == 0 ? kSinkTokens * group.channels : 0;
-         i < before.size(); ++i) {
-      const double error = before[i] - after[i];
-      loss +=
-          group.sensitivity[i % group.channels] * error * error / kBlockTokens;
-    }
-  }
-  return loss;
 }
 
 // The bytes of one token in the raw form, all layers.
@@ -119,7 +47,7 @@ TEST(BasisFrame, RestoresAsCloseAsItsHeaderSays) {
           Restored(Model().codec(), frame, PlaceOf(tokens, first_token));
       ASSERT_EQ(restored.size(), raw.size());
       // The engine's type rounds once more than the header knows.
-      EXPECT_NEAR(LossOf(Model(), first_token, raw, restored) *
+      EXPECT_NEAR(ErrorOf(Model(), first_token, raw, restored) *
                       SurpriseOf(Model(), frame) / header.loss_own,
                   1, 0.03)
           << "step " << step;
@@ -156,7 +84,7 @@ TEST(BasisFrame, EveryTypeOfTheEngineIsRestored) {
     // A value of fp8 is off by a thirty-second part of itself at worst: more
     // than the step's error here.
     const double factor = dtype == DType::kFp8E4M3 ? 3 : 1.02;
-    EXPECT_LT(LossOf(model, 0, raw, restored),
+    EXPECT_LT(ErrorOf(model, 0, raw, restored),
               factor * VerifyFrame(frame)->loss_own)
         << static_cast<int>(dtype);
   }
@@ -198,7 +126,7 @@ TEST(BasisFrame, TokensThatLatentsCannotHoldComeBackToTheBit) {
     EXPECT_EQ(TokenOf(Model().geometry(), restored, token),
               TokenOf(Model().geometry(), raw, token));
   }
-  EXPECT_NEAR(LossOf(Model(), 64, raw, restored) * SurpriseOf(Model(), frame) /
+  EXPECT_NEAR(ErrorOf(Model(), 64, raw, restored) * SurpriseOf(Model(), frame) /
                   VerifyFrame(frame)->loss_own,
               1, 0.02);
 }
@@ -225,8 +153,8 @@ TEST(BasisFrame, AStepFarTooCoarseLeavesThePrediction) {
       EXPECT_THAT(ReadSection(Model(), frame, section).latents,
                   testing::Each(0));
     }
-    EXPECT_NEAR(LossOf(Model(), 64, raw,
-                       Restored(Model().codec(), frame, PlaceOf(tokens, 64))) /
+    EXPECT_NEAR(ErrorOf(Model(), 64, raw,
+                        Restored(Model().codec(), frame, PlaceOf(tokens, 64))) /
                     VerifyFrame(frame)->loss_own,
                 1, 0.02);
   }
@@ -263,77 +191,6 @@ TEST(BasisFrame, TheLargestFiniteValueMakesItsTokenExactAndNoOther) {
   EXPECT_EQ(std::memcmp(restored.data() + at, &largest, sizeof(largest)), 0);
 }
 
-TEST(Guard, ABlockOverItsBoundClimbsToHalfTheStepThenAQuarterThenExact) {
-  const std::vector<uint32_t> tokens = Model().Tokens(kBlockTokens);
-  const BlockPlace place = PlaceOf(tokens);
-  const Bytes raw = Model().Block(tokens, 0);
-  // At every step its text is as surprising as it is at the first.
-  float loss[3];
-  double surprise = 0;
-  for (int i = 0; i < 3; ++i) {
-    const Bytes frame =
-        Encoded(Model(), place, raw, AtStep(std::ldexp(4.0f, -i)));
-    if (i == 0) surprise = SurpriseOf(Model(), frame);
-    loss[i] = static_cast<float>(VerifyFrame(frame)->loss_own *
-                                 (surprise / SurpriseOf(Model(), frame)));
-  }
-  EXPECT_GT(
-      std::abs(
-          loss[1] /
-              VerifyFrame(Encoded(Model(), place, raw, AtStep(2)))->loss_own -
-          1),
-      0.01);
-  const auto at_bound = [&](float loss_own_max) {
-    EncodeOptions options = AtStep(4, loss_own_max);
-    options.loss_inherited = 0.5f;
-    return *VerifyFrame(Encoded(Model(), place, raw, options));
-  };
-  EXPECT_EQ(at_bound(1.001f * loss[0]).encoding.step, 4);
-  EXPECT_EQ(at_bound(0.999f * loss[0]).encoding.step, 2);
-  EXPECT_FLOAT_EQ(at_bound(0.999f * loss[0]).loss_own, loss[1]);
-  EXPECT_FLOAT_EQ(at_bound(0.999f * loss[0]).loss_chain, loss[1] + 0.5f);
-  EXPECT_EQ(at_bound(0.999f * loss[1]).encoding.step, 1);
-  EXPECT_FLOAT_EQ(at_bound(0.999f * loss[1]).loss_own, loss[2]);
-  const FrameHeader exact = at_bound(0.999f * loss[2]);
-  EXPECT_TRUE(exact.encoding.IsExact());
-  EXPECT_EQ(exact.sections.size(), 4u);
-  EXPECT_EQ(exact.loss_own, 0);
-  EXPECT_EQ(exact.loss_chain, 0.5f);
-  // What was tried at coarser steps leaves no trace.
-  EXPECT_EQ(
-      SectionsOf(Encoded(Model(), place, raw, AtStep(4, 0.999f * loss[0]))),
-      SectionsOf(Encoded(Model(), place, raw, AtStep(2))));
-}
-
-// Text that the basis knows nothing of: values that no latents of it reach.
-TEST(Guard, ABlockThatNoStepHoldsNeedsNoBasisAndSaysWhatItCosts) {
-  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
-  const BlockPlace place = PlaceOf(tokens, 64);
-  const Bytes raw = DrawBlock(Model().geometry(), 5);
-  const float finest =
-      VerifyFrame(Encoded(Model(), place, raw, AtStep(0.25f)))->loss_own;
-  const Bytes frame = Encoded(Model(), place, raw, AtStep(1, finest / 2));
-  const FrameHeader header = *VerifyFrame(frame);
-  EXPECT_EQ(header.encoding, (Encoding{ScalarQuantizer(), kScalarStep}));
-  EXPECT_LE(header.loss_own, finest / 2);
-  const Bytes restored = Restored(Model().codec(), frame, place);
-  // Of text that surprises as it did in the basis.
-  const double surprise =
-      SurpriseOf(Model(), Encoded(Model(), place, raw, AtStep(1)));
-  EXPECT_NEAR(header.loss_own, surprise * LossOf(Model(), 64, raw, restored),
-              1e-3 * header.loss_own);
-  EXPECT_LT(frame.size(),
-            Encoded(Model(), place, raw, EncodeOptions()).size() / 2);
-  // Finer steps, then exact, as in a basis.
-  const auto at_bound = [&](float loss_own_max) {
-    return VerifyFrame(Encoded(Model(), place, raw, AtStep(1, loss_own_max)))
-        ->encoding;
-  };
-  EXPECT_EQ(at_bound(0.999f * header.loss_own),
-            (Encoding{ScalarQuantizer(), kScalarStep / 2}));
-  EXPECT_TRUE(at_bound(0.01f * header.loss_own).IsExact());
-}
-
 // As of a device, whose frames have room for the header.
 TEST(BasisFrame, ItsLengthsSayWhatAnErrorCosts) {
   const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
@@ -365,99 +222,6 @@ TEST(BasisFrame, ItsLengthsSayWhatAnErrorCosts) {
   };
   EXPECT_GT(surprise_of(DrawBlock(Model().geometry(), 5)),
             1.1 * surprise_of(Model().Block(tokens, 64)));
-}
-
-TEST(Guard, ALossThatNoHeaderHoldsIsOverEveryBound) {
-  SyntheticOptions options;
-  options.embedding = false;
-  options.inherited_rank = 0;
-  const BasisParts parts = SyntheticParts(options);
-  // Alike in all tokens, so that none is over it before their mean is: keys of
-  // zero, which do not rotate, and the values of one token.
-  const Bytes drawn = DrawBlock(parts.geometry, 5);
-  Bytes raw(drawn.size());
-  size_t at = 0;
-  for (const LayerGeometry& layer : parts.geometry.layers) {
-    const size_t row = size_t{layer.ChannelsOf(false)} * sizeof(uint16_t);
-    at += size_t{layer.ChannelsOf(true)} * sizeof(uint16_t) * kBlockTokens;
-    for (uint32_t t = 0; t < kBlockTokens; ++t, at += row)
-      std::copy_n(drawn.begin() + at - t * row + 9 * row, row,
-                  raw.begin() + at);
-  }
-  const std::vector<uint32_t> tokens(2 * kBlockTokens, 1);
-  const auto encoded = [&](double sensitivity) {
-    BasisParts sensitive = parts;
-    for (BasisGroup& group : sensitive.groups)
-      std::fill(group.sensitivity.begin(), group.sensitivity.end(),
-                static_cast<float>(sensitivity));
-    const auto basis = *Basis::Create(std::move(sensitive));
-    const auto codec = *Codec::Create(basis->geometry(), basis);
-    const auto frame = codec->Encode(PlaceOf(tokens, 64), raw, AtStep(1));
-    EXPECT_TRUE(frame.ok()) << frame.status();
-    return frame.ok() ? *VerifyFrame(*frame) : FrameHeader();
-  };
-  const FrameHeader small = encoded(1);
-  ASSERT_GT(small.loss_own, 0);
-  const double largest = std::numeric_limits<float>::max() / small.loss_own;
-  EXPECT_EQ(encoded(0.9 * largest).encoding.step, 1);
-  EXPECT_NE(encoded(1.1 * largest).encoding.step, 1);
-}
-
-TEST(Guard, OfWhatKeepsToTheBoundTheSmallestIsTaken) {
-  const std::vector<uint32_t> tokens = Model().Tokens(2 * kBlockTokens);
-  const BlockPlace place = PlaceOf(tokens, 64);
-  const auto plain = *Codec::Create(Model().geometry(), nullptr);
-  const Bytes strange = DrawBlock(Model().geometry(), 5);
-  constexpr float kStep = 0.2f;
-  int in_basis = 0, smaller = 0, scalar_alone = 0;
-  // Every so many values the basis knows nothing of.
-  for (int every : {1, 8, 64, 512}) {
-    Bytes raw = Model().Block(tokens, 64);
-    for (size_t i = 0; i < raw.size(); i += 2 * every)
-      std::copy_n(strange.begin() + i, 2, raw.begin() + i);
-    const Bytes coarse = Encoded(Model(), place, raw, AtStep(kStep));
-    const double surprise = SurpriseOf(Model(), coarse);
-    const float first = VerifyFrame(coarse)->loss_own;
-    for (float share : {0.9f, 0.5f, 0.1f, 0.02f}) {
-      const float bound = share * first;
-      // The first step of each that keeps to it.
-      Bytes basis_frame, scalar_frame;
-      for (int i = 2; i >= 1; --i) {
-        const Bytes frame =
-            Encoded(Model(), place, raw, AtStep(std::ldexp(kStep, -i)));
-        if (VerifyFrame(frame)->loss_own * surprise /
-                SurpriseOf(Model(), frame) <=
-            bound) {
-          basis_frame = frame;
-        }
-      }
-      for (int i = 2; i >= 0; --i) {
-        const Bytes frame =
-            *plain->Encode(place, raw, AtStep(std::ldexp(kScalarStep, -i)));
-        if (surprise *
-                LossOf(Model(), 64, raw, Restored(*plain, frame, place)) <=
-            bound) {
-          scalar_frame = frame;
-        }
-      }
-      const Bytes frame = Encoded(Model(), place, raw, AtStep(kStep, bound));
-      const bool exact = basis_frame.empty() && scalar_frame.empty();
-      const bool takes_basis =
-          !basis_frame.empty() &&
-          (scalar_frame.empty() || basis_frame.size() <= scalar_frame.size());
-      ASSERT_EQ(VerifyFrame(frame)->encoding.IsExact(), exact);
-      if (exact) continue;
-      EXPECT_EQ(SectionsOf(frame),
-                SectionsOf(takes_basis ? basis_frame : scalar_frame))
-          << every << " " << share;
-      in_basis += takes_basis;
-      scalar_alone += basis_frame.empty();
-      smaller += !takes_basis && !basis_frame.empty();
-    }
-  }
-  EXPECT_GT(in_basis, 0);
-  EXPECT_GT(scalar_alone, 0);
-  EXPECT_GT(smaller, 0);
 }
 
 TEST(Encode, RefusesWhatItCannotWrite) {
